@@ -1,0 +1,38 @@
+# One command for each habit. Everything runs in a virtual environment of its own (.venv).
+PYTHON ?= python3
+VENV   ?= .venv
+DEMO   ?= demo
+PY     := $(VENV)/bin/python
+READY  := $(VENV)/.ready
+
+.PHONY: help setup lint test test-slow test-gpu demo bench clean
+help:
+	@echo "make demo       the whole pipeline on sample slides: harvest, pre-train, fine-tune, evaluate (10 minutes, CPU)"
+	@echo "make test       lint, type check and the tests"
+	@echo "make test-slow  the tests that take minutes;  make test-gpu  those that need a CUDA device"
+	@echo "make bench      benchmarks: two things compared in one run"
+	@echo "make setup      only the virtual environment, in $(VENV)"
+
+setup: $(READY)
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed; say which with: make PYTHON=python3.12"; exit 2; }
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "error: $(PYTHON) cannot make a virtual environment; on Debian or Ubuntu: apt-get install python3-venv"; exit 2; }
+	$(VENV)/bin/pip install --quiet --editable '.[dev]'
+	@touch $@
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+test: lint
+	$(PY) -m pytest
+
+test-slow: setup
+	$(PY) -m pytest -m slow --timeout 3600
+
+test-gpu: setup
+	$(PY) -m pytest -m gpu --timeout 3600
+
+clean:
+	rm -rf $(VENV) $(DEMO)

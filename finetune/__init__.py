@@ -1,0 +1,1 @@
+"""Stage 3: backbone weights and point annotations -> a detector -> cells."""

@@ -1,0 +1,1 @@
+"""Readers of annotated data: one file a layout, one convention behind them all."""

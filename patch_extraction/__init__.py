@@ -1,0 +1,1 @@
+"""Stage 1: whole-slide images -> patches with enough cells -> WebDataset shards."""

@@ -1,0 +1,67 @@
+"""Pictures for people: points on images, labelled contact sheets. PIL only, no plotting library."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+# Okabe & Ito's palette: distinguishable on brown and blue tissue and for colour-blind readers.
+COLOURS = ["#56B4E9", "#E69F00", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2", "#FFFFFF"]
+CAPTION_HEIGHT = 18
+
+
+def draw_points(
+    image: Image.Image,
+    points_N2: np.ndarray,
+    labels_N: Sequence[int] | np.ndarray | None = None,
+    radius: float = 4.0,
+    filled: bool = False,
+) -> Image.Image:
+    """A copy of `image` with a circle of `radius` px around every point (x, y in px, corner origin)."""
+    canvas = image.convert("RGB")
+    draw = ImageDraw.Draw(canvas)
+    labels = np.zeros(len(points_N2), int) if labels_N is None else np.asarray(labels_N)
+    for (x, y), label in zip(points_N2, labels, strict=True):
+        # PIL addresses pixels by index: the centre of the first pixel, (0.5, 0.5) here, is its (0, 0).
+        box = (x - 0.5 - radius, y - 0.5 - radius, x - 0.5 + radius, y - 0.5 + radius)
+        colour = COLOURS[int(label) % len(COLOURS)]
+        draw.ellipse(box, outline=colour, fill=colour if filled else None, width=2)
+    return canvas
+
+
+def draw_lines(image: Image.Image, starts_N2: np.ndarray, ends_N2: np.ndarray, colour: str) -> Image.Image:
+    """A copy of `image` with a line from every start to its end (px, corner origin)."""
+    canvas = image.convert("RGB")
+    draw = ImageDraw.Draw(canvas)
+    for start, end in zip(starts_N2 - 0.5, ends_N2 - 0.5, strict=True):
+        draw.line([tuple(start), tuple(end)], fill=colour, width=1)
+    return canvas
+
+
+def contact_sheet(
+    images: Sequence[Image.Image],
+    columns: int,
+    captions: Sequence[str] = (),
+    side: int = 256,
+    title: str = "",
+) -> Image.Image:
+    """Images in rows of `columns`, each fitted into `side` px, captions below, a title line on top."""
+    captions = list(captions) + [""] * (len(images) - len(captions))
+    row_height = side + (CAPTION_HEIGHT if any(captions) else 0) + 4
+    top = CAPTION_HEIGHT + 6 if title else 0
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (columns * (side + 4), top + max(rows, 1) * row_height), "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(13)
+    draw.text((4, 3), title, fill="black", font=font)
+    for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        x, y = (index % columns) * (side + 4), top + (index // columns) * row_height
+        sheet.paste(_fit(image, side), (x, y))
+        draw.text((x + 3, y + side + 1), caption, fill="black", font=font)
+    return sheet
+
+
+def _fit(image: Image.Image, side: int) -> Image.Image:
+    scale = side / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)

@@ -1,0 +1,148 @@
+"""A run's folder: what was asked for, with which versions, what was measured, what it looked like."""
+
+import datetime
+import functools
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from shared.atomic import atomic_path, write_json
+from shared.command_line import UserError, as_plain
+
+PACKAGES = ("torch", "torchvision", "timm", "lightly", "webdataset", "openslide-python", "numpy", "scipy")
+
+
+@functools.cache
+def git_commit() -> str:
+    """The commit of the code that runs, `-dirty` if it was changed since; "unknown" outside a checkout."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        here = Path(__file__).parent
+        done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.strip()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages whose behaviour shows in the numbers."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def provenance() -> dict[str, Any]:
+    """Where an output comes from: command, commit, versions, machine, UTC time."""
+    return {
+        "command": [Path(sys.argv[0]).parent.name or "python", *sys.argv[1:]],
+        "git_commit": git_commit(),
+        "versions": versions(),
+        "machine": f"{platform.node()} {platform.machine()}",
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def progress(total: int, unit: str, initial: int = 0, description: str = "", hidden: bool = False) -> tqdm:
+    """A progress bar with ETA; where no terminal watches, one line every half minute for the log."""
+    watched = sys.stderr.isatty()
+    return tqdm(
+        total=total,
+        initial=initial,
+        unit=unit,
+        desc=description,
+        disable=hidden,
+        dynamic_ncols=watched,
+        mininterval=0.2 if watched else 30.0,
+        maxinterval=10.0 if watched else 60.0,
+        file=sys.stderr,
+    )
+
+
+class Run:
+    """The folder of one training run; only the first rank writes.
+
+    Files: `config.json` (the resolved config), `provenance.json`, `metrics.jsonl` (one JSON object a step),
+    `tensorboard/`, `pictures/`. Opened again by a resumed run it is continued: lines of steps that the
+    checkpoint does not know are cut off.
+    """
+
+    def __init__(self, folder: Path, config: object, writes: bool = True) -> None:
+        self.folder = folder
+        self.writes = writes
+        self._board: Any = None
+        if writes:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"cannot make the run folder {folder}: {error.strerror}") from error
+            write_json(folder / "config.json", as_plain(config))
+            write_json(folder / "provenance.json", {"run_id": self._id(), **provenance()})
+
+    @property
+    def id(self) -> str:
+        """What tells this run's exports from another's; kept when the run is resumed."""
+        return str(json.loads((self.folder / "provenance.json").read_text(encoding="utf-8"))["run_id"])
+
+    def rewind(self, step: int) -> None:
+        """Forget what was logged after `step`: the resumed run will log it again."""
+        path = self.folder / "metrics.jsonl"
+        if not self.writes or not path.exists():
+            return
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+        with atomic_path(path) as temporary:
+            temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+    def log(self, step: int, **values: Any) -> None:
+        """Append one line to `metrics.jsonl` and the scalars among the values to TensorBoard."""
+        if not self.writes:
+            return
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                self._tensorboard().add_scalar(name, value, step)
+
+    def picture(self, name: str, image: Image.Image) -> Path:
+        """Write `pictures/NAME.png`, atomically; returns its path."""
+        path = self.folder / "pictures" / f"{name}.png"
+        if self.writes:
+            with atomic_path(path) as temporary:
+                image.save(temporary, format="PNG")
+        return path
+
+    def close(self) -> None:
+        """Flush TensorBoard."""
+        if self._board is not None:
+            self._board.close()
+
+    def _id(self) -> str:
+        if (self.folder / "provenance.json").exists():
+            return self.id
+        return uuid.uuid4().hex[:12]
+
+    def _tensorboard(self) -> Any:
+        if self._board is None:  # imported here: it takes 1-2 s, and a harvest never logs
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(self.folder / "tensorboard"))
+        return self._board
+
+
+def _step_of(line: str) -> float:
+    """The step of a logged line; infinite for a line that a dying process cut short."""
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return float("inf")

@@ -1,0 +1,1 @@
+"""Stage 2: shards -> self-supervised pre-training -> backbone weights."""

@@ -1,0 +1,1 @@
+"""One file a self-supervised method: config, networks, loss, state."""

@@ -1,0 +1,35 @@
+"""What the tests share: the real data where it is there, the commands as users type them, sample slides."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real slides and annotations, which lies beside the checkout; users do not have it."""
+    folder = REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}")
+    return folder
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Command:
+    """Runs `python -m MODULE ARGS...` in a process of its own, in `tmp_path` unless `cwd` is given."""
+
+    def run(module: str, *args: object, cwd: Path = tmp_path, timeout: float = 280, **env: str):
+        words = [sys.executable, "-m", module, *map(str, args)]
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "", **env}
+        return subprocess.run(
+            words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+        )
+
+    return run
