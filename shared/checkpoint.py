@@ -1,7 +1,9 @@
 """Training state on disk: saved atomically, resumed from the newest file that is whole."""
 
+import json
 import re
 import sys
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,30 @@ def resume(folder: Path, recipe: str) -> dict[str, Any] | None:
     if paths:
         raise UserError(f"no checkpoint in {folder} can be read; remove the folder to start anew")
     return None
+
+
+def refuse_other_settings(folder: Path, settings: Mapping[str, Any], free: Collection[str]) -> None:
+    """Compare a run's saved `config.json` with the settings of the command that would resume it.
+
+    Args:
+        folder: The run folder; one without `config.json` accepts anything.
+        settings: The resolved config as plain values.
+        free: Top-level fields that may change between attempts.
+
+    Raises:
+        UserError: a field that decides the result differs.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    for name, value in settings.items():
+        # Through JSON and back, as the saved one went: tuples become lists.
+        if name not in free and name in before and before[name] != json.loads(json.dumps(value)):
+            raise UserError(
+                f"{folder} was started with {name}={before[name]}, not {value}; "
+                "give another run folder with --run-dir, or remove this one"
+            )
 
 
 def rng_state() -> dict[str, torch.Tensor]:

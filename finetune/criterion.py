@@ -1,0 +1,64 @@
+"""The training loss: classification of every proposal, regression of the matched ones."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from finetune import matching
+from finetune.matching import Config as Matching
+from shared.detector import Detections
+from shared.distributed import mean_over_ranks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Weights of the loss terms (P2PNet's scheme; the paper states no coefficients)."""
+
+    matching: Matching = Matching()
+    """How proposals are assigned to cells."""
+    background_weight: float = 0.4
+    """Weight of background proposals in the cross-entropy (authors' public code on H&E data)."""
+    point_weight: float = 2e-3
+    """Weight of the squared distance in px^2 (authors' public code; P2PNet: 2e-4)."""
+
+
+class Targets(NamedTuple):
+    """Annotated cells of one image: px with corner origin, and classes 0..C-1."""
+
+    cells_M2: Tensor
+    labels_M: Tensor
+
+
+class Losses(NamedTuple):
+    """The terms of the loss, each already weighted; `total` is their sum."""
+
+    total: Tensor
+    classification: Tensor
+    regression: Tensor
+
+
+def detection_loss(config: Config, found: Detections, targets: Sequence[Targets]) -> Losses:
+    """Match per image, then cross-entropy over all proposals and mean squared distance over the matched.
+
+    The cross-entropy is the weighted mean over the proposals of the batch; the squared distance is divided
+    by the number of cells, averaged over all ranks so that every cell of a step counts the same.
+    """
+    points_BN2, logits_BNC = found.points_BN2.float(), found.logits_BNC.float()
+    background = logits_BNC.shape[-1] - 1
+    wanted_BN = torch.full(logits_BNC.shape[:2], background, device=logits_BNC.device)
+    squared = points_BN2.new_zeros(())
+    for index, (cells_M2, labels_M) in enumerate(targets):
+        matched = matching.assign(config.matching, points_BN2[index], logits_BNC[index], cells_M2, labels_M)
+        proposals, cells = (indices.to(logits_BNC.device) for indices in matched)
+        wanted_BN[index, proposals] = labels_M[cells]
+        squared = squared + F.mse_loss(points_BN2[index, proposals], cells_M2[cells].float(), reduction="sum")
+    class_weights = logits_BNC.new_ones(background + 1)
+    class_weights[background] = config.background_weight
+    classification = F.cross_entropy(logits_BNC.flatten(0, 1), wanted_BN.flatten(), class_weights)
+    cells_per_rank = mean_over_ranks(squared.new_tensor(float(sum(len(t.labels_M) for t in targets))))
+    regression = config.point_weight * squared / cells_per_rank.clamp(min=1)
+    return Losses(classification + regression, classification.detach(), regression.detach())

@@ -1,0 +1,70 @@
+"""`--init`: a detector whose trunk starts from a weights file, from ImageNet, or from chance."""
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+
+import timm
+from torch import nn
+
+from shared import detector as core
+from shared.backbones import create_backbone
+from shared.command_line import UserError
+from shared.weights import Weights, load_into, read
+
+
+def initial_detector(config: core.Config, init: str, arch: str | None) -> tuple[core.Detector, set[str]]:
+    """Build the detector that training starts from; prints what was taken from where.
+
+    Args:
+        config: The detector wanted; `arch`, `mean` and `std` are replaced by those of the weights.
+        init: Path of a weights file, "imagenet" (timm's hub) or "random".
+        arch: timm name of the trunk; None: from the weights, or ResNet-50.
+
+    Returns:
+        The detector, and the trunk's tensors that came with the weights.
+
+    Raises:
+        UserError: no such file, another network's file, or no way to the hub.
+    """
+    if init == "random":
+        print(f"trunk: {arch or 'resnet50'}, random weights")
+        return core.Detector(dataclasses.replace(config, arch=arch or "resnet50")), set()
+    weights = _imagenet(arch or "resnet50") if init == "imagenet" else read(Path(init))
+    if weights.metadata.get("kind") == "detector":
+        raise UserError(
+            f"{init} is a whole detector; --init takes the weights of a backbone (ssl_pretrain writes them)"
+        )
+    config = dataclasses.replace(config, arch=arch or weights.arch, mean=weights.mean, std=weights.std)
+    detector = core.Detector(config)
+    report = load_into(detector.backbone.trunk, weights)
+    print(f"trunk: {config.arch} from {init}: {report}")
+    return detector, set(report.used)
+
+
+def held_batch_norms(trunk: nn.Module, loaded: Iterable[str]) -> list[nn.Module]:
+    """Batch norms whose statistics came with the weights: at batch 4 they are better than the batch's own.
+
+    They stay in eval mode while training (their scale and shift are trained); batch norms that started
+    from chance have no statistics worth keeping and train as usual.
+    """
+    names = set(loaded)
+    return [
+        module
+        for name, module in trunk.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and f"{name}.running_mean" in names
+    ]
+
+
+def _imagenet(arch: str) -> Weights:
+    create_backbone(arch)  # an unknown name ends here, with the list of known ones
+    try:
+        trunk = timm.create_model(arch, pretrained=True)
+    except Exception as error:  # the hub client raises whatever its transport does
+        raise UserError(
+            f"ImageNet weights of {arch} cannot be fetched from timm's hub ({type(error).__name__}); on a machine "
+            f"with network save timm.create_model({arch!r}, pretrained=True).state_dict() with torch.save "
+            "and pass that file with --init"
+        ) from error
+    mean_std = {"mean": trunk.default_cfg["mean"], "std": trunk.default_cfg["std"]}
+    return Weights(Path(f"timm/{arch}"), trunk.state_dict(), {"arch": arch, **mean_std})

@@ -1,0 +1,70 @@
+"""An endless, seeded stream of augmented tiles: the n-th sample of a run is the same whoever loads it."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from finetune.augment import Config as AugmentConfig
+from finetune.augment import augment
+from finetune.criterion import Targets
+from finetune.datasets.annotated_data import Tile
+from shared.distributed import World, ignore_signals_in_worker
+
+
+class Batch(NamedTuple):
+    """Images as uint8 (B, 3, H, W), with the cells of each."""
+
+    image_BCHW: Tensor
+    targets: list[Targets]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device."""
+        targets = [Targets(*(tensor.to(device, non_blocking=True) for tensor in each)) for each in self.targets]
+        return Batch(self.image_BCHW.to(device, non_blocking=True), targets)
+
+
+class TileStream(Dataset[tuple[np.ndarray, np.ndarray, np.ndarray]]):
+    """Position n of the stream: tile n of a sequence of permutations, augmented by a generator of (seed, n)."""
+
+    def __init__(self, tiles: Sequence[Tile], config: AugmentConfig, seed: int) -> None:
+        self.tiles = tiles
+        self.config = config
+        self.seed = seed
+
+    def __getitem__(self, position: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        epoch, place = divmod(position, len(self.tiles))
+        order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.tiles))
+        tile = self.tiles[order[place]]
+        random = np.random.default_rng([self.seed, 1, position])
+        return augment(self.config, tile.read(), tile.points_N2, tile.labels_N, random)
+
+
+def tile_batches(stream: TileStream, batch_size: int, steps: range, world: World, workers: int) -> Iterable[Batch]:
+    """One batch a step; the global batch is dealt out to the ranks, so any number of them sees the same.
+
+    Args:
+        stream: The samples.
+        batch_size: Global batch, a multiple of the number of ranks.
+        steps: The steps to load; step s holds positions s * batch_size and following.
+        world: This process among the ranks.
+        workers: Loader processes of this rank.
+    """
+    positions = range(steps.start * batch_size + world.rank, steps.stop * batch_size, world.size)
+    return DataLoader(
+        stream,
+        batch_size=batch_size // world.size,
+        sampler=positions,
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=world.device.type == "cuda",
+        worker_init_fn=ignore_signals_in_worker,
+    )
+
+
+def _collate(samples: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Batch:
+    images = torch.from_numpy(np.stack([image for image, _, _ in samples])).permute(0, 3, 1, 2).contiguous()
+    return Batch(images, [Targets(torch.from_numpy(xy), torch.from_numpy(labels)) for _, xy, labels in samples])
