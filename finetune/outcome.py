@@ -33,8 +33,9 @@ def draw_proposals(run: Run, detector: Detector, data: AnnotatedData, device: to
     found = detector(to_batch(image_HWC, device))
     labels_N = found.logits_BNC[0].argmax(-1)
     kept = labels_N != len(data.classes)
-    arrays = (found.proposals_N2, found.deformed_BN2[0], found.points_BN2[0], labels_N)
-    sheet = proposals_sheet(image_HWC, *(array[kept].cpu().numpy() for array in arrays), data.classes)
+    stages = (found.proposals_N2, found.deformed_BN2[0], found.points_BN2[0])
+    before, after, final = (points_N2[kept].cpu().numpy() for points_N2 in stages)
+    sheet = proposals_sheet(image_HWC, before, after, final, labels_N[kept].cpu().numpy(), data.classes)
     run.picture(f"proposals-{step:06d}", sheet)
 
 

@@ -48,8 +48,12 @@ def contact_sheet(
     captions: Sequence[str] = (),
     side: int = 256,
     title: str = "",
+    legend: Sequence[str] = (),
 ) -> Image.Image:
-    """Images in rows of `columns`, each fitted into `side` px, captions below, a title line on top."""
+    """Images in rows of `columns`, each fitted into `side` px, captions below, a title line on top.
+
+    `legend` names the labels 0, 1, ... of `draw_points` in their colours, after the title.
+    """
     captions = list(captions) + [""] * (len(images) - len(captions))
     row_height = side + (CAPTION_HEIGHT if any(captions) else 0) + 4
     top = CAPTION_HEIGHT + 6 if title or legend else 0
