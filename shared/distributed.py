@@ -1,12 +1,23 @@
 """Ranks: the process group from SLURM, torchrun or a single process, and the wish to stop."""
 
 import os
-import signal
 from dataclasses import dataclass
-from types import FrameType
 
 import torch
 import torch.distributed as dist
+
+from shared.stop_signal import StopSignal, ignore_signals_in_worker
+
+__all__ = [
+    "StopSignal",
+    "World",
+    "any_rank",
+    "ignore_signals_in_worker",
+    "mean_over_ranks",
+    "start",
+    "stop",
+    "wait_for_all",
+]
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,12 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
+def wait_for_all() -> None:
+    """Go on only when every rank has come here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
 def mean_over_ranks(value: torch.Tensor) -> torch.Tensor:
     """The mean of a tensor over all ranks (itself in a single process)."""
     if dist.is_initialized():
@@ -69,28 +86,6 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     value = torch.tensor(float(flag), device=device)
     dist.all_reduce(value, op=dist.ReduceOp.MAX)
     return bool(value.item())
-
-
-class StopSignal:
-    """Raised by the scheduler's warning (USR2) or its order to end (TERM); the loop asks for it every step.
-
-    The handler only sets a flag: the training loop writes its checkpoint at the end of a step, on all ranks
-    at the same one. USR2 rather than USR1, which NCCL may take for itself.
-    """
-
-    def __init__(self) -> None:
-        self.received: str | None = None
-        for number in (signal.SIGUSR2, signal.SIGTERM):
-            signal.signal(number, self._note)
-
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        self.received = signal.Signals(number).name
-
-
-def ignore_signals_in_worker(_worker: int = 0) -> None:
-    """`worker_init_fn` of data loaders: a worker must outlive the warning that is meant for its parent."""
-    for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _device(local_rank: int) -> torch.device:

@@ -1,0 +1,43 @@
+"""The wish to stop, as a flag; imports nothing heavy, so that it can be raised before torch is imported."""
+
+import os
+import signal
+from pathlib import Path
+from types import FrameType
+
+# What a training process returns when it has stopped at a checkpoint because it was told to.
+STOPPED = 85
+# Environment variable with the path of a file that tells the batch script "stopped at a checkpoint, requeue me".
+MARKER = "REQUEUE_MARKER"
+
+
+class StopSignal:
+    """Raised by the scheduler's warning (USR2) or its order to end (TERM); the loop asks for it regularly.
+
+    The handler only sets a flag: the training loop writes its checkpoint at the end of a step, on all ranks
+    at the same one. USR2 rather than USR1, which NCCL may take for itself. Make it first thing in the
+    process: the default action of USR2 is to kill it.
+    """
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        for number in (signal.SIGUSR2, signal.SIGTERM):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self.received = signal.Signals(number).name
+
+
+def leave_marker() -> None:
+    """Tell the batch script, if there is one, that this attempt ended at a checkpoint and is worth requeueing.
+
+    A file rather than the exit code: `srun --kill-on-bad-exit` turns one rank's code into another.
+    """
+    if path := os.environ.get(MARKER):
+        Path(path).touch()
+
+
+def ignore_signals_in_worker(_worker: int = 0) -> None:
+    """`worker_init_fn` of data loaders: a worker must outlive the warning that is meant for its parent."""
+    for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,69 @@
+"""From JPEG bytes to random crops in uint8, on the CPU, one image at a time."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as TF
+
+# Aspect ratios of random resized crops, as in torchvision and all five official codes.
+RATIO = (3 / 4, 4 / 3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crop:
+    """Crops of one kind: how many of each image, how large, and how they are resized."""
+
+    size: int
+    """Side of the result in px."""
+    scale: tuple[float, float]
+    """Smallest and largest share of the image's area."""
+    count: int = 1
+    """Crops of this kind from each image."""
+    interpolation: str = "bicubic"
+    """Resizing, with antialiasing: bicubic or bilinear."""
+
+
+def decode(jpeg: bytes) -> Tensor:
+    """Image (3, H, W) in uint8.
+
+    Raises:
+        RuntimeError: the bytes are no whole JPEG.
+    """
+    return decode_jpeg(torch.frombuffer(bytearray(jpeg), dtype=torch.uint8), mode=ImageReadMode.RGB)
+
+
+def cut(image_CHW: Tensor, crops: tuple[Crop, ...], random: np.random.Generator) -> list[Tensor]:
+    """The crops of one image, each (3, size, size) in uint8."""
+    return [_cut_one(image_CHW, crop, random) for crop in crops for _ in range(crop.count)]
+
+
+def random_box(
+    height: int, width: int, scale: tuple[float, float], random: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """Top, left, height, width (px) of a random resized crop: Inception's, as torchvision draws it.
+
+    Ten tries for a box of a random share of the area and a random aspect ratio that lies inside the image;
+    then the largest central box whose aspect ratio is allowed.
+    """
+    for _ in range(10):
+        area = height * width * random.uniform(*scale)
+        ratio = math.exp(random.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return int(random.integers(height - h + 1)), int(random.integers(width - w + 1)), h, w
+    w = min(width, round(height * RATIO[1]))
+    h = min(height, round(width / RATIO[0]))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def _cut_one(image_CHW: Tensor, crop: Crop, random: np.random.Generator) -> Tensor:
+    height, width = image_CHW.shape[-2:]
+    top, left, height, width = random_box(height, width, crop.scale, random)
+    mode = InterpolationMode(crop.interpolation)
+    size = [crop.size, crop.size]
+    return TF.resized_crop(image_CHW, top, left, height, width, size, interpolation=mode, antialias=True)

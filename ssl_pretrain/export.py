@@ -1,0 +1,58 @@
+"""The weights that a run leaves for the next stage."""
+
+from pathlib import Path
+from typing import Any
+
+from shared import weights
+from shared.command_line import UserError
+from shared.runs import Run, git_commit, versions
+from ssl_pretrain.plan import Plan
+from ssl_pretrain.shards import ShardSet
+from ssl_pretrain.start import normalisation
+from ssl_pretrain.state import State
+
+
+def export(state: State, plan: Plan, run: Run, shard_set: ShardSet) -> Path:
+    """Write the backbone into the run folder and copy it to where the recipe says; returns that place."""
+    path = _in_run(run, plan)
+    weights.write(path, state.method.export(), _metadata(state, plan, run, shard_set))
+    weights.publish(path, plan.recipe.out)
+    return plan.recipe.out
+
+
+def is_finished(plan: Plan, run: Run) -> bool:
+    """Whether the run has exported the weights of its last step; copies them again if the copy is gone."""
+    path = _in_run(run, plan)
+    try:
+        finished = weights.read(path).metadata.get("steps", 0) >= plan.last_step
+    except UserError:
+        return False
+    if finished and run.writes and not plan.recipe.out.exists():
+        weights.publish(path, plan.recipe.out)
+    return finished
+
+
+def _in_run(run: Run, plan: Plan) -> Path:
+    return run.folder / plan.recipe.out.name
+
+
+def _metadata(state: State, plan: Plan, run: Run, shard_set: ShardSet) -> dict[str, Any]:
+    recipe = plan.recipe
+    mean, std = normalisation(recipe, shard_set)
+    return {
+        "kind": "backbone",
+        "arch": recipe.method.arch,
+        "image_size": recipe.method.image_size,
+        "method": recipe.method.name,
+        "recipe": recipe.name,
+        "mean": list(mean),
+        "std": list(std),
+        "samples_seen": plan.samples(state.step),
+        "steps": state.step,
+        "batch_size": recipe.batch_size,
+        "patches": shard_set.samples,
+        "harvest": shard_set.settings,
+        "run_id": run.id,
+        "git_commit": git_commit(),
+        "versions": versions(),
+    }

@@ -1,0 +1,86 @@
+"""Loss and speed of every step, collected without making the GPU wait."""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from shared.distributed import World, mean_over_ranks
+from shared.runs import Run, progress
+from ssl_pretrain.plan import Plan
+from ssl_pretrain.state import not_finite
+
+
+class Meter:
+    """Writes one line a step to `metrics.jsonl` and draws the progress bar.
+
+    Losses stay on the device until `flush`, which waits for them once for many steps. Speed and data wait
+    are those of the steps since the flush before.
+    """
+
+    def __init__(self, run: Run, plan: Plan, world: World, first_step: int) -> None:
+        """Start the clock and the bar at `first_step`."""
+        self.run, self.plan = run, plan
+        self.bar = progress(
+            plan.last_step, "step", first_step, description=plan.recipe.name, hidden=not world.is_main
+        )
+        self._losses: list[Tensor] = []
+        self._step = first_step
+        self._waited = 0.0
+        self._since = time.perf_counter()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what the loop does to get its next batch."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+
+    def step_done(self, loss: Tensor) -> None:
+        """One more step is done; `loss` (scalar, on the device) is this rank's."""
+        self._losses.append(loss)
+        self.bar.update()
+
+    def flush(self) -> None:
+        """Log the steps since the last flush.
+
+        Raises:
+            UserError: a loss is not finite; raised on every rank, as losses are means over all.
+        """
+        if not self._losses:
+            return
+        losses = mean_over_ranks(torch.stack(self._losses)).tolist()
+        seconds = time.perf_counter() - self._since
+        speed = len(losses) * self.plan.recipe.batch_size / seconds
+        wait = 100 * self._waited / seconds
+        for loss in losses:
+            if not math.isfinite(loss):
+                raise not_finite("the loss", self._step + 1, self.run.folder)
+            self._log(loss, speed, wait)
+        self.bar.set_postfix_str(f"loss {losses[-1]:.4f}, {speed:.0f} images/s, data wait {wait:.0f} %", False)
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Count time from now: what lay before (a checkpoint, a picture) is not training."""
+        self._losses, self._waited, self._since = [], 0.0, time.perf_counter()
+
+    def __enter__(self) -> "Meter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def _log(self, loss: float, speed: float, wait: float) -> None:
+        lr = self.plan.learning_rate(self._step)
+        self._step += 1
+        self.run.log(
+            self._step,
+            loss=loss,
+            lr=lr,
+            samples=self.plan.samples(self._step),
+            images_per_second=round(speed, 1),
+            data_wait_percent=round(wait, 1),
+        )

@@ -1,0 +1,181 @@
+"""Masked autoencoder: hide three quarters of the patches, encode the rest, predict the hidden pixels.
+
+He et al., Masked Autoencoders Are Scalable Vision Learners, CVPR 2022. Numbers from the official code
+(facebookresearch/mae: models_mae.py, PRETRAIN.md).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import timm
+import torch
+from lightly.models.modules.masked_vision_transformer_decoder_timm import MaskedVisionTransformerDecoderTIMM
+from lightly.models.modules.masked_vision_transformer_timm import MaskedVisionTransformerTIMM, init_weights
+from lightly.models.utils import (
+    get_at_index,
+    patchify,
+    random_token_mask,
+    repeat_token,
+    set_at_index,
+    unpatchify,
+)
+from PIL import Image
+from torch import Tensor, nn
+
+from shared.command_line import UserError
+from shared.pictures import contact_sheet
+from shared.weights import VITS
+from ssl_pretrain.crops import Crop
+from ssl_pretrain.methods import Method
+
+# Added to a patch's variance before the square root (models_mae.py, forward_loss).
+EPSILON = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What defines a masked autoencoder."""
+
+    arch: str
+    """Timm name of the encoder, a plain ViT."""
+    image_size: int = 224
+    """Side of the crops in px."""
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    """Smallest and largest share of a patch's area in a crop."""
+    mask_ratio: float = 0.75
+    """Share of the tokens that are hidden."""
+    norm_pix_loss: bool = True
+    """Whether targets are the pixels normalised by mean and variance of their own token."""
+    decoder_dim: int = 512
+    """Width of the decoder."""
+    decoder_depth: int = 8
+    """Blocks of the decoder."""
+    decoder_heads: int = 16
+    """Attention heads of the decoder."""
+
+    @property
+    def name(self) -> str:
+        """The method, as weights and model cards call it."""
+        return "mae"
+
+    @property
+    def crops(self) -> tuple[Crop, ...]:
+        """One bicubic random resized crop of each patch."""
+        return (Crop(size=self.image_size, scale=self.crop_scale),)
+
+    def build(self) -> "MAE":
+        """The networks with fresh weights, drawn from torch's generator.
+
+        Raises:
+            UserError: the architecture is no plain ViT with 16 px patches, or the crops do not divide into them.
+        """
+        if self.arch not in VITS.values():
+            raise UserError(f"MAE cannot train {self.arch}; choose --method.arch from {', '.join(VITS.values())}")
+        if self.image_size % 16:
+            raise UserError(
+                f"crops of {self.image_size} px do not divide into 16 px tokens; change --method.image-size"
+            )
+        return MAE(self)
+
+
+class MAE(Method):
+    """Encoder over the visible tokens, narrow decoder over all, pixels of the hidden ones."""
+
+    def __init__(self, config: Config) -> None:
+        """Build encoder and decoder; Xavier-uniform weights and fixed sine-cosine positions in both."""
+        super().__init__()
+        self.config = config
+        vit = timm.create_model(config.arch, img_size=config.image_size, num_classes=0)
+        self.encoder = MaskedVisionTransformerTIMM(vit)
+        # Only methods that feed masked tokens to the encoder use it; DDP waits for gradients of the others.
+        self.encoder.mask_token.requires_grad_(False)
+        self.patch_size: int = vit.patch_embed.patch_size[0]
+        self.tokens: int = self.encoder.sequence_length
+        self.embed = nn.Linear(vit.embed_dim, config.decoder_dim)
+        self.decoder = MaskedVisionTransformerDecoderTIMM(
+            self.tokens - 1, config.decoder_dim, config.decoder_depth, config.decoder_heads
+        )
+        self.predict = nn.Linear(config.decoder_dim, self.patch_size**2 * 3)
+        self.embed.apply(init_weights)
+        self.predict.apply(init_weights)
+
+    def loss(self, views: list[Tensor], step: int) -> Tensor:
+        """Mean squared error of the hidden tokens' pixels, each token weighing the same."""
+        (image_BCHW,) = views
+        size = (len(image_BCHW), self.tokens)
+        keep_BK, hidden_BM = random_token_mask(size, self.config.mask_ratio, device=image_BCHW.device)
+        prediction_BMP = self.reconstruct(image_BCHW, keep_BK, hidden_BM)
+        with torch.autocast(image_BCHW.device.type, enabled=False):
+            target_BMP = self._target(self._hidden_pixels(image_BCHW.float(), hidden_BM))
+            return (prediction_BMP.float() - target_BMP).square().mean()
+
+    def reconstruct(self, image_BCHW: Tensor, keep_BK: Tensor, hidden_BM: Tensor) -> Tensor:
+        """Predicted pixels (B, M, patch*patch*3) of the hidden tokens.
+
+        Args:
+            image_BCHW: Normalised images.
+            keep_BK: Tokens the encoder sees; token 0 is the class token, which is always kept.
+            hidden_BM: The other tokens.
+        """
+        seen_BKD = self.embed(self.encoder.encode(image_BCHW, idx_keep=keep_BK))
+        all_BND = repeat_token(self.decoder.mask_token, (len(image_BCHW), self.tokens))
+        all_BND = set_at_index(all_BND, keep_BK, seen_BKD.type_as(all_BND))
+        return self.predict(get_at_index(self.decoder(all_BND), hidden_BM))
+
+    def backbone(self) -> nn.Module:
+        """The encoder's ViT."""
+        return self.encoder.vit
+
+    @torch.no_grad()
+    def show(self, views: list[Tensor], restore: Callable[[Tensor], Tensor]) -> dict[str, Image.Image]:
+        """The sheet `reconstruction`: masked | reconstructed | original."""
+        (image_BCHW,) = views
+        size = (len(image_BCHW), self.tokens)
+        keep_BK, hidden_BM = random_token_mask(size, self.config.mask_ratio, device=image_BCHW.device)
+        prediction_BMP = self.reconstruct(image_BCHW, keep_BK, hidden_BM).float()
+        pixels_BMP = self._from_target(prediction_BMP, self._hidden_pixels(image_BCHW, hidden_BM))
+        # 0 is the mean colour of the patches once it is restored.
+        panels = [
+            self._with_hidden(image_BCHW, hidden_BM, torch.zeros_like(pixels_BMP)),
+            self._with_hidden(image_BCHW, hidden_BM, pixels_BMP),
+            image_BCHW,
+        ]
+        return {"reconstruction": _sheet([restore(panel_BCHW) for panel_BCHW in panels])}
+
+    def _hidden_pixels(self, image_BCHW: Tensor, hidden_BM: Tensor) -> Tensor:
+        return get_at_index(patchify(image_BCHW, self.patch_size), hidden_BM - 1)  # without the class token
+
+    def _target(self, pixels_BMP: Tensor) -> Tensor:
+        if not self.config.norm_pix_loss:
+            return pixels_BMP
+        mean_BM1, deviation_BM1 = _moments(pixels_BMP)
+        return (pixels_BMP - mean_BM1) / deviation_BM1
+
+    def _from_target(self, target_BMP: Tensor, pixels_BMP: Tensor) -> Tensor:
+        """The inverse of `_target`, with the mean and deviation of the true pixels."""
+        if not self.config.norm_pix_loss:
+            return target_BMP
+        mean_BM1, deviation_BM1 = _moments(pixels_BMP)
+        return target_BMP * deviation_BM1 + mean_BM1
+
+    def _with_hidden(self, image_BCHW: Tensor, hidden_BM: Tensor, pixels_BMP: Tensor) -> Tensor:
+        """The images with other pixels in the hidden tokens."""
+        patches_BNP = set_at_index(patchify(image_BCHW, self.patch_size), hidden_BM - 1, pixels_BMP)
+        return unpatchify(patches_BNP, self.patch_size)
+
+
+def _moments(pixels_BMP: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and (unbiased) standard deviation of each token's pixels, as the official loss has them."""
+    mean_BM1 = pixels_BMP.mean(dim=-1, keepdim=True)
+    return mean_BM1, (pixels_BMP.var(dim=-1, keepdim=True) + EPSILON).sqrt()
+
+
+def _sheet(panels: list[Tensor]) -> Image.Image:
+    """Rows of two samples, each as masked | reconstructed | original."""
+    images = [
+        Image.fromarray(panel_BCHW[sample].permute(1, 2, 0).cpu().numpy())
+        for sample in range(len(panels[0]))
+        for panel_BCHW in panels
+    ]
+    captions = ["masked", "reconstructed", "original"] * len(panels[0])
+    return contact_sheet(images, columns=6, captions=captions, side=224)

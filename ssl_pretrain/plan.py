@@ -1,0 +1,69 @@
+"""What a recipe comes to on so many ranks: accumulation, steps, learning rate."""
+
+import math
+from dataclasses import dataclass
+
+from shared.command_line import UserError
+from ssl_pretrain.recipes import Recipe
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Derived numbers of a run."""
+
+    recipe: Recipe
+    ranks: int
+    micro_batch: int
+    """Images of one rank in one forward pass."""
+    accumulation: int
+    """Forward passes a step."""
+    steps: int
+    """Of the whole length."""
+
+    @classmethod
+    def of(cls, recipe: Recipe, ranks: int) -> "Plan":
+        """Divide a recipe's batch among the ranks.
+
+        Raises:
+            UserError: the batch cannot be shared evenly; the warm-up is as long as the run.
+        """
+        share, rest = divmod(recipe.batch_size, ranks)
+        if rest or not share:
+            raise UserError(
+                f"a batch of {recipe.batch_size} cannot be shared evenly by {ranks} ranks; "
+                f"give a multiple of {ranks} with --batch-size"
+            )
+        if recipe.optimiser.warmup_samples >= recipe.samples_seen:
+            raise UserError(
+                f"the warm-up of {recipe.optimiser.warmup_samples} images leaves nothing of the "
+                f"{recipe.samples_seen} of the run; give less with --optimiser.warmup-samples"
+            )
+        micro = next(size for size in range(min(recipe.micro_batch, share), 0, -1) if share % size == 0)
+        steps = math.ceil(recipe.samples_seen / recipe.batch_size)
+        return cls(recipe, ranks, micro, share // micro, steps)
+
+    @property
+    def last_step(self) -> int:
+        """Where this run ends."""
+        return min(self.steps, self.recipe.max_steps or self.steps)
+
+    def samples(self, step: int) -> int:
+        """Images seen after so many steps."""
+        return step * self.recipe.batch_size
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of the step after `step` steps."""
+        total = self.samples(self.steps)
+        return self.recipe.optimiser.learning_rate(self.samples(step), self.recipe.batch_size, total)
+
+    def __str__(self) -> str:
+        recipe = self.recipe
+        warmup = recipe.optimiser.warmup_samples / recipe.batch_size
+        ends_early = f"; stops after {self.last_step:,}" if self.last_step < self.steps else ""
+        return (
+            f"batch   {recipe.batch_size:,} images = {self.ranks} rank(s) x {self.micro_batch} "
+            f"x {self.accumulation} accumulated\n"
+            f"length  {recipe.samples_seen:,} images = {self.steps:,} steps{ends_early}\n"
+            f"lr      {recipe.optimiser.peak_lr(recipe.batch_size):.3g} after {warmup:,.0f} steps of warm-up, "
+            f"then a cosine to {recipe.optimiser.final_lr:g}"
+        )

@@ -1,0 +1,81 @@
+"""What a run has to remember to go on as if nothing had happened."""
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from shared import checkpoint
+from shared.command_line import UserError
+from shared.runs import Run
+from ssl_pretrain.methods import Method
+from ssl_pretrain.shard_loader import Layout, Position
+
+
+@dataclass
+class State:
+    """Networks, optimiser and how far the run is.
+
+    Random numbers need no more than that: torch's generators are seeded anew for every batch, from the seed
+    of the run and the number of the batch.
+    """
+
+    method: Method
+    optimiser: torch.optim.Optimizer
+    layout: Layout
+    step: int = 0
+    """Optimiser steps done."""
+    position: Position = Position()
+    """What has been read of the shards."""
+
+    def save(self, run: Run, recipe: str) -> None:
+        """Write a checkpoint into the run folder; called on every rank.
+
+        Raises:
+            UserError: a weight is not finite; the checkpoints before this one are kept.
+        """
+        norms = torch.stack(torch._foreach_norm(list(self.method.parameters()))).tolist()
+        if not all(map(math.isfinite, norms)):
+            raise not_finite("a weight", self.step, run.folder)
+        if not run.writes:
+            return
+        content = {
+            "networks": self.method.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "position": asdict(self.position),
+            "layout": asdict(self.layout),
+        }
+        checkpoint.save(run.folder, self.step, recipe, content)
+
+    def restore(self, folder: Path, recipe: str) -> str:
+        """Take over the newest whole checkpoint of a run folder; says in words where the run stands.
+
+        Raises:
+            UserError: the folder belongs to another recipe, or none of its checkpoints can be read.
+        """
+        found = checkpoint.resume(folder, recipe)
+        if found is None:
+            return "begins"
+        self.method.load_state_dict(found["networks"])
+        self.optimiser.load_state_dict(found["optimiser"])
+        self.step, self.position = found["step"], Position(**found["position"])
+        if found["layout"] == asdict(self.layout):
+            return f"goes on after step {self.step:,}"
+        # Other ranks, workers or batches divide an epoch in another way: only the next one is all unseen.
+        self.position = Position(self.position.epoch + 1)
+        return f"goes on after step {self.step:,}, with a new epoch because its division has changed"
+
+
+def seed_batch(seed: int, batch: int, rank: int) -> None:
+    """Seed torch's generators (of the CPU and the GPU) for one batch of one rank."""
+    torch.manual_seed(int(np.random.SeedSequence((seed, batch, rank)).generate_state(1, np.uint64)[0] >> 1))
+
+
+def not_finite(what: str, step: int, folder: Path) -> UserError:
+    """The sentence for a run that has blown up."""
+    return UserError(
+        f"{what} is infinite or not a number at step {step:,}; the checkpoints before it are kept in {folder}: "
+        "begin again in another --run-dir with a lower --optimiser.base-lr"
+    )

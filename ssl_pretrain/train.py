@@ -1,0 +1,133 @@
+"""The one training loop of all self-supervised methods, to be read from top to bottom."""
+
+import contextlib
+from contextlib import AbstractContextManager
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from shared.distributed import World, any_rank, wait_for_all
+from shared.runs import Run
+from shared.stop_signal import STOPPED, StopSignal, leave_marker
+from ssl_pretrain.export import export, is_finished
+from ssl_pretrain.meter import Meter
+from ssl_pretrain.methods import Method
+from ssl_pretrain.monitors import Monitor
+from ssl_pretrain.plan import Plan
+from ssl_pretrain.recipes import Recipe
+from ssl_pretrain.shard_loader import Layout, ShardLoader
+from ssl_pretrain.shards import ShardSet
+from ssl_pretrain.start import describe, normalisation, open_run
+from ssl_pretrain.state import State, seed_batch
+from ssl_pretrain.views import Views
+
+
+def train(recipe: Recipe, world: World, stop: StopSignal) -> int:
+    """Train, or go on training, to the recipe's end; returns the exit code of the process.
+
+    0: the weights are exported. 85: told to stop, and stopped at a checkpoint.
+
+    Raises:
+        UserError: shards, run folder or batch size do not fit; the loss is not finite.
+    """
+    say = print if world.is_main else _silence
+    plan = Plan.of(recipe, world.size)
+    shard_set, run = open_run(recipe, world)
+    where = f"weights in {recipe.out}, pictures in {run.folder}/pictures"
+    if is_finished(plan, run):
+        say(f"finished already, after {plan.last_step:,} steps: {where}")
+        return 0
+
+    workers = recipe.loader.resolved_workers()
+    layout = Layout(plan.micro_batch, world.size, max(workers, 1), recipe.loader.buffer)
+    torch.manual_seed(recipe.seed)  # the same fresh weights on every rank
+    method = recipe.method.build().to(world.device)
+    state = State(method, recipe.optimiser.build(method), layout)
+    say(describe(plan, method, shard_set, world, workers))
+    say(f"state   {state.restore(recipe.run_dir, recipe.name)}", flush=True)
+
+    run.rewind(state.step)
+    stopped = _loop(plan, state, shard_set, run, world, stop)
+    if stopped:
+        if world.is_main:
+            leave_marker()
+        wait_for_all()  # a rank that left before the others are done would have them killed
+        say(f"stopped after step {state.step:,} by {stop.received or 'another rank'}; the same command goes on")
+        return STOPPED
+    if world.is_main:
+        export(state, plan, run, shard_set)
+    run.close()
+    say(f"finished after {state.step:,} steps: {where}, metrics in {run.folder}/metrics.jsonl")
+    return 0
+
+
+def _loop(plan: Plan, state: State, shard_set: ShardSet, run: Run, world: World, stop: StopSignal) -> bool:
+    """Steps until the end, or until any rank is told to stop; returns whether it was the latter."""
+    recipe, method, optimiser = plan.recipe, state.method, state.optimiser
+    views = Views(recipe.views, *normalisation(recipe, shard_set)).to(world.device)
+    monitor = Monitor(run, shard_set, views, recipe.method.image_size)
+    model = _replicated(method, world)
+    loader = ShardLoader(
+        shard_set, recipe.method.crops, recipe.loader, state.layout, world, recipe.seed, state.position
+    )
+    if state.step == 0:
+        monitor.draw(method, step=0)  # what the networks are going to see
+    stopping = False
+    with loader, Meter(run, plan, world, state.step) as meter:
+        while state.step < plan.last_step and not stopping:
+            for group in optimiser.param_groups:
+                group["lr"] = plan.learning_rate(state.step)
+            loss = torch.zeros((), device=world.device)
+            for part in range(plan.accumulation):
+                with meter.waiting():
+                    crops = [crop.to(world.device, non_blocking=True) for crop in loader.take()]
+                seed_batch(recipe.seed, state.step * plan.accumulation + part, world.rank)
+                is_last = part == plan.accumulation - 1
+                with _exchange_gradients(model, only_if=is_last):
+                    with _bfloat16_on_gpu(world):
+                        part_loss = model(views(crops), state.step) / plan.accumulation
+                    part_loss.backward()
+                loss += part_loss.detach()
+            optimiser.step()
+            optimiser.zero_grad()
+            method.after_step(state.step)
+            state.step, state.position = state.step + 1, loader.position
+            meter.step_done(loss)
+
+            is_end = state.step == plan.last_step
+            if state.step % recipe.log_every == 0 or is_end:
+                meter.flush()
+                stopping = not is_end and any_rank(stop.received is not None, world.device)
+            if state.step % recipe.checkpoint_every == 0 or is_end or stopping:
+                meter.flush()
+                state.save(run, recipe.name)
+                monitor.draw(method, state.step)
+                meter.restart_clock()
+    return stopping
+
+
+def _replicated(method: Method, world: World) -> nn.Module:
+    """The method as it is called in the loop: averaging gradients among the ranks, if there are several."""
+    if world.size == 1:
+        return method
+    devices = [world.device] if world.device.type == "cuda" else None
+    return DistributedDataParallel(
+        method, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+    )
+
+
+def _exchange_gradients(model: nn.Module, only_if: bool) -> AbstractContextManager[None]:
+    """Lets ranks exchange gradients in the last of the accumulated passes only."""
+    if isinstance(model, DistributedDataParallel) and not only_if:
+        return model.no_sync()
+    return contextlib.nullcontext()
+
+
+def _bfloat16_on_gpu(world: World) -> AbstractContextManager[None]:
+    """Matrix products in bfloat16 on a GPU; it needs no loss scaling."""
+    return torch.autocast(world.device.type, torch.bfloat16, enabled=world.device.type == "cuda")
+
+
+def _silence(*_words: object, **_options: object) -> None:
+    """`print` of the ranks that say nothing."""
