@@ -61,9 +61,9 @@ class DeformableAttention(nn.Module):
         shape = (batch, queries, self.heads, self.levels, self.points)
         offset_BQMLP2 = self.offset(query_BQD).view(*shape, 2).float()
         weight_BQMLP = self.weight(query_BQD).view(*shape[:3], -1).float().softmax(-1).view(shape)
-        value_BKMd = self.value(feature_BKD).unflatten(-1, (self.heads, -1))
+        value_BKMd = self.value(feature_BKD).unflatten(-1, (self.heads, -1)).float()
         attended = attend(value_BKMd, sizes, reference_Q2, offset_BQMLP2, weight_BQMLP)
-        return self.output(attended.to(value_BKMd.dtype))
+        return self.output(attended)
 
 
 def attend(
@@ -73,21 +73,22 @@ def attend(
     offset_BQMLP2: Tensor,
     weight_BQMLP: Tensor,
 ) -> Tensor:
-    """Weighted sums of the values at `reference + offset`, B x Q x (M d), in float32.
+    """Weighted sums of the values at `reference + offset`, B x Q x (M d).
 
-    Offsets are in cells of the level; values are interpolated bilinearly and zero outside the map. Levels
-    are summed one by one, so that only one level's samples exist at a time.
+    All in one precision, float32 or better. Offsets are in cells of the level; values are interpolated
+    bilinearly and are zero outside the map. The points of a level are summed before the next level is
+    sampled, so that only one level's samples exist at a time.
     """
     batch, queries, heads, _, points = weight_BQMLP.shape
-    levels = value_BKMd.float().split([height * width for height, width in sizes], dim=1)
-    total: Tensor | float = 0.0
-    for index, (height, width) in enumerate(sizes):
-        map_BMdHW = levels[index].permute(0, 2, 3, 1).reshape(batch * heads, -1, height, width)
-        cells_2 = reference_Q2.new_tensor([width, height])
-        place_BQMP2 = reference_Q2[:, None, None] + offset_BQMLP2[:, :, :, index] / cells_2
+    values = value_BKMd.split([height * width for height, width in sizes], dim=1)
+    sums = []
+    for level, (height, width) in enumerate(sizes):
+        map_BMdHW = values[level].permute(0, 2, 3, 1).reshape(batch * heads, -1, height, width)
+        x, y = offset_BQMLP2[:, :, :, level].unbind(-1)
+        place_BQMP2 = reference_Q2[:, None, None] + torch.stack([x / width, y / height], dim=-1)
         grid = (2 * place_BQMP2 - 1).transpose(1, 2).reshape(batch * heads, queries, points, 2)
         sampled = F.grid_sample(map_BMdHW, grid, mode="bilinear", align_corners=False)  # (B M) d Q P
-        weight = weight_BQMLP[:, :, :, index].transpose(1, 2).reshape(batch * heads, 1, queries, points)
-        total = total + (sampled * weight).sum(dim=-1)
-    assert isinstance(total, Tensor)
-    return total.view(batch, heads, -1, queries).permute(0, 3, 1, 2).flatten(2)
+        weight = weight_BQMLP[:, :, :, level].transpose(1, 2).reshape(batch * heads, 1, queries, points)
+        sums.append((sampled * weight).sum(dim=-1))
+    total_BMdQ = torch.stack(sums).sum(dim=0).view(batch, heads, -1, queries)
+    return total_BMdQ.permute(0, 3, 1, 2).flatten(2)

@@ -122,10 +122,10 @@ def select_cells(detections: Detections, height: int, width: int) -> list[Cells]
     """
     scores_BN, labels_BN = detections.logits_BNC.softmax(-1).max(-1)
     background = detections.logits_BNC.shape[-1] - 1
-    points_BN2 = detections.points_BN2
-    inside_BN = ((points_BN2 >= 0) & (points_BN2 < points_BN2.new_tensor([width, height]))).all(-1)
+    x_BN, y_BN = detections.points_BN2.unbind(-1)
+    inside_BN = (x_BN >= 0) & (x_BN < width) & (y_BN >= 0) & (y_BN < height)
     keep_BN = inside_BN & (labels_BN != background)
-    images = zip(points_BN2, labels_BN, scores_BN, keep_BN, strict=True)
+    images = zip(detections.points_BN2, labels_BN, scores_BN, keep_BN, strict=True)
     return [Cells(points[keep], labels[keep], scores[keep]) for points, labels, scores, keep in images]
 
 
@@ -167,4 +167,4 @@ def _contents(weights: Weights) -> str:
     try:
         return f"a {weights.arch} backbone (python -m finetune --init takes that)"
     except UserError:
-        return f"other weights ({', '.join(sorted(weights.tensors)[:3])}, ...)"
+        return f"weights of something else ({', '.join(sorted(weights.tensors)[:3])})"

@@ -34,9 +34,9 @@ def sample(map_BCHW: Tensor, points_BN2: Tensor, stride: int) -> Tensor:
         Features, B x N x C. Differentiable in the map and in the points.
     """
     height, width = map_BCHW.shape[-2:]
-    size_2 = points_BN2.new_tensor([width * stride, height * stride])
-    grid_B1N2 = (2 * points_BN2 / size_2 - 1)[:, None]
-    features_BC1N = F.grid_sample(map_BCHW, grid_B1N2, mode="bilinear", align_corners=False)
+    x_BN, y_BN = points_BN2.unbind(-1)
+    grid_BN2 = torch.stack([2 * x_BN / (stride * width) - 1, 2 * y_BN / (stride * height) - 1], dim=-1)
+    features_BC1N = F.grid_sample(map_BCHW, grid_BN2[:, None], mode="bilinear", align_corners=False)
     return features_BC1N[:, :, 0].transpose(1, 2)
 
 
