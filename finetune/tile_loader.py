@@ -62,6 +62,7 @@ def tile_batches(stream: TileStream, batch_size: int, steps: range, world: World
         collate_fn=_collate,
         pin_memory=world.device.type == "cuda",
         worker_init_fn=ignore_signals_in_worker,
+        generator=torch.Generator(),  # else the loader draws from the global one, and a resumed run once more
     )
 
 

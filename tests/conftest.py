@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parent.parent
+# Processes started by tests: this checkout, no GPU, one thread each (two would spin on busy cores).
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -27,9 +29,14 @@ def command(tmp_path: Path) -> Command:
 
     def run(module: str, *args: object, cwd: Path = tmp_path, timeout: float = 280, **env: str):
         words = [sys.executable, "-m", module, *map(str, args)]
-        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "", **env}
         return subprocess.run(
-            words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+            words,
+            cwd=cwd,
+            env={**ENVIRONMENT, **env},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
         )
 
     return run

@@ -1,0 +1,86 @@
+"""Points against pixels: cells are painted, the image augmented, and the paint is found again."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from finetune.augment import Config, augment
+
+RADIUS = 3
+
+
+def painted(size: tuple[int, int], random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A white image with black discs at known centres, far enough apart not to touch when shrunk."""
+    height, width = size
+    x, y = np.meshgrid(np.arange(20, width - 15, 30), np.arange(20, height - 15, 30))
+    points = np.stack([x, y], -1).reshape(-1, 2) + random.uniform(-4, 4, (x.size, 2))
+    rows, columns = np.mgrid[:height, :width] + 0.5
+    image = np.full((height, width, 3), 255, np.uint8)
+    for px, py in points:
+        image[(columns - px) ** 2 + (rows - py) ** 2 <= RADIUS**2] = 0
+    return image, points
+
+
+def discs(view: np.ndarray) -> np.ndarray:
+    """Centres of mass of the dark blobs that do not touch the border, px with corner origin."""
+    darkness = 255.0 - view[..., 0]
+    labelled, count = ndimage.label(darkness > 100)
+    inner = [
+        label
+        for label, (rows, columns) in enumerate(ndimage.find_objects(labelled), start=1)
+        if min(rows.start, columns.start) > 2 and max(rows.stop, columns.stop) < len(view) - 2
+    ]
+    centres = ndimage.center_of_mass(darkness, ndimage.grey_dilation(labelled, 3) if count else labelled, inner)
+    return np.array(centres).reshape(-1, 2)[:, ::-1] + 0.5
+
+
+@pytest.mark.parametrize("size", [(500, 500), (300, 640), (90, 110)])
+@pytest.mark.parametrize("seed", range(4))
+def test_points_stay_on_their_pixels(size: tuple[int, int], seed: int) -> None:
+    random = np.random.default_rng(seed)
+    image, points = painted(size, random)
+    labels = np.arange(len(points))
+    view, moved, kept = augment(Config(crop=256), image, points, labels, random)
+    assert view.shape == (256, 256, 3)
+    found = discs(view)
+    gaps = np.linalg.norm(found[:, None] - moved[None], axis=-1)
+    assert len(found) > 2
+    assert gaps.min(axis=1).max() < 0.5  # discs are rasterised to whole px, and then resampled
+    assert gaps.min(axis=1).mean() < 0.25
+    assert len(kept) == len(moved)
+
+
+def test_labels_stay_with_their_points() -> None:
+    random = np.random.default_rng(0)
+    image = np.full((200, 200, 3), 255, np.uint8)
+    points = random.uniform(5, 195, (30, 2))
+    colours = np.linspace(10, 200, 30).astype(np.uint8)
+    for (x, y), colour in zip(points.astype(int), colours, strict=True):
+        image[y - 2 : y + 3, x - 2 : x + 3] = colour
+    no_scaling = Config(crop=128, scale=(1.0, 1.0))
+    view, moved, kept = augment(no_scaling, image, points.astype(int) + 0.5, np.arange(30), random)
+    lonely = [i for i, p in enumerate(moved) if np.sort(np.abs(moved - p).max(1))[1:2] > 6]
+    assert lonely
+    for index in lonely:
+        x, y = moved[index].astype(int)
+        assert view[y, x, 0] == colours[kept[index]]
+
+
+def test_every_operation_happens() -> None:
+    image = np.full((64, 64, 3), 255, np.uint8)
+    image[:32, :32] = 0
+    views = [
+        augment(Config(crop=48), image, np.zeros((0, 2)), np.zeros(0, int), np.random.default_rng(s))[0]
+        for s in range(60)
+    ]
+    corners = {(v[0, 0, 0] < 128, v[0, -1, 0] < 128, v[-1, 0, 0] < 128, v[-1, -1, 0] < 128) for v in views}
+    dark = {int((v < 128).mean() * 20) for v in views}
+    assert len(corners) >= 4
+    assert len(dark) >= 4
+
+
+def test_the_same_seed_gives_the_same_view() -> None:
+    image, points = painted((300, 300), np.random.default_rng(0))
+    views = [augment(Config(), image, points, np.arange(len(points)), np.random.default_rng(5)) for _ in range(2)]
+    for first, second in zip(*views, strict=True):
+        np.testing.assert_array_equal(first, second)

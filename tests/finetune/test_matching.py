@@ -1,0 +1,48 @@
+"""The assignment against exhaustive search and against a literal float64 cost matrix."""
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import linear_sum_assignment
+
+from finetune.matching import Config, assign
+
+
+def scene(seed: int, proposals: int, cells: int, classes: int = 3, side: float = 512):
+    random = torch.Generator().manual_seed(seed)
+    points = torch.rand(proposals, 2, generator=random) * side
+    logits = torch.randn(proposals, classes + 1, generator=random)
+    return points, logits, torch.rand(cells, 2, generator=random) * side, torch.arange(cells) % classes
+
+
+def cost64(points, logits, cells, labels) -> np.ndarray:
+    """The cost as the authors' code builds it: proposals x cells, float64."""
+    distance = np.linalg.norm(points.double().numpy()[:, None] - cells.double().numpy()[None], axis=-1)
+    probability = logits.double().softmax(-1).numpy()[:, labels.numpy()]
+    return 0.1 * distance - probability
+
+
+def test_small_scenes_equal_exhaustive_search() -> None:
+    for seed in range(20):
+        points, logits, cells, labels = scene(seed, proposals=6, cells=3, side=20)
+        cost = cost64(points, logits, cells, labels)
+        best = min(sum(cost[p, c] for c, p in enumerate(chosen)) for chosen in permutations(range(6), 3))
+        proposals, matched = assign(Config(), points, logits, cells, labels)
+        assert cost[proposals, matched].sum() == pytest.approx(best, abs=1e-5)
+
+
+@pytest.mark.parametrize(("proposals", "cells"), [(1024, 200), (4096, 300), (100, 150)])
+def test_cost_equals_the_float64_optimum(proposals: int, cells: int) -> None:
+    points, logits, truth, labels = scene(7, proposals, cells)
+    cost = cost64(points, logits, truth, labels)
+    rows, columns = linear_sum_assignment(cost)
+    ours = assign(Config(), points, logits, truth, labels)
+    assert cost[ours[0], ours[1]].sum() == pytest.approx(cost[rows, columns].sum(), rel=1e-6)
+    assert len(set(ours[0].tolist())) == len(set(ours[1].tolist())) == min(proposals, cells)
+
+
+def test_an_image_without_cells_matches_nothing() -> None:
+    points, logits, cells, labels = scene(0, proposals=16, cells=0)
+    assert [len(indices) for indices in assign(Config(), points, logits, cells, labels)] == [0, 0]
