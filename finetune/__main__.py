@@ -1,10 +1,27 @@
-"""`python -m finetune [RECIPE] --init WEIGHTS --data DIR`: annotated tiles -> detector.pth."""
+"""`python -m finetune [RECIPE] --init WEIGHTS --data DIR`: annotated tiles in, detector.pth out."""
 
-from finetune.recipes import RECIPES
-from finetune.train import train
 from shared.command_line import parse, run
+from shared.stop_signal import StopSignal
 
-DESCRIPTION = "Fine-tune DPA-P2PNet on point annotations; writes ./detector.pth and a run folder."
+DESCRIPTION = """Fine-tune DPA-P2PNet on point annotations.
+
+Reads a backbone's weights (python -m ssl_pretrain makes them) and a folder of images with points, writes
+detector.pth and a run folder. The same command goes on where the last attempt was interrupted."""
+
+
+def main() -> int:
+    """Train; returns the exit code (0 finished, 85 stopped at a checkpoint by a signal)."""
+    stop = StopSignal()  # before torch, whose import takes seconds in which a warning would kill the process
+    from finetune.recipes import RECIPES
+    from finetune.train import train
+    from shared import distributed
+
+    recipe = parse(RECIPES, "dpa_p2pnet", "python -m finetune", DESCRIPTION)
+    world = distributed.start()
+    code = train(recipe, world, stop)
+    distributed.stop()
+    return code
+
 
 if __name__ == "__main__":
-    run(lambda: train(parse(RECIPES, "dpa_p2pnet", "python -m finetune", DESCRIPTION)))
+    run(main)

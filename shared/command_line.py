@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NoReturn, TypeVar
 
 import tyro
@@ -51,11 +51,24 @@ def parse(
     return tyro.cli(type(recipe), prog=f"{prog} [RECIPE]", description=usage, default=recipe, args=words)
 
 
+def settings_text(config: object) -> str:
+    """A config for people: one `name = value` line a field, nested fields under dotted names."""
+    return "\n".join(f"  {name} = {value}" for name, value in _flat(as_plain(config)))
+
+
 def as_plain(config: object) -> dict[str, object]:
     """A config as plain JSON-able values: nested dataclasses become dicts, paths become strings."""
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
         raise TypeError(f"{config!r} is not a dataclass instance")
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+
+
+def _flat(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _plain(value: object) -> object:

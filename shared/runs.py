@@ -15,7 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from shared.atomic import atomic_path, write_json
-from shared.command_line import UserError, as_plain
+from shared.command_line import UserError, as_plain, settings_text
 
 PACKAGES = ("torch", "torchvision", "timm", "lightly", "webdataset", "openslide-python", "numpy", "scipy")
 
@@ -71,7 +71,7 @@ def progress(total: int, unit: str, initial: int = 0, description: str = "", hid
 
 
 class Run:
-    """The folder of one training run; only the first rank writes.
+    """The folder of one training run; only the first rank writes and speaks.
 
     Files: `config.json` (the resolved config), `provenance.json`, `metrics.jsonl` (one JSON object a step),
     `tensorboard/`, `pictures/`. Opened again by a resumed run it is continued: lines of steps that the
@@ -87,6 +87,7 @@ class Run:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise UserError(f"cannot make the run folder {folder}: {error.strerror}") from error
+            print(f"settings (in {folder}/config.json):\n{settings_text(config)}")
             write_json(folder / "config.json", as_plain(config))
             write_json(folder / "provenance.json", {"run_id": self._id(), **provenance()})
 
