@@ -44,14 +44,16 @@ class Weights:
     metadata: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def mean(self) -> tuple[float, ...]:
+    def mean(self) -> tuple[float, float, float]:
         """Channel means (RGB, 0..1) the network was trained with; ImageNet's where the file is silent."""
-        return tuple(self.metadata.get("mean", IMAGENET_MEAN))
+        red, green, blue = self.metadata.get("mean", IMAGENET_MEAN)
+        return red, green, blue
 
     @property
-    def std(self) -> tuple[float, ...]:
+    def std(self) -> tuple[float, float, float]:
         """Channel standard deviations, as `mean`."""
-        return tuple(self.metadata.get("std", IMAGENET_STD))
+        red, green, blue = self.metadata.get("std", IMAGENET_STD)
+        return red, green, blue
 
     @property
     def arch(self) -> str:

@@ -1,0 +1,65 @@
+"""Ranks as torchrun and SLURM describe them, in real processes."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from shared.stop_signal import StopSignal
+from tests.conftest import ENVIRONMENT
+
+PROGRAM = """
+import torch
+from shared import distributed
+world = distributed.start()
+mean = distributed.mean_over_ranks(torch.tensor(float(world.rank)))
+flags = [distributed.any_rank(world.rank == wanted, world.device) for wanted in (1, 7)]
+print(world.rank, world.size, world.is_main, mean.item(), flags, flush=True)
+distributed.stop()
+"""
+
+
+def launch(*environments: dict[str, str]) -> list[str]:
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM], env={**ENVIRONMENT, **each}, stdout=subprocess.PIPE, text=True
+        )
+        for each in environments
+    ]
+    return [process.communicate(timeout=120)[0].strip() for process in processes]
+
+
+def free_port() -> str:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])
+
+
+def test_one_process_needs_no_group() -> None:
+    assert launch({}) == ["0 1 True 0.0 [False, False]"]
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "slurm"])
+def test_two_ranks_meet(launcher: str) -> None:
+    port = free_port()
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    if launcher == "slurm":
+        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+    ranks = [dict(zip(names, (rank, "2", rank), strict=True)) for rank in "01"]
+    lines = launch(*({**rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} for rank in ranks))
+    assert lines == ["0 2 True 0.5 [True, False]", "1 2 False 0.5 [True, False]"]
+
+
+def test_signals_raise_a_flag_and_nothing_else() -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGTERM)}
+    stop = StopSignal()
+    try:
+        assert stop.received is None
+        os.kill(os.getpid(), signal.SIGUSR2)
+        assert stop.received == "SIGUSR2"
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,90 @@
+"""Weights files: round trips, foreign files, what fits and what does not."""
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from shared import checkpoint
+from shared.command_line import UserError
+from shared.weights import IMAGENET_MEAN, load_into, publish, read, write
+
+TINY = "vit_tiny_patch16_224"
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+def test_round_trip(tmp_path: Path, name: str) -> None:
+    tensors = {"a.weight": torch.randn(3, 4), "b": torch.arange(3)}
+    write(tmp_path / name, tensors, {"arch": TINY, "mean": [0.1, 0.2, 0.3], "wörd": 1})
+    weights = read(tmp_path / name)
+    assert all(torch.equal(weights.tensors[key], tensors[key]) for key in tensors)
+    assert (weights.arch, weights.mean, weights.metadata["wörd"]) == (TINY, (0.1, 0.2, 0.3), 1)
+
+
+def test_the_architecture_is_recognised_by_names_and_shapes(tmp_path: Path) -> None:
+    for arch in (TINY, "vit_small_patch16_224", "resnet50"):
+        torch.save({"model": timm.create_model(arch).state_dict(), "epoch": 3}, tmp_path / "foreign.pth")
+        weights = read(tmp_path / "foreign.pth")
+        assert weights.arch == arch
+        assert weights.mean == IMAGENET_MEAN
+    torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "foreign.pth")
+    with pytest.raises(UserError, match="is no ResNet-50 and no plain ViT"):
+        _ = read(tmp_path / "foreign.pth").arch
+
+
+def test_position_embeddings_are_resampled_to_the_trunk_s_grid(tmp_path: Path) -> None:
+    source = timm.create_model(TINY, num_classes=0)
+    rows = torch.linspace(-1, 1, 14)
+    source.pos_embed.data[0, 1:, 0] = rows.repeat_interleave(14)  # a ramp from top to bottom
+    write(tmp_path / "a.pth", source.state_dict(), {})
+    trunk = timm.create_model(TINY, num_classes=0, img_size=448, class_token=False, global_pool="avg")
+    report = load_into(trunk, read(tmp_path / "a.pth"))
+    assert "pos_embed" in report.used
+    grid = trunk.pos_embed.data[0, :, 0].view(28, 28)
+    assert torch.allclose(grid[:, 0], grid[:, 27], atol=1e-5)
+    assert torch.allclose(
+        grid[4:24, 0],
+        torch.nn.functional.interpolate(rows[None, None], 28, mode="linear", align_corners=False)[0, 0, 4:24],
+        atol=1e-3,
+    )
+
+
+def test_another_network_s_file_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "a.pth", timm.create_model(TINY).state_dict(), {})
+    with pytest.raises(UserError, match=r"fits only \d+ of \d+ tensors"):
+        load_into(timm.create_model("vit_small_patch16_224"), read(tmp_path / "a.pth"))
+
+
+def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
+    class Payload:
+        def __reduce__(self):
+            return (print, ("code from a pickle ran",))
+
+    torch.save({"a": Payload()}, tmp_path / "pickle.pth")
+    torch.save({"step": 3, "name": "x"}, tmp_path / "plain.pth")
+    torch.save([torch.zeros(1)], tmp_path / "list.pth")
+    (tmp_path / "a.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}")
+    checkpoint.save(tmp_path, 1, "mae", {})
+    for name, sentence in {
+        "none.pth": "there is no weights file",
+        "pickle.pth": "is cut short or holds more than tensors",
+        "plain.pth": "holds no tensors under names",
+        "list.pth": "holds a list, not tensors under names",
+        "a.safetensors": "cannot be read as safetensors",
+        "checkpoint-000000001.pt": "is the training state of a run; give the weights it exported",
+    }.items():
+        with pytest.raises(UserError, match=sentence) as caught:
+            read(tmp_path / name)
+        assert str(tmp_path / name) in str(caught.value)
+
+
+def test_publishing_keeps_another_run_s_file(tmp_path: Path) -> None:
+    out = tmp_path / "mae.pth"
+    for run, value in [("first", 1), ("first", 2), ("second", 3)]:
+        write(tmp_path / "run.pth", {"a": torch.tensor(value)}, {"run_id": run})
+        publish(tmp_path / "run.pth", out)
+    assert read(out).tensors["a"] == 3
+    assert json.loads(torch.load(tmp_path / "mae.pth.bak")["metadata"])["run_id"] == "first"
+    assert read(tmp_path / "mae.pth.bak").tensors["a"] == 2
