@@ -1,0 +1,139 @@
+"""What a harvest is asked to do: the command line, the checks on it, and the settings that decide pixels."""
+
+import fnmatch
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shared.command_line import UserError, as_plain
+from shared.resolution import PLAUSIBLE
+
+FORMAT = 1  # of the slide tars; raised when the same settings would give other patches
+# Coarser than this, nuclei are specks that no counter tells apart (slides.md 5: counted at 1 um/px).
+COARSEST_PATCH_MPP = 1.0
+
+
+@dataclass(frozen=True)
+class HarvestConfig:
+    """Harvest patches with enough cells from whole-slide images into WebDataset shards."""
+
+    wsi_dir: Path
+    """Folder of slides, searched with its sub-folders."""
+    out: Path = Path("shards")
+    """Folder for the shards, the pictures and the summary."""
+    biomarker: str | None = None
+    """Stain or label of all slides; by default each slide's is the name of the folder it lies in."""
+    slide_mpp: tuple[str, ...] = ()
+    """um/px of level 0, where a slide does not state it or is wrong: `0.25` for all slides, `NAME=0.25` for
+    those whose name or path matches (`*` allowed); the last that matches counts."""
+    trust_objective: bool = False
+    """Where no resolution is stated, take it from the objective's power (40x: 0.25)."""
+    patch_mpp: float = 0.25
+    """um/px of the patches: the 40x of the paper."""
+    patch_size: int = 512
+    """Side of a patch in px."""
+    allow_upsampling: bool = False
+    """Enlarge slides coarser than 1.25 x `patch-mpp`, too."""
+    min_cells: int = 30
+    """A patch with fewer cells is left out. Source: the paper, where it describes the pre-training set."""
+    max_patches: int = 500
+    """At most so many patches a slide, spread over its tissue. Source: the same."""
+    min_tissue: float = 0.5
+    """Least share of a patch that the tissue mask covers."""
+    seed: int = 0
+    """Decides which patches are kept where there are too many, and the order of the shards."""
+    workers: int = 0
+    """Slides harvested at a time, each in a process; 0: one for each core. Does not change the result."""
+    shard_size: int = 4000
+    """Patches in a shard, about."""
+    overwrite: bool = False
+    """Redo slides that were harvested into `out` with other settings, instead of refusing."""
+
+    def processes(self) -> int:
+        """The number of worker processes."""
+        return self.workers or len(os.sched_getaffinity(0))
+
+
+@dataclass(frozen=True)
+class Source:
+    """One slide to harvest."""
+
+    path: Path
+    name: str  # path below --wsi-dir, with "/"
+    slide_id: str
+    biomarker: str
+    slide_mpp: float | None  # override
+    settings: Mapping[str, Any] = field(repr=False)  # what decides its patches, to tell other runs' apart
+
+
+def check(config: HarvestConfig) -> None:
+    """Refuse numbers that make no sense.
+
+    Raises:
+        UserError: names the option and what it takes.
+    """
+    low, high = PLAUSIBLE[0], COARSEST_PATCH_MPP
+    limits = {
+        "patch-mpp": (config.patch_mpp, low, high),
+        "patch-size": (config.patch_size, 32, 8192),
+        "min-cells": (config.min_cells, 0, 10**6),
+        "max-patches": (config.max_patches, 1, 10**9),
+        "min-tissue": (config.min_tissue, 0, 1),
+        "workers": (config.workers, 0, 1024),
+        "shard-size": (config.shard_size, 1, 10**9),
+    }
+    for name, (value, least, most) in limits.items():
+        if not least <= value <= most:
+            raise UserError(f"--{name} {value} is out of range; give a number from {least} to {most}")
+    for word in config.slide_mpp:
+        _override(word)
+
+
+def overrides(config: HarvestConfig, names: Sequence[str]) -> dict[str, float]:
+    """um/px of level 0 that the user gave, by the slide's path below --wsi-dir.
+
+    Raises:
+        UserError: a word of --slide-mpp fits none of the slides.
+    """
+    found = {}
+    for word in config.slide_mpp:
+        pattern, mpp = _override(word)
+        fitting = [name for name in names if _fits(name, pattern)]
+        if not fitting:
+            raise UserError(f"--slide-mpp {word} fits no slide in {config.wsi_dir}; check the name")
+        found.update(dict.fromkeys(fitting, mpp))
+    return found
+
+
+def common_settings(config: HarvestConfig, counter: str) -> dict[str, Any]:
+    """The settings that decide the patches of every slide."""
+    names = ("trust_objective", "patch_mpp", "patch_size", "allow_upsampling", "min_cells", "max_patches")
+    plain = as_plain(config)
+    chosen = {name: plain[name] for name in (*names, "min_tissue", "seed")}
+    return {"format": FORMAT, **chosen, "counter": counter}
+
+
+def pixel_settings(config: HarvestConfig, counter: str, biomarker: str, slide_mpp: float | None) -> dict[str, Any]:
+    """The settings that decide one slide's patches and what their files say."""
+    return {**common_settings(config, counter), "biomarker": biomarker, "slide_mpp": slide_mpp}
+
+
+def _fits(name: str, pattern: str) -> bool:
+    return any(fnmatch.fnmatchcase(candidate, pattern) for candidate in (name, name.rsplit("/", 1)[-1]))
+
+
+def _override(word: str) -> tuple[str, float]:
+    """A word of --slide-mpp as pattern and um/px."""
+    pattern, _, number = word.rpartition("=")
+    try:
+        value = float(number)
+    except ValueError:
+        value = 0.0
+    if not PLAUSIBLE[0] <= value <= PLAUSIBLE[1]:
+        raise UserError(
+            f"--slide-mpp {word} is not a resolution; give um/px from {PLAUSIBLE[0]} to {PLAUSIBLE[1]}, "
+            "as 0.25 or NAME=0.25"
+        )
+    return pattern or "*", value

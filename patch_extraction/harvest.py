@@ -1,0 +1,180 @@
+"""One slide -> one tar: tissue, candidates, screen, exact count, and the patches that hold enough cells."""
+
+import errno
+import math
+import time
+import traceback
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from patch_extraction.candidates import Grid, on_tissue, screen, spread_order
+from patch_extraction.cell_counters import CellCounter
+from patch_extraction.config import COARSEST_PATCH_MPP, HarvestConfig, Source
+from patch_extraction.pictures import THUMBNAILS, save_thumbnail
+from patch_extraction.slide_tar import FAILED, HARVESTED, NO_PATCH, Record, SlideTar, tar_path, write_record
+from shared.command_line import UserError
+from shared.slides import MOST_UPSAMPLING, Slide, SlideError
+from shared.tissue import Tissue, find_tissue
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the patches of an open slide are read and counted."""
+
+    slide: Slide
+    source: Source
+    config: HarvestConfig
+    counter: CellCounter
+    grid: Grid
+
+    @property
+    def mpp(self) -> float:
+        """um/px of the stored patches: what was asked for, up to the rounding of a patch to whole px."""
+        return self.grid.side * self.slide.mpp / self.config.patch_size
+
+    def read(self, x: int, y: int) -> Image.Image:
+        """The patch whose corner lies at (`x`, `y`) px of level 0."""
+        size = self.config.patch_size
+        return self.slide.read(x, y, size, size, self.mpp, allow_upsampling=True)
+
+    def fields(self, x: int, y: int, cells: int) -> dict[str, object]:
+        """What `KEY.json` says of a patch."""
+        window = self.slide.window(self.mpp, allow_upsampling=True)
+        return {
+            "slide": self.source.name,
+            "biomarker": self.source.biomarker,
+            **{"x": x, "y": y, "width": self.grid.side, "height": self.grid.side},
+            "mpp": round(self.mpp, 6),
+            "slide_mpp": round(self.slide.mpp, 6),
+            "mpp_source": self.slide.resolution.source,
+            **{"level": window.level, "factor": round(window.factor, 6), "cells": cells},
+        }
+
+
+@dataclass
+class Tally:
+    """What came of looking at places one by one."""
+
+    counted: int = 0
+    errors: list[SlideError] = field(default_factory=list)  # of places that could not be read
+    corners: list[tuple[int, int]] = field(default_factory=list)  # of the patches kept, px of level 0
+    cells: list[int] = field(default_factory=list)  # counted in each of them
+
+
+def harvest_slide(source: Source, config: HarvestConfig, counter: CellCounter) -> Record:
+    """Write a slide's tar and record, and its thumbnail; a slide that fails is reported, never raised.
+
+    Raises:
+        UserError: the disk is full; going on with the next slide would not help.
+    """
+    start = time.monotonic()
+    facts: dict[str, Any] = {"settings": source.settings}  # fields of the record, as they become known
+    try:
+        with Slide(source.path, source.slide_mpp, config.trust_objective) as slide:
+            _harvest_open(slide, source, config, counter, facts)
+    except SlideError as error:
+        facts |= {"status": FAILED, "reason": str(error)}
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise UserError(
+                f"cannot write to {config.out}: {error.strerror}; make room and start the same command again"
+            ) from error
+        facts |= {"status": FAILED, "reason": f"{source.path}: {error}"}
+    except Exception as error:  # one odd slide in thousands must not end the night; the trace is kept
+        trace = config.out / f"failure-{source.slide_id}.log"
+        trace.write_text(traceback.format_exc(), encoding="utf-8")
+        facts |= {"status": FAILED, "reason": f"{source.path}: unexpected {type(error).__name__}; see {trace}"}
+    facts["seconds"] = round(time.monotonic() - start, 2)
+    record = Record(source.name, source.slide_id, source.biomarker, **facts)
+    if record.status != FAILED:
+        write_record(config.out, record)
+    return record
+
+
+def _harvest_open(
+    slide: Slide, source: Source, config: HarvestConfig, counter: CellCounter, facts: dict[str, Any]
+) -> None:
+    """Harvest an open slide and note what was found; raises SlideError where nothing can be had from it."""
+    facts |= {
+        "slide_mpp": round(slide.mpp, 6),
+        "mpp_source": slide.resolution.source,
+        "warning": slide.resolution.warning,
+        "source_bytes": source.path.stat().st_size,
+    }
+    tissue = find_tissue(slide)
+    facts["tissue_mm2"] = round(tissue.area_mm2, 3)
+    plan = Plan(slide, source, config, counter, Grid.over(slide, config.patch_size * config.patch_mpp))
+    tally = Tally()
+    try:
+        _refuse(slide, tissue, config)
+        candidates_N2 = on_tissue(plan.grid, tissue, slide.mpp, config.min_tissue)
+        screened_N2 = candidates_N2[screen(slide, plan.grid, candidates_N2, counter, config.min_cells)]
+        facts |= {"candidates": len(candidates_N2), "screened": len(screened_N2)}
+        with SlideTar(tar_path(config.out, source.slide_id)) as tar:
+            _keep_patches(plan, _in_order(screened_N2, source, config.seed), tar, tally)
+        facts |= tar.facts
+    finally:  # a slide that gave nothing is the one whose picture is looked at
+        save_thumbnail(config.out, source, slide, tissue, plan.grid.side, tally.corners, tally.cells)
+    facts |= {"counted": tally.counted, "unreadable": len(tally.errors), "kept": len(tally.cells)}
+    facts["status"] = HARVESTED if tally.cells else NO_PATCH
+    facts["reason"] = "" if tally.cells else _why_nothing(config, len(candidates_N2))
+
+
+def _refuse(slide: Slide, tissue: Tissue, config: HarvestConfig) -> None:
+    """Raise SlideError for a slide too coarse or without tissue."""
+    too_coarse = slide.mpp > MOST_UPSAMPLING * config.patch_mpp and not config.allow_upsampling
+    if slide.mpp > COARSEST_PATCH_MPP:
+        raise SlideError(
+            f"{slide.path} was scanned at {slide.mpp:.3g} um/px, too coarse to count cells on; leave it out"
+        )
+    if too_coarse:
+        own = math.ceil(slide.mpp * 100) / 100
+        raise SlideError(
+            f"{slide.path} was scanned at {slide.mpp:.3g} um/px, coarser than --patch-mpp {config.patch_mpp:g}; "
+            f"harvest it with --patch-mpp {own:g} into another --out, or enlarge it with --allow-upsampling"
+        )
+    if not tissue.mask.any():
+        raise SlideError(f"{slide.path} shows no tissue; look at its picture in {config.out / THUMBNAILS}")
+
+
+def _in_order(places_N2: np.ndarray, source: Source, seed: int) -> np.ndarray:
+    """The order to look at places in: random, spread over the slide, and the slide's own."""
+    rng = np.random.default_rng((seed, int(source.slide_id[-8:], 16)))
+    return places_N2[spread_order(places_N2, rng)]
+
+
+def _keep_patches(plan: Plan, places_N2: np.ndarray, tar: SlideTar, tally: Tally) -> None:
+    """Count place after place and write those with enough cells, until there are enough patches.
+
+    Raises:
+        SlideError: not one place can be decoded.
+    """
+    for column, row in places_N2.tolist():
+        if len(tally.cells) == plan.config.max_patches:
+            break
+        x, y = column * plan.grid.side, row * plan.grid.side
+        tally.counted += 1
+        try:
+            patch = plan.read(x, y)
+        except SlideError as error:
+            tally.errors.append(error)
+            continue
+        cells = len(plan.counter.find(np.asarray(patch), plan.mpp))
+        if cells >= plan.config.min_cells:
+            tar.add(f"{plan.source.slide_id}_{x}_{y}", patch, plan.fields(x, y, cells))
+            tally.corners.append((x, y))
+            tally.cells.append(cells)
+    if tally.errors and len(tally.errors) == tally.counted:
+        raise tally.errors[0]
+
+
+def _why_nothing(config: HarvestConfig, candidates: int) -> str:
+    if not candidates:
+        um = config.patch_size * config.patch_mpp
+        return f"no place of {um:.0f} um is covered by tissue to {config.min_tissue:.0%} (--min-tissue)"
+    return f"no place holds {config.min_cells} cells (--min-cells)"

@@ -1,0 +1,86 @@
+"""The summary of a harvest: a table in the terminal and `slides.csv`, failures with their reasons."""
+
+import csv
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from patch_extraction.slide_tar import FAILED, NO_PATCH, Record
+from shared.atomic import atomic_path
+
+NOT_IN_CSV = ("pixel_sums", "source_bytes", "settings")
+MOST_ROWS = 40  # slides listed one by one in the terminal; more are summed up by biomarker only
+
+
+def write_csv(path: Path, records: Sequence[Record]) -> None:
+    """Write one row a slide."""
+    columns = [field.name for field in dataclasses.fields(Record) if field.name not in NOT_IN_CSV]
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows([getattr(record, column) for column in columns] for record in records)
+
+
+def summary(records: Sequence[Record]) -> str:
+    """Slides, biomarkers with their slides and patches (the paper's Table 1), and what went wrong."""
+    parts = [_slides_table(records)] if len(records) <= MOST_ROWS else []
+    parts += [_biomarker_table(records), _remarks(records)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Columns aligned: the first to the left, numbers to the right."""
+    lines = [[str(value) for value in row] for row in (header, *rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    numeric = [all(isinstance(row[i], int | float) or row[i] == "" for row in rows) for i in range(len(header))]
+    return "\n".join(
+        "  ".join(
+            value.rjust(width) if right else value.ljust(width)
+            for value, width, right in zip(line, widths, numeric, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
+def _slides_table(records: Sequence[Record]) -> str:
+    header = ("slide", "biomarker", "status", "um/px", "tissue mm2", "places", "counted", "patches", "seconds")
+    rows = [
+        (
+            record.slide,
+            record.biomarker,
+            record.status,
+            record.slide_mpp if record.slide_mpp is not None else "",
+            round(record.tissue_mm2, 1),
+            record.candidates,
+            record.counted,
+            record.kept,
+            round(record.seconds, 1),
+        )
+        for record in records
+    ]
+    return table(header, rows)
+
+
+def _biomarker_table(records: Sequence[Record]) -> str:
+    rows = []
+    for biomarker in sorted({record.biomarker for record in records}):
+        kept = [record.kept for record in records if record.biomarker == biomarker and record.kept]
+        rows.append((biomarker or "(none)", len(kept), sum(kept)))
+    rows.append(("all", sum(row[1] for row in rows), sum(row[2] for row in rows)))
+    return table(("biomarker", "slides", "patches"), rows)
+
+
+def _remarks(records: Sequence[Record]) -> str:
+    """Failures first, then slides without a patch, then warnings; one line each."""
+    lines = [f"failed: {record.reason}" for record in records if record.status == FAILED]
+    lines += [f"no patch: {record.slide}: {record.reason}" for record in records if record.status == NO_PATCH]
+    lines += [f"note: {record.slide}: {record.warning}" for record in records if record.warning]
+    lines += [
+        f"note: {record.slide}: {record.unreadable} of {record.counted} places could not be decoded, left out"
+        for record in records
+        if record.unreadable and record.status != FAILED
+    ]
+    if any("--slide-mpp" in record.reason for record in records):
+        lines.append("hint: --slide-mpp NAME=0.25 sets the resolution of one slide, --slide-mpp 0.25 of all")
+    return "\n".join(lines)

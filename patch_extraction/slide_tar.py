@@ -1,0 +1,148 @@
+"""One slide's patches on disk: `slides/SLIDE_ID.tar`, and beside it `SLIDE_ID.json`, written when it is whole.
+
+The JSON file is the slide's record: what was found, with which settings, and the tar's size and SHA-256. A tar
+without a matching record counts for nothing and is made again.
+"""
+
+import dataclasses
+import hashlib
+import io
+import itertools
+import json
+import re
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from PIL import Image
+
+from patch_extraction.config import Source
+from shared.atomic import atomic_path, write_json
+
+QUALITY = 90  # of the patches' JPEG, chroma halved: the contract of the shards
+LONGEST_STEM = 64  # so that keys stay below 100 characters, what a plain tar header holds
+Span = tuple[int, int]  # offset and size in a tar
+HARVESTED, NO_PATCH, FAILED = "harvested", "no patch", "failed"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What came of one slide; the fields are the columns of `slides.csv`."""
+
+    slide: str
+    slide_id: str
+    biomarker: str
+    status: str  # HARVESTED, NO_PATCH or FAILED
+    reason: str = ""  # why it failed or gave no patch
+    warning: str = ""
+    slide_mpp: float | None = None
+    mpp_source: str = ""
+    tissue_mm2: float = 0.0
+    candidates: int = 0  # places on tissue
+    screened: int = 0  # of these, passed by the screen
+    counted: int = 0  # of these, counted exactly
+    unreadable: int = 0  # of these, could not be decoded
+    kept: int = 0
+    seconds: float = 0.0
+    bytes: int = 0
+    sha256: str = ""
+    # Sums over the kept patches' pixels (0..255) and their squares, for mean and standard deviation.
+    pixel_sums: tuple[tuple[int, ...], tuple[int, ...]] = ((0, 0, 0), (0, 0, 0))
+    source_bytes: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def slide_id(name: str) -> str:
+    """A slide's name in keys and files: no dot, told apart from slides of the same name in other folders.
+
+    Args:
+        name: Path of the slide below --wsi-dir, with "/".
+    """
+    stem = Path(name).stem[:LONGEST_STEM]
+    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()
+    return f"{re.sub(r'[^A-Za-z0-9-]', '_', stem)}_{digest[:8]}"
+
+
+def tar_path(out: Path, source_id: str) -> Path:
+    """Where a slide's patches lie."""
+    return out / "slides" / f"{source_id}.tar"
+
+
+class SlideTar:
+    """Writes a slide's patches; used as a context, the tar takes its place when the block ends well."""
+
+    def __init__(self, path: Path) -> None:
+        self._place = atomic_path(path)
+
+    def __enter__(self) -> "SlideTar":
+        self._path = self._place.__enter__()
+        self._tar = tarfile.open(self._path, "w", format=tarfile.USTAR_FORMAT)
+        self._sums = [0, 0, 0]
+        self._squares = [0, 0, 0]
+        self.facts: dict[str, Any] = {}  # of the record; known once the tar is closed
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._tar.close()
+        if error is None:
+            with self._path.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            sums = (tuple(self._sums), tuple(self._squares))
+            self.facts = {"bytes": self._path.stat().st_size, "sha256": sha256, "pixel_sums": sums}
+        self._place.__exit__(kind, error, trace)
+
+    def add(self, key: str, patch: Image.Image, fields: Mapping[str, Any]) -> None:
+        """Append `KEY.jpg` and `KEY.json`."""
+        stream = io.BytesIO()
+        patch.save(stream, format="JPEG", quality=QUALITY, subsampling="4:2:0")
+        add_member(self._tar, f"{key}.jpg", stream.getvalue())
+        add_member(self._tar, f"{key}.json", json.dumps(fields, ensure_ascii=False).encode())
+        histogram = patch.histogram()
+        for channel in range(3):
+            counts = histogram[256 * channel : 256 * (channel + 1)]
+            self._sums[channel] += sum(value * count for value, count in enumerate(counts))
+            self._squares[channel] += sum(value * value * count for value, count in enumerate(counts))
+
+
+def add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    """Append a file whose header says nothing of time and user, so that equal content makes equal tars."""
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
+def write_record(out: Path, record: Record) -> None:
+    """Store a record beside the slide's tar."""
+    write_json(tar_path(out, record.slide_id).with_suffix(".json"), dataclasses.asdict(record))
+
+
+def finished(out: Path, source: Source) -> Record | None:
+    """The record of a slide that is done: its tar is whole and the slide has not changed; else None.
+
+    The settings are not compared; that is for the caller, who must not redo silently.
+    """
+    path = tar_path(out, source.slide_id)
+    try:
+        record = Record(**json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
+        whole = path.stat().st_size == record.bytes and source.path.stat().st_size == record.source_bytes
+    except (OSError, ValueError, TypeError):  # absent, cut short, or of another version
+        return None
+    return record if whole else None
+
+
+def members(file: BinaryIO, most: int | None = None) -> list[tuple[str, Span]]:
+    """Name and place of every member (or the first `most`) of an open tar."""
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        first = itertools.islice(tar, most)
+        return [(member.name, (member.offset_data, member.size)) for member in first]
+
+
+def read_at(file: BinaryIO, span: Span) -> bytes:
+    """The bytes of a member."""
+    file.seek(span[0])
+    return file.read(span[1])

@@ -1,0 +1,107 @@
+"""How large a slide's pixels are, in um/px of level 0, and who says so."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+# Files exist that claim 352.8 um/px (72 ppi) or 0.005; scanners make 0.1 to about 8 (slides.md 2).
+PLAUSIBLE = (0.05, 20.0)
+# Pixels whose two sides differ by more than this are worth a word.
+ANISOTROPY = 0.05
+# um per TIFF resolution unit.
+UNITS = {"centimeter": 1e4, "inch": 2.54e4}
+# 40x is 0.25 um/px, 20x is 0.5, by convention of the scanner vendors.
+UM_PX_TIMES_POWER = 10.0
+NUMBER = r"([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)"
+# What vendors and converters write into the TIFF's description: Aperio's MPP, OME-XML.
+DESCRIPTIONS = {
+    "MPP in the description": (rf"\bMPP\s*=\s*{NUMBER}", rf"\bMPP\s*=\s*{NUMBER}"),
+    "OME PhysicalSize": (rf'PhysicalSizeX="{NUMBER}"', rf'PhysicalSizeY="{NUMBER}"'),
+}
+
+
+class UnknownResolutionError(ValueError):
+    """Nothing usable says how large the pixels are; the message says what was found."""
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """um/px of level 0 (the mean of both sides), its source, and what is odd about it, if anything."""
+
+    mpp: float
+    source: str
+    warning: str = ""
+
+
+def resolve(
+    properties: Mapping[str, str], override: float | None = None, trust_objective: bool = False
+) -> Resolution:
+    """The slide's resolution: the first plausible one of override, OpenSlide's, vendor's, TIFF's.
+
+    Args:
+        properties: OpenSlide's properties.
+        override: um/px that the user gave; taken as it is.
+        trust_objective: Fall back on the objective's power, which is only a convention.
+
+    Raises:
+        UnknownResolutionError: none is stated, or only implausible ones.
+    """
+    if override is not None:
+        return Resolution(override, "override")
+    absurd = []
+    for source, (x, y) in _stated(properties, trust_objective).items():
+        if not all(PLAUSIBLE[0] <= value <= PLAUSIBLE[1] for value in (x, y)):
+            absurd.append(f"{x:.4g} um/px from {source}")
+            continue
+        return Resolution((x + y) / 2, source, _warning(x, y, source))
+    if absurd:
+        raise UnknownResolutionError(f"states an impossible resolution ({', '.join(absurd)})")
+    raise UnknownResolutionError("does not state its resolution")
+
+
+def _stated(properties: Mapping[str, str], trust_objective: bool) -> dict[str, tuple[float, float]]:
+    """Every resolution that the file states, as um/px in x and y, in the order of trust."""
+    found = {
+        "openslide.mpp-x": _pair(properties, "openslide.mpp-x", "openslide.mpp-y"),
+        "aperio.MPP": _pair(properties, "aperio.MPP", "aperio.MPP"),
+    }
+    for source, patterns in DESCRIPTIONS.items():
+        found[source] = _described(properties.get("tiff.ImageDescription", ""), patterns)
+    found["TIFF resolution tags"] = _tiff_tags(properties)
+    power = _number(properties.get("openslide.objective-power"))
+    if trust_objective and power:
+        found["objective power"] = (UM_PX_TIMES_POWER / power, UM_PX_TIMES_POWER / power)
+    return {source: pair for source, pair in found.items() if pair is not None}
+
+
+def _warning(x: float, y: float, source: str) -> str:
+    if source == "objective power":
+        return "the resolution is guessed from the objective's power"
+    if abs(x - y) > ANISOTROPY * min(x, y):
+        return f"pixels are not square: {x:.4g} x {y:.4g} um"
+    return ""
+
+
+def _pair(properties: Mapping[str, str], key_x: str, key_y: str) -> tuple[float, float] | None:
+    x, y = _number(properties.get(key_x)), _number(properties.get(key_y))
+    return (x, y or x) if x else None
+
+
+def _described(description: str, patterns: tuple[str, str]) -> tuple[float, float] | None:
+    x, y = (re.search(pattern, description) for pattern in patterns)
+    return (float(x[1]), float(y[1])) if x and y else None
+
+
+def _tiff_tags(properties: Mapping[str, str]) -> tuple[float, float] | None:
+    unit = UNITS.get(properties.get("tiff.ResolutionUnit", ""))
+    x, y = _number(properties.get("tiff.XResolution")), _number(properties.get("tiff.YResolution"))
+    return (unit / x, unit / y) if unit and x and y else None
+
+
+def _number(text: str | None) -> float | None:
+    """A positive number, or None: some files hold a comma, words or zero."""
+    try:
+        value = float((text or "").replace(",", "."))
+    except ValueError:
+        return None
+    return value if 0 < value < float("inf") else None

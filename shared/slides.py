@@ -1,0 +1,228 @@
+"""Whole-slide images: finding them, opening them, reading them at a given um/px.
+
+Positions are px of level 0, (0, 0) = outer corner of the first pixel. Sizes of what is read are px of the
+result. Every error is a `SlideError` with the file and the reason, so that one bad slide ends neither a
+harvest nor a prediction without a word.
+"""
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import openslide
+from PIL import Image
+
+from shared.command_line import UserError
+from shared.resolution import Resolution, UnknownResolutionError, resolve
+
+# Endings of the formats that OpenSlide 4 reads.
+SUFFIXES = frozenset(
+    (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".czi", ".dcm")
+)
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# Largest factor by which pixels may be enlarged: 0.293 um/px passes for 0.25, 0.5 does not (slides.md 2).
+MOST_UPSAMPLING = 1.25
+# A level counts as fine enough if it is coarser than wanted by less than this; the difference is invisible.
+LEVEL_TOLERANCE = 1.005
+BLOCK = 2048  # px of a level read at a time for an overview: 16 MB
+
+
+class SlideError(UserError):
+    """A slide that cannot be opened, read or measured; one sentence with the file and the fix."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """How a read is done: `level`, and how many of its px make one px of the result (below 1: enlarged)."""
+
+    level: int
+    factor: float
+
+
+def find_slides(folder: Path) -> list[Path]:
+    """Files below `folder` whose ending is a slide format's, sorted; linked folders are followed.
+
+    Hidden files are left out. The .dcm files of one folder are one DICOM slide; its first file stands for it.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}")
+    found: list[Path] = []
+    for parent, names in _walk(folder):
+        slides = [name for name in names if Path(name).suffix.lower() in SUFFIXES]
+        dicom = [name for name in slides if name.lower().endswith(".dcm")]
+        found += [parent / name for name in slides if name not in dicom[1:]]
+    return sorted(found)
+
+
+class Slide:
+    """An open slide.
+
+    Attributes:
+        path: The file.
+        resolution: um/px of level 0 and its source.
+        size: Width and height in px of level 0.
+        level_mpps: um/px of every level, finest first.
+    """
+
+    def __init__(self, path: Path, slide_mpp: float | None = None, trust_objective: bool = False) -> None:
+        """Open `path`.
+
+        Args:
+            path: The file.
+            slide_mpp: um/px of level 0, overriding what the file states.
+            trust_objective: Take the resolution from the objective's power if nothing better is stated.
+
+        Raises:
+            SlideError: no such file, not a slide, cut short, or no usable resolution.
+        """
+        self.path = path
+        self._handle = _open(path)
+        self.resolution = self._resolve(slide_mpp, trust_objective)
+        self.size: tuple[int, int] = self._handle.dimensions
+        self._downsamples: tuple[float, ...] = self._handle.level_downsamples
+        self.level_mpps = tuple(self.mpp * downsample for downsample in self._downsamples)
+
+    def __enter__(self) -> "Slide":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._handle.close()
+
+    @property
+    def mpp(self) -> float:
+        """um/px of level 0."""
+        return self.resolution.mpp
+
+    def window(self, mpp: float, allow_upsampling: bool = False) -> Window:
+        """The coarsest level that is still as fine as `mpp`; level 0 if none is.
+
+        Raises:
+            SlideError: level 0 is so coarse that it would have to be enlarged by more than 1.25.
+        """
+        fine_enough = [i for i, level in enumerate(self.level_mpps) if level <= mpp * LEVEL_TOLERANCE]
+        level = max(fine_enough, default=0)
+        factor = mpp / self.level_mpps[level]
+        if 1 / factor > MOST_UPSAMPLING and not allow_upsampling:
+            raise SlideError(
+                f"{self.path} was scanned at {self.mpp:.3g} um/px and cannot be read at {mpp:.3g} um/px; "
+                "take a slide that was scanned finer"
+            )
+        return Window(level, factor)
+
+    def read(
+        self, x: float, y: float, width: int, height: int, mpp: float, allow_upsampling: bool = False
+    ) -> Image.Image:
+        """Read `width` x `height` px of `mpp` um whose outer corner lies at (`x`, `y`) px of level 0.
+
+        What lies outside the slide or was not scanned is white. Shrinking is antialiased.
+
+        Raises:
+            SlideError: the pixels cannot be decoded (the slide stays usable), or see `window`.
+        """
+        window = self.window(mpp, allow_upsampling)
+        downsample, factor = self._downsamples[window.level], window.factor
+        left, top = x / downsample, y / downsample
+        right, bottom = left + width * factor, top + height * factor
+        if abs(factor - 1) < 1e-9 and left.is_integer() and top.is_integer():
+            return self._read_level(window.level, (int(left), int(top)), (width, height))
+        margin = math.ceil(2 * max(1.0, factor))  # what the bicubic filter reaches beyond the box
+        corner = (math.floor(left) - margin, math.floor(top) - margin)
+        size = (math.ceil(right) + margin - corner[0], math.ceil(bottom) + margin - corner[1])
+        region = self._read_level(window.level, corner, size)
+        box = (left - corner[0], top - corner[1], right - corner[0], bottom - corner[1])
+        return region.resize((width, height), Image.Resampling.BICUBIC, box, reducing_gap=2.0)
+
+    def overview(self, mpp: float) -> Image.Image:
+        """The whole slide at `mpp` um/px (or its own, where that is coarser); unreadable parts are white.
+
+        Read block by block, so the memory does not depend on the slide's levels.
+
+        Raises:
+            SlideError: no part of it can be read.
+        """
+        mpp = max(mpp, self.mpp)
+        width, height = (math.ceil(side * self.mpp / mpp) for side in self.size)
+        block = max(64, int(BLOCK / self.window(mpp).factor))
+        image = Image.new("RGB", (width, height), "white")
+        boxes = [(left, top) for top in range(0, height, block) for left in range(0, width, block)]
+        errors = []
+        for left, top in boxes:
+            size = (min(block, width - left), min(block, height - top))
+            try:
+                part = self.read(left * mpp / self.mpp, top * mpp / self.mpp, *size, mpp)
+            except SlideError as error:
+                errors.append(error)
+                continue
+            image.paste(part, (left, top))
+        if len(errors) == len(boxes):
+            raise errors[0]
+        return image
+
+    def _read_level(self, level: int, corner: tuple[int, int], size: tuple[int, int]) -> Image.Image:
+        """Px of a level, white where nothing was scanned; `corner` is in px of the level too."""
+        at = tuple(round(value * self._downsamples[level]) for value in corner)
+        try:
+            region = self._handle.read_region(at, level, size)
+        except openslide.OpenSlideError as error:
+            # After one error OpenSlide refuses every further read of the handle (slides.md 3).
+            self._handle.close()
+            self._handle = _open(self.path)
+            raise SlideError(
+                f"{self.path} has unreadable parts ({_reason(error, self.path)}); copy or scan it again"
+            ) from error
+        white = Image.new("RGB", size, "white")
+        white.paste(region, mask=region.getchannel("A"))
+        return white
+
+    def _resolve(self, slide_mpp: float | None, trust_objective: bool) -> Resolution:
+        try:
+            return resolve(self._handle.properties, slide_mpp, trust_objective)
+        except UnknownResolutionError as error:
+            self._handle.close()
+            raise SlideError(f"{self.path} {error}; say how many um/px it has with --slide-mpp") from error
+
+
+def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Every folder from `folder` downwards with the names of its visible files; each real folder once."""
+    seen = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders.sort()
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield Path(parent), sorted(name for name in names if not name.startswith("."))
+
+
+def _open(path: Path) -> openslide.OpenSlide:
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise SlideError(f"{path} cannot be opened: {error.strerror}") from error
+    if not magic:
+        raise SlideError(f"{path} is empty; copy it again")
+    try:
+        return openslide.OpenSlide(path)
+    except openslide.OpenSlideUnsupportedFormatError as error:
+        looks = "is a TIFF, but cut short or not from a scanner" if magic in TIFF_MAGIC else "is not a slide"
+        raise SlideError(f"{path} {looks}: OpenSlide cannot read it; copy it again or remove it") from error
+    except openslide.OpenSlideError as error:
+        raise SlideError(
+            f"{path} cannot be read by OpenSlide ({_reason(error, path)}); copy it again or remove it"
+        ) from error
+
+
+def _reason(error: Exception, path: Path) -> str:
+    """OpenSlide's words without the file's name, which is said already."""
+    return str(error).removeprefix(f"Reading {path}: ")
