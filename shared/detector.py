@@ -53,6 +53,11 @@ class Config:
     """Stochastic depth of the backbone (0.1 in ViT-Adapter's recipe for MAE weights)."""
 
     def __post_init__(self) -> None:
+        if self.interval < 1 or self.classes < 1:
+            raise UserError(
+                f"a detector needs at least one class and one pixel between its proposals, "
+                f"not {self.classes} and {self.interval}"
+            )
         if self.deformable and not self.multi_scale:
             raise UserError(
                 "deformable proposals need multi-scale decoding: P2PNet's grid decoder cannot follow "

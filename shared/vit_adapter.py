@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from shared.deformable_attention import DeformableAttention, Size
 
-PATCH = 16
 INTERACTIONS = 4  # the blocks are cut into four equal runs, each followed by an extractor
 WINDOW = 14  # tokens; the last block of each run attends globally, the others within windows
 STEM_WIDTH = 64  # channels of the convolutional branch at stride 4

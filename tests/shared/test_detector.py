@@ -7,6 +7,8 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from shared import checkpoint
 from shared.command_line import UserError
@@ -38,6 +40,27 @@ def test_parameters_with_vit_adapter_are_the_papers():
     assert abs(parameters(classes=10, arch=VIT, **BASELINE) - 100.843e6) < 0.01e6
 
 
+def multiply_adds(**fields) -> float:
+    """Billions for one 1024 x 1024 px image, as torch counts: without norms, activations and sampling."""
+    detector = Detector(Config(classes=10, **fields)).eval()
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), FlopCounterMode(display=False) as flops:
+        detector(torch.empty(1, 3, 1024, 1024))
+    return round(flops.get_total_flops() / 2e9, 2)
+
+
+def test_multiply_adds_are_the_authors():
+    """Measured in the authors' own class; the counter of the paper's Table 3 gives 151 and 100."""
+    assert multiply_adds() == 148.98
+    assert multiply_adds(**BASELINE) == 99.23
+
+
+@pytest.mark.slow
+def test_multiply_adds_with_vit_adapter():
+    """The paper's Table 3 has 709 and 649."""
+    assert multiply_adds(arch=VIT) == 705.22
+    assert multiply_adds(arch=VIT, **BASELINE) == 646.55
+
+
 def test_p2pnet_has_four_times_the_outputs_at_half_the_interval():
     more = parameters(classes=10, interval=8, **BASELINE) - parameters(classes=10, **BASELINE)
     assert more == 3 * (2 + 11) * (256 * 9 + 1)
@@ -47,6 +70,7 @@ def test_p2pnet_has_four_times_the_outputs_at_half_the_interval():
     ("fields", "sentence"),
     [
         ({"multi_scale": False}, "deformable proposals need multi-scale decoding"),
+        ({"interval": 0}, "at least one class and one pixel between its proposals, not 1 and 0"),
         ({"interval": 12, **BASELINE}, "the interval must divide 16, which 12 does not; use 8 or 16"),
     ],
 )

@@ -6,7 +6,7 @@ import timm
 import torch
 from torch import nn
 
-from shared.vit_adapter import ViTAdapter, cell_centres, windowed_attention, windowed_block
+from shared.vit_adapter import Extractor, ViTAdapter, cell_centres, windowed_attention, windowed_block
 
 ARCH = "vit_tiny_patch16_224"
 
@@ -161,6 +161,18 @@ def test_the_injector_speaks_once_gamma_moves():
     assert not torch.allclose(silent[0], speaking[0], atol=1e-3)
 
 
+def test_extractors_drop_their_feed_forward_part_while_training():
+    torch.manual_seed(0)
+    extractor = Extractor(width=32, heads=2, drop_path=0.5).train()
+    prior, tokens, sizes = torch.randn(64, 21, 32), torch.randn(64, 4, 32), [(4, 4), (2, 2), (1, 1)]
+    kept = (extractor(prior, tokens, sizes) != extractor.eval()(prior, tokens, sizes)).flatten(1).any(1)
+    assert 0.9 < kept.float().mean() <= 1  # dropped (0 x) or doubled (2 x), never as in evaluation
+    with torch.no_grad():
+        both = [extractor.train()(prior, tokens, sizes) for _ in range(2)]
+    same = (both[0] == both[1]).flatten(1).all(1).float().mean()
+    assert 0.3 < same < 0.7  # per image
+
+
 def test_centres_of_cells():
     centres = cell_centres([(2, 4), (1, 2)], torch.device("cpu"))
     assert centres[:3].tolist() == [[0.125, 0.25], [0.375, 0.25], [0.625, 0.25]]
@@ -170,7 +182,12 @@ def test_centres_of_cells():
 
 @pytest.mark.parametrize(
     ("arch", "heads", "values"),
-    [("vit_tiny_patch16_224", 3, 96), ("vit_small_patch16_224", 6, 192), ("vit_base_patch16_224", 12, 384)],
+    [
+        ("vit_tiny_patch16_224", 3, 96),
+        ("vit_small_patch16_224", 6, 192),
+        ("vit_base_patch16_224", 12, 384),
+        ("vit_large_patch16_224", 16, 512),
+    ],
 )
 def test_widths_follow_the_vit(arch, heads, values):
     with torch.device("meta"):
