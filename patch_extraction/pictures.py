@@ -20,7 +20,7 @@ from shared.slides import Slide
 from shared.tissue import Tissue
 
 THUMBNAILS = "thumbnails"
-LONG_SIDE = 1400  # px of a thumbnail
+LONG_SIDE = 1200  # px of a thumbnail, at least
 OUTLINE = (0, 0, 0)
 # Patches are framed by how many cells they hold: below which count, in which colour (Okabe & Ito's palette).
 STEPS = ((60, "#0072B2"), (120, "#009E73"), (200, "#E69F00"), (math.inf, "#D55E00"))
@@ -38,12 +38,14 @@ def save_thumbnail(
     cells: Sequence[int],
 ) -> None:
     """Write `thumbnails/SLIDE_ID.jpg`: the slide, its tissue outlined, the kept patches framed."""
-    picture = _overview(slide, tissue)
+    mpp, picture = _overview(slide, tissue)
     pixels = np.array(picture)
-    mask = np.asarray(Image.fromarray(tissue.mask).resize(picture.size))
+    right, bottom = np.minimum(np.array(picture.size) * mpp / tissue.mpp, tissue.overview.size)
+    box = (0, 0, float(right), float(bottom))
+    mask = np.asarray(Image.fromarray(tissue.mask).resize(picture.size, Image.Resampling.NEAREST, box))
     pixels[binary_dilation(mask ^ binary_erosion(mask))] = OUTLINE
     framed = Image.fromarray(pixels)
-    _frame(framed, picture.width / slide.size[0], side, corners, cells)
+    _frame(framed, slide.mpp / mpp, side, corners, cells)
     title = f"{source.name}   {len(cells)} patches kept; frames by cells:"
     with atomic_path(out / THUMBNAILS / f"{source.slide_id}.jpg") as temporary:
         _with_legend(framed, title).save(temporary, format="JPEG", quality=88)
@@ -68,14 +70,12 @@ def first_samples(shard: Path, count: int) -> list[tuple[Image.Image, dict[str, 
     return list(zip(images, map(json.loads, contents[1::2]), strict=True))
 
 
-def _overview(slide: Slide, tissue: Tissue) -> Image.Image:
-    """The slide, `LONG_SIDE` px long; read again where the picture behind the mask is smaller."""
-    if max(tissue.overview.size) < LONG_SIDE:
-        picture = slide.overview(max(slide.size) * slide.mpp / LONG_SIDE)
-    else:
-        picture = tissue.overview.copy()
-    picture.thumbnail((LONG_SIDE, LONG_SIDE))
-    return picture
+def _overview(slide: Slide, tissue: Tissue) -> tuple[float, Image.Image]:
+    """The slide and its um/px: the picture behind the mask, or a larger one where that is small."""
+    if max(tissue.overview.size) >= LONG_SIDE:
+        return tissue.mpp, tissue.overview
+    mpp = max(slide.mpp, max(slide.size) * slide.mpp / LONG_SIDE)
+    return mpp, slide.overview(mpp)
 
 
 def _frame(

@@ -18,7 +18,7 @@ import tyro
 from PIL import Image
 
 from shared.atomic import atomic_path, write_json
-from shared.command_line import run
+from shared.command_line import UserError, run
 from shared.jpeg_tiff import Level, write_pyramid
 from shared.sample_tissue import Specimen, Stain, section
 
@@ -122,6 +122,10 @@ def write_cells(path: Path, specimen: Specimen, mpp: float) -> None:
 def main() -> None:
     """Write the sample that the configuration describes."""
     config = tyro.cli(SampleConfig, prog="python -m shared.sample_slides", description=__doc__)
+    try:
+        config.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {config.out}: {error.strerror}") from error
     for index, (biomarker, name, mpp, shape) in enumerate(SLIDES):
         size_um = config.side * mpp
         specimen = section(1000 * config.seed + index, size_um, size_um, shape=shape)

@@ -27,6 +27,7 @@ MOST_UPSAMPLING = 1.25
 # A level counts as fine enough if it is coarser than wanted by less than this; the difference is invisible.
 LEVEL_TOLERANCE = 1.005
 BLOCK = 2048  # px of a level read at a time for an overview: 16 MB
+SMALLEST_BLOCK = 256  # px of a level; one that cannot be read is halved down to this, the size of a tile
 
 
 class SlideError(UserError):
@@ -49,8 +50,10 @@ def find_slides(folder: Path) -> list[Path]:
     Raises:
         UserError: there is no such folder.
     """
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; give the folder that it lies in")
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}")
+        raise UserError(f"there is no folder {folder}; check the path")
     found: list[Path] = []
     for parent, names in _walk(folder):
         slides = [name for name in names if Path(name).suffix.lower() in SUFFIXES]
@@ -153,19 +156,35 @@ class Slide:
         width, height = (math.ceil(side * self.mpp / mpp) for side in self.size)
         block = max(64, int(BLOCK / self.window(mpp).factor))
         image = Image.new("RGB", (width, height), "white")
-        boxes = [(left, top) for top in range(0, height, block) for left in range(0, width, block)]
-        errors = []
-        for left, top in boxes:
-            size = (min(block, width - left), min(block, height - top))
-            try:
-                part = self.read(left * mpp / self.mpp, top * mpp / self.mpp, *size, mpp)
-            except SlideError as error:
-                errors.append(error)
-                continue
-            image.paste(part, (left, top))
-        if len(errors) == len(boxes):
+        boxes = [
+            (left, top, min(left + block, width), min(top + block, height))
+            for top in range(0, height, block)
+            for left in range(0, width, block)
+        ]
+        errors: list[SlideError] = []
+        readable = [self._paste_block(image, box, mpp, errors) for box in boxes]
+        if not any(readable):
             raise errors[0]
         return image
+
+    def _paste_block(
+        self, image: Image.Image, box: tuple[int, int, int, int], mpp: float, errors: list[SlideError]
+    ) -> bool:
+        """Read a block of an overview, or what of its quarters can be read; whether anything could."""
+        left, top, right, bottom = box
+        try:
+            part = self.read(left * mpp / self.mpp, top * mpp / self.mpp, right - left, bottom - top, mpp)
+        except SlideError as error:
+            errors.append(error)
+            if max(right - left, bottom - top) * self.window(mpp).factor < SMALLEST_BLOCK:
+                return False
+            x, y = (left + right + 1) // 2, (top + bottom + 1) // 2
+            quarters = [(left, top, x, y), (x, top, right, y), (left, y, x, bottom), (x, y, right, bottom)]
+            filled = [quarter for quarter in quarters if quarter[0] < quarter[2] and quarter[1] < quarter[3]]
+            readable = [self._paste_block(image, quarter, mpp, errors) for quarter in filled]
+            return any(readable)
+        image.paste(part, (left, top))
+        return True
 
     def _read_level(self, level: int, corner: tuple[int, int], size: tuple[int, int]) -> Image.Image:
         """Px of a level, white where nothing was scanned; `corner` is in px of the level too."""

@@ -50,8 +50,8 @@ def find_tissue(slide: Slide) -> Tissue:
     Raises:
         SlideError: no part of the slide can be read.
     """
-    overview = slide.overview(max(MASK_MPP, max(slide.size) * slide.mpp / MOST_SIDE))
-    mpp = slide.size[0] * slide.mpp / overview.width
+    mpp = max(MASK_MPP, max(slide.size) * slide.mpp / MOST_SIDE, slide.mpp)
+    overview = slide.overview(mpp)
     return Tissue(tissue_mask(np.asarray(overview), mpp), mpp, overview)
 
 
