@@ -1,12 +1,14 @@
 """Pictures that show whether a run works."""
 
+import math
+
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from shared.runs import Run
-from ssl_pretrain.crops import decode
+from ssl_pretrain.crops import Crop, decode
 from ssl_pretrain.methods import Method
 from ssl_pretrain.shards import ShardSet, read_images
 from ssl_pretrain.state import seed_batch
@@ -18,11 +20,11 @@ SAMPLES = 8
 class Monitor:
     """Draws a method's pictures of the same patches, with the same random numbers, every time."""
 
-    def __init__(self, run: Run, shard_set: ShardSet, views: Views, size: int) -> None:
-        """Choose the patches, resized to `size` px; only the first rank draws."""
+    def __init__(self, run: Run, shard_set: ShardSet, views: Views, crop: Crop) -> None:
+        """Choose the patches, shown as `crop` would; only the first rank draws."""
         self.run, self.views = run, views
         if run.writes:
-            patches_BCHW = sample_patches(shard_set, size, SAMPLES).to(views.mean.device)
+            patches_BCHW = sample_patches(shard_set, crop, SAMPLES).to(views.mean.device)
             self.view_BCHW = views.normalise(patches_BCHW)
 
     def draw(self, method: Method, step: int) -> None:
@@ -36,12 +38,17 @@ class Monitor:
         method.train()
 
 
-def sample_patches(shard_set: ShardSet, size: int, count: int) -> Tensor:
-    """Whole patches (count, 3, size, size) in uint8 from evenly spaced places of the shards."""
+def sample_patches(shard_set: ShardSet, crop: Crop, count: int) -> Tensor:
+    """Centres (count, 3, size, size) in uint8, as large as a crop can be, of patches from all over the shards."""
     places = [number * shard_set.samples // count for number in range(count)]
-    mode = InterpolationMode.BICUBIC
-    patches = [decode(_jpeg_at(shard_set, place)) for place in places]
-    return torch.stack([TF.resize(p, [size, size], interpolation=mode, antialias=True) for p in patches])
+    return torch.stack([_centre(decode(_jpeg_at(shard_set, place)), crop) for place in places])
+
+
+def _centre(image_CHW: Tensor, crop: Crop) -> Tensor:
+    side = round(math.sqrt(crop.scale[1]) * min(image_CHW.shape[-2:]))
+    mode = InterpolationMode(crop.interpolation)
+    centre_CHW = TF.center_crop(image_CHW, [side, side])
+    return TF.resize(centre_CHW, [crop.size, crop.size], interpolation=mode, antialias=True)
 
 
 def _jpeg_at(shard_set: ShardSet, place: int) -> bytes:

@@ -44,8 +44,7 @@ class Config:
             {"params": decayed, "weight_decay": self.weight_decay},
             {"params": others, "weight_decay": 0.0},
         ]
-        on_gpu = decayed[0].is_cuda
-        return torch.optim.AdamW(groups, lr=self.base_lr, betas=self.betas, fused=on_gpu)
+        return torch.optim.AdamW(groups, lr=self.base_lr, betas=self.betas, fused=True)
 
 
 def parameter_groups(network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -66,8 +66,8 @@ def _loop(plan: Plan, state: State, shard_set: ShardSet, run: Run, world: World,
     """Steps until the end, or until any rank is told to stop; returns whether it was the latter."""
     recipe, method, optimiser = plan.recipe, state.method, state.optimiser
     views = Views(recipe.views, *normalisation(recipe, shard_set)).to(world.device)
-    monitor = Monitor(run, shard_set, views, recipe.method.image_size)
-    model = _replicated(method, world)
+    monitor = Monitor(run, shard_set, views, recipe.method.crops[0])
+    model = replicated(method, world)
     loader = ShardLoader(
         shard_set, recipe.method.crops, recipe.loader, state.layout, world, recipe.seed, state.position
     )
@@ -107,14 +107,12 @@ def _loop(plan: Plan, state: State, shard_set: ShardSet, run: Run, world: World,
     return stopping
 
 
-def _replicated(method: Method, world: World) -> nn.Module:
+def replicated(method: Method, world: World) -> nn.Module:
     """The method as it is called in the loop: averaging gradients among the ranks, if there are several."""
     if world.size == 1:
         return method
     devices = [world.device] if world.device.type == "cuda" else None
-    return DistributedDataParallel(
-        method, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
-    )
+    return DistributedDataParallel(method, device_ids=devices, gradient_as_bucket_view=True)
 
 
 def _exchange_gradients(model: nn.Module, only_if: bool) -> AbstractContextManager[None]:

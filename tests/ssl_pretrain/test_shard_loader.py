@@ -1,0 +1,153 @@
+"""The promises of the loader, with real worker processes."""
+
+import itertools
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from shared.command_line import UserError
+from shared.distributed import World
+from ssl_pretrain import shard_loader
+from ssl_pretrain.crops import Crop
+from ssl_pretrain.shard_loader import Config, Layout, Position, ShardLoader, buffered_order, epoch_segments
+from ssl_pretrain.shards import ShardSet, open_shards
+from tests.ssl_pretrain.conftest import damage, flat, number_of, tissue, write_shards
+
+UNEVEN = [400, 31, 7, 250, 1, 199, 320, 64, 300, 265, 222, 178]  # 2,237 images in 12 shards
+BEGINNING = Position()
+CROPS = (Crop(size=8, scale=(0.5, 1.0)),)
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    return open_shards(write_shards(tmp_path_factory.mktemp("uneven"), UNEVEN, flat, quality=95))
+
+
+def batches(
+    shard_set: ShardSet,
+    layout: Layout,
+    count: int,
+    rank: int = 0,
+    start: Position = BEGINNING,
+    seed: int = 0,
+    crops: tuple[Crop, ...] = CROPS,
+) -> list[list[torch.Tensor]]:
+    """The next batches of a rank, from as many real workers as the layout says."""
+    world = World(rank, 0, layout.ranks, torch.device("cpu"))
+    with ShardLoader(shard_set, crops, Config(workers=layout.workers), layout, world, seed, start) as loader:
+        return [loader.take() for _ in range(count)]
+
+
+def numbers(found: list[list[torch.Tensor]]) -> list[int]:
+    return [number_of(image_CHW) for views in found for image_CHW in views[0]]
+
+
+def test_12_uneven_shards_on_8_ranks_with_3_workers(uneven: ShardSet):
+    """Two epochs: nobody sees an image twice in one, 99 % are seen, the orders differ, no rank is left waiting."""
+    layout = Layout(batch=2, ranks=8, workers=3, buffer=50)
+    an_epoch = layout.batches(uneven.samples)
+    seen: list[list[int]] = [[], []]
+    for rank in range(layout.ranks):
+        found = batches(uneven, layout, 2 * an_epoch, rank)
+        for epoch in range(2):
+            seen[epoch] += numbers(found[epoch * an_epoch : (epoch + 1) * an_epoch])
+    for epoch in range(2):
+        assert max(Counter(seen[epoch]).values()) == 1
+        assert len(seen[epoch]) == an_epoch * 2 * 8 >= 0.99 * 2237
+    assert seen[0] != seen[1] and sorted(seen[0]) != seen[0]
+    assert set(seen[0]) != set(seen[1])  # what is left out changes
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("taken", [1, 7, 12, 13, 29])
+def test_resumed_anywhere_the_sequence_is_the_same(tmp_path: Path, workers: int, taken: int):
+    """Bit for bit, crops included, within an epoch and over its end (12 batches are an epoch)."""
+    shard_set = open_shards(write_shards(tmp_path, [20, 9, 21], tissue))
+    layout = Layout(batch=2, ranks=2, workers=max(workers, 1), buffer=7)
+    assert layout.batches(shard_set.samples) == 12
+    world = World(1, 0, 2, torch.device("cpu"))
+    crops = (Crop(size=16, scale=(0.2, 1.0)), Crop(size=8, scale=(0.1, 0.3), count=2))
+    arguments = (shard_set, crops, Config(workers=workers), layout, world, 5)
+    with ShardLoader(*arguments, Position()) as loader:
+        before = [loader.take() for _ in range(taken)]
+        position = loader.position
+        expected = [loader.take() for _ in range(14)]
+    assert len(before[0]) == 3 and position == Position(taken // 12, taken % 12)
+    with ShardLoader(*arguments, position) as loader:
+        for views in expected:
+            assert all(torch.equal(a, b) for a, b in zip(views, loader.take(), strict=True))
+
+
+def test_what_was_seen_is_not_decoded_again(uneven: ShardSet, monkeypatch: pytest.MonkeyPatch):
+    decoded = []
+    decode = shard_loader.decode
+    monkeypatch.setattr(shard_loader, "decode", lambda jpeg: decoded.append(1) or decode(jpeg))
+    world = World(0, 0, 1, torch.device("cpu"))
+    layout = Layout(batch=10, ranks=1, workers=1, buffer=100)
+    with ShardLoader(uneven, CROPS, Config(workers=0), layout, world, 0, Position(0, 200)) as loader:
+        loader.take()
+    assert len(decoded) == 10
+
+
+def test_seeds_and_epochs_give_other_orders_and_crops(tmp_path: Path):
+    shard_set = open_shards(write_shards(tmp_path, [12], tissue))
+    layout = Layout(batch=12, ranks=1, workers=1, buffer=100)
+    crops = (Crop(size=16, scale=(0.2, 1.0)),)
+    first, second = batches(shard_set, layout, 2, crops=crops)
+    (again,) = batches(shard_set, layout, 1, crops=crops)
+    (other,) = batches(shard_set, layout, 1, crops=crops, seed=1)
+    assert torch.equal(first[0], again[0])
+    assert not torch.equal(first[0], second[0]) and not torch.equal(first[0], other[0])
+
+
+def test_segments_of_an_epoch_cover_every_image_once():
+    for epoch in range(5):
+        cuts = [0, 1, 100, 100, 900, 2237]
+        seen: Counter[tuple[int, int]] = Counter()
+        for first, last in itertools.pairwise(cuts):
+            for segment in epoch_segments(UNEVEN, 3, epoch, first, last):
+                seen.update((segment.shard, number) for number in range(segment.first, segment.last))
+        assert len(seen) == 2237 and set(seen.values()) == {1}
+
+
+def test_buffer_holds_no_more_than_its_size_and_shuffles():
+    order = buffered_order(1000, 50, np.random.default_rng(0))
+    assert sorted(order) == list(range(1000))
+    assert all(place <= emitted + 50 for emitted, place in enumerate(order))
+    assert np.corrcoef(order[:50], range(50))[0, 1] < 0.9
+    assert sorted(buffered_order(5, 50, np.random.default_rng(0))) == list(range(5))
+    assert buffered_order(0, 50, np.random.default_rng(0)) == []
+
+
+def test_fewer_images_than_a_batch(tmp_path: Path):
+    shard_set = open_shards(write_shards(tmp_path, [5], flat))
+    with pytest.raises(UserError, match=r"holds 5 patches, fewer than one batch of 8; .*--batch-size"):
+        batches(shard_set, Layout(batch=4, ranks=2, workers=1, buffer=10), 1)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_damage_that_shows_only_while_reading_ends_in_one_sentence(tmp_path: Path, workers: int):
+    shard_set = open_shards(write_shards(tmp_path, [40], tissue))
+    damage(tmp_path / "shard-000000.tar")
+    layout = Layout(batch=2, ranks=1, workers=max(workers, 1), buffer=4)
+    world = World(0, 0, 1, torch.device("cpu"))
+    with (
+        ShardLoader(shard_set, CROPS, Config(workers=workers), layout, world, 0, Position()) as loader,
+        pytest.raises(UserError, match=r"^the shard \S+shard-000000.tar is damaged: it is cut short; [^\n]*$"),
+    ):
+        for _ in range(20):
+            loader.take()
+
+
+def test_image_that_is_no_jpeg_is_named(tmp_path: Path):
+    folder = write_shards(tmp_path, [4], flat)
+    path = folder / "shard-000000.tar"
+    content = path.read_bytes()
+    at = content.index(b"\xff\xd8\xff")
+    path.write_bytes(content[:at] + bytes(200) + content[at + 200 :])
+    layout = Layout(batch=4, ranks=1, workers=1, buffer=4)
+    with pytest.raises(UserError, match=r"^patch_0 in the shard \S+shard-000000.tar is no JPEG"):
+        batches(open_shards(folder), layout, 1)
