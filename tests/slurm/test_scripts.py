@@ -1,0 +1,93 @@
+"""The scripts of slurm/, as they are, on a real Slurm: tiny networks, pretended GPUs, everything else real."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from shared import weights
+from tests.conftest import REPOSITORY
+from tests.slurm.cluster import Cluster
+from tests.ssl_pretrain.conftest import SMALL, tissue, write_shards
+
+SCRIPTS = sorted((REPOSITORY / "slurm").glob("*.sh"))
+TWO_TASKS = ("--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1")
+ONE_TASK = ("--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1")
+MAE = ("--method.arch", "vit_tiny_patch16_224", *SMALL, "--loader.workers", "1", "--samples-seen", "200")
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """What a fresh clone looks like after `make setup` and a harvest."""
+    return make_checkout(tmp_path / "checkout")
+
+
+def make_checkout(folder: Path) -> Path:
+    folder.mkdir()
+    for name in ("shared", "ssl_pretrain", "slurm"):
+        (folder / name).symlink_to(REPOSITORY / name)
+    (folder / ".venv").symlink_to(sys.prefix)
+    write_shards(folder / "shards", [24, 16], tissue)
+    return folder
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_header_is_accepted_as_it_is(slurm: Cluster, script: Path):
+    done = slurm.run("sbatch", "--test-only", script, check=False)
+    assert done.returncode == 0 and "to start at" in done.stderr, done.stderr
+
+
+def test_warned_before_the_end_it_is_requeued_and_ends_with_the_same_weights(slurm: Cluster, tmp_path: Path):
+    """Two tasks on a node each time; one run undisturbed, one warned with USR2 after its second step."""
+    folders = [make_checkout(tmp_path / name) for name in ("whole", "warned")]
+    whole, warned = (slurm.submit(Path("slurm/mae_vitb.sh"), *MAE, cwd=f, options=TWO_TASKS) for f in folders)
+    wait_for_steps(folders[1], 2)
+    slurm.run("scancel", "--signal=USR2", warned)
+    for job, folder, restarts in ((whole, folders[0], "0"), (warned, folders[1], "1")):
+        log = folder / f"mae_vitb-{job}.out"
+        end = slurm.wait(job, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+        assert (end["JobState"], end["Restarts"]) == ("COMPLETED", restarts), log.read_text()
+    text = (folders[1] / f"mae_vitb-{warned}.out").read_text()
+    assert "stopped after step" in text and "by SIGUSR2" in text and "goes on after step" in text
+    assert "8 images = 2 rank(s) x 4 x 1 accumulated" in text
+    ends = [weights.read(folder / "mae.pth") for folder in folders]
+    assert ends[0].metadata["steps"] == 25 == ends[1].metadata["steps"]
+    assert all(torch.equal(tensor, ends[1].tensors[name]) for name, tensor in ends[0].tensors.items())
+    assert [line["step"] for line in metrics(folders[1])] == list(range(1, 26))
+    assert not list(folders[1].glob(".requeue-*"))
+
+
+def test_cancelled_it_stays_cancelled(slurm: Cluster, checkout: Path):
+    job = slurm.submit(Path("slurm/mae_vitb.sh"), *MAE, cwd=checkout, options=ONE_TASK)
+    wait_for_steps(checkout, 2)
+    slurm.run("scancel", job)
+    end = slurm.wait(job, "CANCELLED")
+    time.sleep(1)  # a script that requeued would have done so by now
+    assert slurm.job(job)["JobState"] == "CANCELLED" and end["Restarts"] == "0"
+    assert not (checkout / "mae.pth").exists() and not list(checkout.glob(".requeue-*"))
+
+
+def test_failure_at_the_start_is_not_requeued(slurm: Cluster, checkout: Path):
+    (checkout / "shards" / "index.json").unlink()
+    for path in (checkout / "shards").glob("*.tar"):
+        path.unlink()
+    job = slurm.submit(Path("slurm/mae_vitb.sh"), *MAE, cwd=checkout, options=ONE_TASK)
+    end = slurm.wait(job, "FAILED", "COMPLETED")
+    text = (checkout / f"mae_vitb-{job}.out").read_text()
+    assert (end["JobState"], end["ExitCode"], end["Restarts"]) == ("FAILED", "2:0", "0"), text
+    assert "error: there are no shards in shards; make them with: python -m patch_extraction" in text
+
+
+def wait_for_steps(checkout: Path, steps: int) -> None:
+    end = time.monotonic() + 100
+    while len(metrics(checkout)) < steps:
+        assert time.monotonic() < end, [path.read_text() for path in checkout.glob("*.out")]
+        time.sleep(0.05)
+
+
+def metrics(checkout: Path) -> list[dict]:
+    path = checkout / "runs" / "mae_vitb" / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
