@@ -54,10 +54,9 @@ def test_the_deformation_learns_through_the_sum_and_through_the_sampling():
     levels, grid = pyramid(64, 64, 8), proposal_grid(64, 64, 16)
     # The classifier sees the deformation only through the places that are sampled.
     assert deformation_gradient(decoder, decoder(levels, grid).logits_BNC) > 1e-6
-    # With a constant pyramid sampling places don't matter (away from the borders): the sum is left.
-    flat = [torch.ones_like(level) for level in levels]
-    points = decoder(flat, proposal_grid(64, 64, 64)).points_BN2
-    assert deformation_gradient(decoder, points) > 1e-3
+    # With a localisation that ignores its features, only the sum is left.
+    nn.init.zeros_(decoder.locate[0].weight)
+    assert deformation_gradient(decoder, decoder(levels, grid).points_BN2) > 1e-3
 
 
 @pytest.mark.parametrize("interval", [16, 8])

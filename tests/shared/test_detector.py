@@ -113,16 +113,20 @@ def test_padding_is_what_the_mean_colour_would_be(arch):
         torch.testing.assert_close(part[0], whole, atol=1e-4, rtol=1e-4)
 
 
-def test_the_image_is_standardised():
-    """(x - mean) / std inside equals doing it outside."""
-    torch.manual_seed(0)
-    inside = Detector(Config(mean=(0.7, 0.5, 0.6), std=(0.2, 0.3, 0.1))).eval()
-    outside = Detector(Config(mean=(0, 0, 0), std=(1, 1, 1))).eval()
-    outside.load_state_dict(inside.state_dict())  # mean and std are config, not weights
-    image = torch.rand(2, 3, 64, 64)
-    mean, std = torch.tensor([0.7, 0.5, 0.6]).view(3, 1, 1), torch.tensor([0.2, 0.3, 0.1]).view(3, 1, 1)
+def test_the_backbone_sees_the_standardised_image_and_zeros_beyond():
+    detector, seen = Detector(Config(mean=(0.7, 0.5, 0.6), std=(0.2, 0.3, 0.1))).eval(), []
+    detector.backbone.register_forward_pre_hook(lambda _backbone, inputs: seen.append(inputs[0]))
+    image = torch.rand(2, 3, 50, 70)
     with torch.inference_mode():
-        torch.testing.assert_close(inside(image).logits_BNC, outside((image - mean) / std).logits_BNC)
+        detector(image)
+    assert seen[0].shape == (2, 3, 64, 128)
+    for channel, (mean, std) in enumerate([(0.7, 0.2), (0.5, 0.3), (0.6, 0.1)]):
+        torch.testing.assert_close(seen[0][:, channel, :50, :70], (image[:, channel] - mean) / std)
+    assert not seen[0][..., 50:, :].any() and not seen[0][..., 70:].any()
+
+
+def test_mean_and_std_are_config_not_weights():
+    assert not {"mean", "std"} & Detector(Config()).state_dict().keys()
 
 
 @pytest.mark.parametrize("switches", [{}, BASELINE], ids=["dpa", "p2pnet"])
