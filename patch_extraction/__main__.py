@@ -15,7 +15,7 @@ from patch_extraction.pack import INDEX, pack
 from patch_extraction.pictures import THUMBNAILS, sheet_of_patches
 from patch_extraction.report import summary, write_csv
 from patch_extraction.slide_tar import FAILED, HARVESTED, Record, slide_id
-from patch_extraction.workers import harvest_slides
+from patch_extraction.workers import finished_slides, harvest_slides
 from shared.atomic import atomic_path, write_json
 from shared.command_line import UserError, as_plain, run
 from shared.runs import provenance
@@ -30,8 +30,9 @@ def main() -> int:
     check(config)
     counter = HaematoxylinCounter()
     sources = find_sources(config, counter)
+    done = finished_slides(sources, config)
     start_output(config)
-    records = harvest_slides(sources, config, counter)
+    records = harvest_slides(sources, done, config, counter)
     write_csv(config.out / "slides.csv", records)
     print(f"\n{summary(records)}\n")
     if not any(record.status == HARVESTED for record in records):

@@ -50,8 +50,8 @@ def pack(
     index = read_index(out)
     if index is not None and index["source"] == source and _shards_whole(out, index):
         return index
-    (out / INDEX).unlink(missing_ok=True)
     samples = [sample for record in records for sample in _samples(out, record)]
+    (out / INDEX).unlink(missing_ok=True)
     order = np.random.default_rng(seed).permutation(len(samples))
     parts = np.array_split(order, math.ceil(len(samples) / shard_size))
     shards = []

@@ -67,6 +67,8 @@ def _biomarker_table(records: Sequence[Record]) -> str:
     for biomarker in sorted({record.biomarker for record in records}):
         kept = [record.kept for record in records if record.biomarker == biomarker and record.kept]
         rows.append((biomarker or "(none)", len(kept), sum(kept)))
+    if not any(patches for _, _, patches in rows):
+        return ""
     rows.append(("all", sum(row[1] for row in rows), sum(row[2] for row in rows)))
     return table(("biomarker", "slides", "patches"), rows)
 

@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait as wait_for_processes
@@ -18,28 +18,7 @@ from shared.command_line import UserError
 from shared.runs import progress
 
 
-def harvest_slides(sources: Sequence[Source], config: HarvestConfig, counter: CellCounter) -> list[Record]:
-    """Harvest every slide that is not done yet; the records of all, in the order of `sources`.
-
-    Raises:
-        UserError: a slide was harvested with other settings before; the disk is full; a process died.
-    """
-    records = _already_done(sources, config)
-    todo = [source for source in sources if source.slide_id not in records]
-    if records:
-        print(f"{len(records)} of {len(sources)} slides are done already; going on with the others")
-    task = functools.partial(harvest_slide, config=config, counter=counter)
-    kept = sum(record.kept for record in records.values())
-    with progress(len(sources), "slide", len(records), "harvesting") as bar:
-        for record in _each(task, todo, min(config.processes(), len(todo))):
-            records[record.slide_id] = record
-            kept += record.kept
-            bar.set_postfix(patches=kept, refresh=False)
-            bar.update()
-    return [records[source.slide_id] for source in sources]
-
-
-def _already_done(sources: Sequence[Source], config: HarvestConfig) -> dict[str, Record]:
+def finished_slides(sources: Sequence[Source], config: HarvestConfig) -> dict[str, Record]:
     """Records of the slides whose tars are whole, by slide id.
 
     Raises:
@@ -62,6 +41,29 @@ def _already_done(sources: Sequence[Source], config: HarvestConfig) -> dict[str,
                 "choose another folder with --out, or redo such slides with --overwrite"
             )
     return done
+
+
+def harvest_slides(
+    sources: Sequence[Source], done: Mapping[str, Record], config: HarvestConfig, counter: CellCounter
+) -> list[Record]:
+    """Harvest every slide that is not `done` yet; the records of all, in the order of `sources`.
+
+    Raises:
+        UserError: the disk is full; a process died.
+    """
+    records = dict(done)
+    todo = [source for source in sources if source.slide_id not in done]
+    if done:
+        print(f"{len(done)} of {len(sources)} slides are done already; going on with the others", flush=True)
+    task = functools.partial(harvest_slide, config=config, counter=counter)
+    kept = sum(record.kept for record in done.values())
+    with progress(len(sources), "slide", len(done), "harvesting") as bar:
+        for record in _each(task, todo, min(config.processes(), len(todo))):
+            records[record.slide_id] = record
+            kept += record.kept
+            bar.set_postfix(patches=kept, refresh=False)
+            bar.update()
+    return [records[source.slide_id] for source in sources]
 
 
 def _each(task: functools.partial, sources: Sequence[Source], processes: int) -> Iterator[Record]:

@@ -118,9 +118,7 @@ class Specimen:
         return image
 
 
-def section(
-    seed: int, width: float, height: float, stain: Stain | None = None, shape: str = "full"
-) -> Specimen:
+def section(seed: int, width: float, height: float, stain: Stain | None = None, shape: str = "full") -> Specimen:
     """A random specimen of `width` x `height` um.
 
     Args:
@@ -174,9 +172,7 @@ def _tissue(rng: np.random.Generator, width: float, height: float, shape: str) -
     y, x = np.mgrid[:rows, :columns].astype(np.float32) * spacing
     if shape == "blob":
         depth = (
-            0.42
-            * min(width, height)
-            * (1 - np.hypot((x - width / 2) / width, (y - height / 2) / height) / 0.42)
+            0.42 * min(width, height) * (1 - np.hypot((x - width / 2) / width, (y - height / 2) / height) / 0.42)
         )
     else:
         bend = 0.05 * height * np.sin(x / width * rng.uniform(4, 8) + rng.uniform(0, 6))

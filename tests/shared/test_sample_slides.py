@@ -134,9 +134,7 @@ def test_command_writes_the_same_sample_every_time(command, tmp_path):
         done = command("shared.sample_slides", name, "--side", 1024, "--tiles", 1, 1, 1)
         assert done.returncode == 0, done.stderr
         files = sorted(path for path in (tmp_path / name).rglob("*") if path.is_file())
-        return {
-            str(p.relative_to(tmp_path / name)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files
-        }
+        return {str(p.relative_to(tmp_path / name)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
     first = sample("one")
     assert first == sample("two")

@@ -1,0 +1,176 @@
+"""One slide -> one tar: which patches, what their files say, and slides that fail."""
+
+import errno
+import io
+import json
+import re
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from patch_extraction.__main__ import find_sources
+from patch_extraction.cell_counters import HaematoxylinCounter
+from patch_extraction.config import HarvestConfig
+from patch_extraction.harvest import harvest_slide
+from patch_extraction.slide_tar import FAILED, HARVESTED, NO_PATCH, Record, SlideTar, tar_path
+from shared.command_line import UserError
+from shared.sample_slides import write_slide
+from shared.sample_tissue import section
+
+COUNTER = HaematoxylinCounter()
+
+
+def harvest(wsi_dir: Path, out: Path, name: str, **settings: object) -> Record:
+    config = HarvestConfig(wsi_dir, out, **settings)
+    source = next(source for source in find_sources(config, COUNTER) if source.name == name)
+    return harvest_slide(source, config, COUNTER)
+
+
+def patches(out: Path, record: Record) -> dict[tuple[int, int], tuple[Image.Image, dict]]:
+    """Pictures and what is said of them, by corner."""
+    found = {}
+    with tarfile.open(tar_path(out, record.slide_id)) as tar:
+        for name in tar.getnames()[0::2]:
+            image = Image.open(io.BytesIO(tar.extractfile(name).read()))
+            fields = json.loads(tar.extractfile(name.replace(".jpg", ".json")).read())
+            assert name == f"{record.slide_id}_{fields['x']}_{fields['y']}.jpg"
+            found[fields["x"], fields["y"]] = image, fields
+    return found
+
+
+def test_patches_and_their_fields(wsi_dir, tmp_path):
+    record = harvest(wsi_dir, tmp_path, "Ki-67/S.1 ü.a.svs")
+    found = patches(tmp_path, record)
+    assert record.status == HARVESTED
+    assert record.kept == len(found) >= 8
+    assert (record.candidates, record.unreadable) == (16, 0)
+    assert record.tissue_mm2 == pytest.approx(0.512**2, rel=0.03)
+    for image, fields in found.values():
+        assert image.size == (512, 512)
+        cells = fields.pop("cells")
+        assert cells >= 30
+        assert cells == pytest.approx(len(COUNTER.find(np.asarray(image), 0.25)), rel=0.1)  # JPEG shifts a few
+        assert fields.pop("x") % 512 == fields.pop("y") % 512 == 0
+        assert fields == {
+            "slide": "Ki-67/S.1 ü.a.svs",
+            "biomarker": "Ki-67",
+            "width": 512,
+            "height": 512,
+            "mpp": 0.25,
+            "slide_mpp": 0.25,
+            "mpp_source": "openslide.mpp-x",
+            "level": 0,
+            "factor": 1.0,
+        }
+    assert (tmp_path / "thumbnails" / f"{record.slide_id}.jpg").is_file()
+
+
+def test_every_place_with_enough_cells_is_kept_and_no_other(wsi_dir, specimens, tmp_path):
+    """Against the cells that are known to be there; the counter may err by a quarter."""
+    record = harvest(wsi_dir, tmp_path, "Ki-67/S.1 ü.a.svs", min_cells=45)
+    kept = patches(tmp_path, record)
+    points_N2, _ = specimens[0].cells(0.25)
+    for x in range(0, 2048, 512):
+        for y in range(0, 2048, 512):
+            true = ((points_N2 >= (x, y)) & (points_N2 < (x + 512, y + 512))).all(axis=1).sum()
+            if true >= 45 * 1.25:
+                assert (x, y) in kept
+            if true < 45 * 0.75:
+                assert (x, y) not in kept
+
+
+def test_the_same_tissue_at_two_resolutions_gives_the_same_patches(wsi_dir, specimens, tmp_path):
+    """`plain.tif` (0.25 um/px) and the PD-L1 slide (0.32) show one specimen; so must their patches."""
+    fine = harvest(wsi_dir, tmp_path, "plain.tif", min_cells=0)
+    coarse = harvest(wsi_dir, tmp_path, "PD-L1/S.1 ü.a.svs", min_cells=0, allow_upsampling=True)
+    first, second = patches(tmp_path, fine), patches(tmp_path, coarse)
+    assert len(first) == len(second) == 16
+    for (x, y), (image, fields) in second.items():
+        assert (fields["width"], fields["mpp"], fields["factor"]) == (400, 0.25, 0.78125)
+        twin, other = first[x * 512 // 400, y * 512 // 400]
+        pixels, twins = np.asarray(image, float), np.asarray(twin, float)
+        shifted = np.abs(pixels[:, 4:] - twins[:, :-4]).mean()
+        assert np.abs(pixels - twins).mean() < min(6, 0.7 * shifted)
+        assert fields["cells"] == pytest.approx(other["cells"], rel=0.25)
+
+
+def test_at_most_so_many_chosen_by_the_seed(wsi_dir, tmp_path):
+    every = patches(tmp_path / "a", harvest(wsi_dir, tmp_path / "a", "plain.tif"))
+    chosen = []
+    for index, seed in enumerate((0, 0, 1, 2)):
+        out = tmp_path / str(index)
+        record = harvest(wsi_dir, out, "plain.tif", max_patches=4, seed=seed)
+        assert record.kept == 4
+        assert record.counted < 16
+        chosen.append(set(patches(out, record)))
+        assert chosen[-1] <= set(every)
+    assert chosen[0] == chosen[1]
+    assert len({frozenset(corners) for corners in chosen}) > 1
+
+
+def test_a_slide_without_enough_cells_says_so(wsi_dir, tmp_path):
+    record = harvest(wsi_dir, tmp_path, "plain.tif", min_cells=500)
+    assert (record.status, record.kept) == (NO_PATCH, 0)
+    assert record.reason == "no place holds 500 cells (--min-cells)"
+
+
+def test_glass_without_tissue_fails_but_has_a_picture(tmp_path):
+    (tmp_path / "wsi").mkdir()
+    blank = section(1, 300.0, 300.0, shape="blob")
+    blank.tissue.values[:] = 0
+    write_slide(tmp_path / "wsi" / "blank.tif", blank, 0.25)
+    record = harvest(tmp_path / "wsi", tmp_path, "blank.tif")
+    assert record.status == FAILED
+    assert "shows no tissue" in record.reason
+    assert (tmp_path / "thumbnails" / f"{record.slide_id}.jpg").is_file()
+    assert not list((tmp_path / "slides").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("mpp", "words"),
+    [
+        ("0.5", r"coarser than --patch-mpp 0\.25; harvest it with --patch-mpp 0\.5 .*--allow-upsampling"),
+        ("3", "too coarse to count cells on"),
+    ],
+)
+def test_too_coarse(wsi_dir, tmp_path, mpp, words):
+    record = harvest(wsi_dir, tmp_path, "plain.tif", slide_mpp=(mpp,))
+    assert record.status == FAILED
+    assert re.search(words, record.reason)
+
+
+def test_corrupt_tile_costs_its_patches_only(real_data, tmp_path):
+    results = [
+        harvest(real_data / "slides", tmp_path, name, slide_mpp=("*ts1.svs=0.25", "corrupt*=0.25"))
+        for name in ("tcga-cr-7395-01a-01-ts1.svs", "corrupt_tile.svs")
+    ]
+    assert [result.status for result in results] == [HARVESTED, HARVESTED]
+    assert results[0].unreadable == 0
+    assert 1 <= results[1].unreadable <= 4  # a tile may lie in four patches
+    whole, damaged = (patches(tmp_path, result) for result in results)
+    assert set(damaged) <= set(whole)
+    assert len(whole) - len(damaged) <= results[1].unreadable
+
+
+def test_a_full_disk_stops_the_harvest(wsi_dir, tmp_path, monkeypatch):
+    def add(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(SlideTar, "add", add)
+    with pytest.raises(UserError, match="No space left on device; make room and start the same command again"):
+        harvest(wsi_dir, tmp_path, "plain.tif")
+    assert not list((tmp_path / "slides").glob("*"))
+
+
+def test_an_unforeseen_error_costs_its_slide_and_is_kept(wsi_dir, tmp_path, monkeypatch):
+    def find(*_: object) -> None:
+        raise ZeroDivisionError("odd slide")
+
+    monkeypatch.setattr(HaematoxylinCounter, "find", find)
+    record = harvest(wsi_dir, tmp_path, "plain.tif")
+    assert record.status == FAILED
+    assert "unexpected ZeroDivisionError" in record.reason
+    assert "odd slide" in next(tmp_path.glob("failure-*.log")).read_text()
