@@ -34,11 +34,12 @@ def main() -> int:
     start_output(config)
     records = harvest_slides(sources, done, config, counter)
     write_csv(config.out / "slides.csv", records)
-    print(f"\n{summary(records)}\n")
     if not any(record.status == HARVESTED for record in records):
+        print(f"\n{summary(records)}\n", flush=True)
         raise UserError(f"no patch was harvested from {config.wsi_dir}; the reasons stand above and in slides.csv")
     index = pack(config.out, records, common_settings(config, counter.name), config.shard_size, config.seed)
     save_contact_sheet(config, counter)
+    print(f"\n{summary(records)}\n")
     print_places(config, index["samples"], len(index["shards"]), records)
     return SOME_FAILED if any(record.status == FAILED for record in records) else NOTHING_FAILED
 

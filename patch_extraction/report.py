@@ -51,7 +51,7 @@ def _slides_table(records: Sequence[Record]) -> str:
             record.biomarker,
             record.status,
             record.slide_mpp if record.slide_mpp is not None else "",
-            round(record.tissue_mm2, 1),
+            round(record.tissue_mm2, 1) if record.slide_mpp is not None else "",
             record.candidates,
             record.counted,
             record.kept,
