@@ -1,7 +1,7 @@
 """Counting the cells of a patch: one interface, and the classical counter behind it.
 
 The classical counter measures absorption by haematoxylin and looks for blobs of the size of nuclei. It needs no
-weights, knows no tissue and takes 2 ms a patch; collagen can fool it (slides.md 5).
+weights, knows no tissue and takes 2 ms a patch; collagen can fool it.
 """
 
 from typing import Protocol
@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter, maximum_filter
 # Optical densities of haematoxylin and DAB in red, green, blue: QuPath's defaults for "H-DAB".
 HAEMATOXYLIN = (0.651, 0.701, 0.290)
 DAB = (0.269, 0.568, 0.778)
-# Blob filter and threshold, at 1 um/px: slides.md 5. Finer scales gain nothing.
+# Blob filter and threshold, at 1 um/px; finer scales gain nothing.
 COUNTING_MPP = 1.0
 FINE_UM, COARSE_UM = 2.0, 3.2
 THRESHOLD = 0.02

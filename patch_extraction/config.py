@@ -11,7 +11,7 @@ from shared.command_line import UserError, as_plain
 from shared.resolution import PLAUSIBLE
 
 FORMAT = 1  # of the slide tars; raised when the same settings would give other patches
-# Coarser than this, nuclei are specks that no counter tells apart (slides.md 5: counted at 1 um/px).
+# Coarser than this, nuclei are specks that no counter tells apart (cells are counted at 1 um/px).
 COARSEST_PATCH_MPP = 1.0
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-# Files exist that claim 352.8 um/px (72 ppi) or 0.005; scanners make 0.1 to about 8 (slides.md 2).
+# Files exist that claim 352.8 um/px (72 ppi) or 0.005; scanners make 0.1 to about 8.
 PLAUSIBLE = (0.05, 20.0)
 # Pixels whose two sides differ by more than this are worth a word.
 ANISOTROPY = 0.05

@@ -22,7 +22,7 @@ SUFFIXES = frozenset(
     (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".czi", ".dcm")
 )
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-# Largest factor by which pixels may be enlarged: 0.293 um/px passes for 0.25, 0.5 does not (slides.md 2).
+# Largest factor by which pixels may be enlarged: 0.293 um/px passes for 0.25, 0.5 does not.
 MOST_UPSAMPLING = 1.25
 # A level counts as fine enough if it is coarser than wanted by less than this; the difference is invisible.
 LEVEL_TOLERANCE = 1.005
@@ -192,7 +192,7 @@ class Slide:
         try:
             region = self._handle.read_region(at, level, size)
         except openslide.OpenSlideError as error:
-            # After one error OpenSlide refuses every further read of the handle (slides.md 3).
+            # After one error OpenSlide refuses every further read of the handle.
             self._handle.close()
             self._handle = _open(self.path)
             raise SlideError(

@@ -1,7 +1,7 @@
 """Where a slide holds tissue: colour against the glass of the slide itself, not against white.
 
 Glass of real slides is grey (215-245), tinted and stitched from tiles, carries pen marks and dust, and may be
-missing from a region that was cut out of a slide (slides.md 4).
+missing from a region that was cut out of a slide.
 """
 
 from dataclasses import dataclass

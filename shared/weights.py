@@ -24,7 +24,7 @@ from shared.command_line import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# Under this share of matched trunk tensors a file is taken for another network's (ssl_recipes.md 6).
+# Under this share of matched trunk tensors a file is taken for another network's.
 LEAST_MATCHED = 0.95
 # (width, patch size) of a plain ViT -> timm name.
 VITS = {
@@ -113,9 +113,7 @@ def load_into(trunk: nn.Module, weights: Weights) -> LoadReport:
         UserError: less than 95 % of the trunk's tensors are in the file.
     """
     wanted = trunk.state_dict()
-    fitted = {
-        name: _fit(name, tensor, wanted[name]) for name, tensor in weights.tensors.items() if name in wanted
-    }
+    fitted = {name: _fit(name, tensor, wanted[name]) for name, tensor in weights.tensors.items() if name in wanted}
     usable = {name: tensor for name, tensor in fitted.items() if tensor.shape == wanted[name].shape}
     report = LoadReport(
         used=sorted(usable),
