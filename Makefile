@@ -34,5 +34,24 @@ test-slow: setup
 test-gpu: setup
 	$(PY) -m pytest -m gpu --timeout 3600
 
+# The three stages by their public commands, each reading what the one before it wrote. Run again, it goes on
+# where it was interrupted; `make clean` starts anew.
+demo: setup
+	$(PY) -m shared.sample_slides $(DEMO)
+	$(PY) -m patch_extraction --wsi-dir $(DEMO)/slides --out $(DEMO)/shards
+	$(PY) -m ssl_pretrain mae_demo --shards $(DEMO)/shards --run-dir $(DEMO)/runs/mae --out $(DEMO)/mae.pth
+	$(PY) -m finetune demo --init $(DEMO)/mae.pth --data $(DEMO)/tiles --epochs 0 \
+	    --run-dir $(DEMO)/runs/untrained --out $(DEMO)/untrained.pth
+	$(PY) -m finetune demo --init $(DEMO)/mae.pth --data $(DEMO)/tiles \
+	    --run-dir $(DEMO)/runs/finetune --out $(DEMO)/detector.pth
+	$(PY) -m finetune.evaluate $(DEMO)/detector.pth --data $(DEMO)/tiles --out $(DEMO)/evaluation \
+	    --baseline $(DEMO)/untrained.pth --min-gain 0.4
+	@echo
+	@echo "The whole pipeline ran. Pictures to look at:"
+	@echo "  harvested patches, counted cells marked     $(DEMO)/shards/contact_sheet.png"
+	@echo "  masked | reconstructed | original           $(DEMO)/runs/mae/pictures/"
+	@echo "  proposals before and after deformation      $(DEMO)/runs/finetune/pictures/"
+	@echo "  predicted beside annotated cells            $(DEMO)/evaluation/comparison.png"
+
 clean:
 	rm -rf $(VENV) $(DEMO)

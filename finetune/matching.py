@@ -24,7 +24,7 @@ def assign(
     """Hungarian matching for one image: `cost_point * distance - cost_class * probability`, minimised.
 
     The cost matrix is cells x proposals in float32: the solver is 2.5-4 times faster on it than on its
-    float64 transpose, with the same optimum (detector facts, timing).
+    float64 transpose, with the same optimum.
 
     Args:
         config: Weights of the two terms.

@@ -88,7 +88,7 @@ def train(recipe: Recipe, world: World, stop: StopSignal) -> int:
     if not _resume(recipe, training, run) and world.is_main:
         outcome.draw_augmented(run, stream, data.classes)
         _validate(recipe, training, data, run, world)
-    network = DistributedDataParallel(training.detector) if world.size > 1 else training.detector
+    network = _replicated(training.detector, world)
     remaining = range(training.step, last_step)
 
     with progress(last_step, "step", training.step, "fine-tuning", hidden=not world.is_main) as bar:
@@ -113,6 +113,17 @@ def train(recipe: Recipe, world: World, stop: StopSignal) -> int:
         outcome.finish(run, recipe.out, data, recipe.radius_um, world.device)
     run.close()
     return 0
+
+
+def _replicated(detector: core.Detector, world: World) -> nn.Module:
+    """The detector as it is called in the loop: averaging gradients among the ranks, if there are several."""
+    if world.size == 1:
+        return detector
+    devices = [world.device] if world.device.type == "cuda" else None
+    # P2PNet's single level leaves the finest map of a ViT-Adapter unused.
+    return DistributedDataParallel(
+        detector, device_ids=devices, find_unused_parameters=not detector.config.multi_scale
+    )
 
 
 def _stop(stop: StopSignal, training: Training, world: World) -> int:

@@ -10,7 +10,7 @@ def proposal_grid(height: int, width: int, interval: int, device: torch.device |
 
     There are ceil(size / interval) of them along each side. Where the interval does not divide the side,
     the outermost stand half of what is left over from the border, so the grid stays centred:
-    500 px at 8 px gives 2, 10, ..., 498 (detector.md 1.1).
+    500 px at 8 px gives 2, 10, ..., 498.
     """
     y = _positions(height, interval, device)
     x = _positions(width, interval, device)

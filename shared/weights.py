@@ -147,9 +147,9 @@ def _run_id(path: Path) -> str | None:
 def _read_torch(path: Path) -> tuple[Mapping[str, Any], str | None]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen types; all of them mean that the file is no use here
+    except Exception as error:  # torch raises a dozen types, with advice that would be unsafe to follow
         raise UserError(
-            f"{path} is cut short or holds more than tensors, so it is not loaded ({_first_line(error)})"
+            f"{path} is cut short or holds more than tensors, so it is not loaded; copy it again"
         ) from error
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__}, not tensors under names")
