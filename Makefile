@@ -4,13 +4,14 @@ VENV   ?= .venv
 DEMO   ?= demo
 PY     := $(VENV)/bin/python
 READY  := $(VENV)/.ready
+# Waiting threads sleep instead of spinning: on busy cores that is several times faster.
+export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help setup lint test test-slow test-gpu demo bench clean
+.PHONY: help setup lint test test-slow test-gpu demo clean
 help:
 	@echo "make demo       the whole pipeline on sample slides: harvest, pre-train, fine-tune, evaluate (10 minutes, CPU)"
 	@echo "make test       lint, type check and the tests"
 	@echo "make test-slow  the tests that take minutes;  make test-gpu  those that need a CUDA device"
-	@echo "make bench      benchmarks: two things compared in one run"
 	@echo "make setup      only the virtual environment, in $(VENV)"
 
 setup: $(READY)
