@@ -3,7 +3,6 @@
 tissue -> candidates -> cell counter -> harvest (one slide -> one tar) -> pack (tars -> shuffled shards) -> report
 """
 
-import json
 import sys
 from collections.abc import Sequence
 
@@ -11,69 +10,96 @@ import tyro
 
 from patch_extraction.cell_counters import CellCounter, HaematoxylinCounter
 from patch_extraction.config import HarvestConfig, Source, check, common_settings, overrides, pixel_settings
-from patch_extraction.pack import INDEX, pack
+from patch_extraction.output import kept_slides, only_harvest, refuse_foreign
+from patch_extraction.pack import INDEX, discard, pack
 from patch_extraction.pictures import THUMBNAILS, sheet_of_patches
 from patch_extraction.report import summary, write_csv
-from patch_extraction.slide_tar import FAILED, HARVESTED, Record, slide_id
+from patch_extraction.slide_tar import FAILED, Record, finished, slide_id
 from patch_extraction.workers import finished_slides, harvest_slides
 from shared.atomic import atomic_path, write_json
-from shared.command_line import UserError, as_plain, run
+from shared.command_line import UserError, as_plain, run, settings_text
 from shared.runs import provenance
-from shared.slides import SUFFIXES, find_slides
+from shared.slides import SUFFIXES, find_slides, printable
 
 NOTHING_FAILED, SOME_FAILED = 0, 3
 
 
 def main() -> int:
-    """Harvest, pack, report; returns 0, or 3 if some slides failed."""
+    """Harvest, pack, report; returns 0, or 3 if some slides failed or lie in folders that cannot be listed."""
     config = tyro.cli(HarvestConfig, prog="python -m patch_extraction")
     check(config)
     counter = HaematoxylinCounter()
-    sources = find_sources(config, counter)
-    done = finished_slides(sources, config)
-    start_output(config)
-    records = harvest_slides(sources, done, config, counter)
-    write_csv(config.out / "slides.csv", records)
-    if not any(record.status == HARVESTED for record in records):
-        print(f"\n{summary(records)}\n", flush=True)
-        raise UserError(f"no patch was harvested from {config.wsi_dir}; the reasons stand above and in slides.csv")
-    index = pack(config.out, records, common_settings(config, counter.name), config.shard_size, config.seed)
-    save_contact_sheet(config, counter)
-    print(f"\n{summary(records)}\n")
-    print_places(config, index["samples"], len(index["shards"]), records)
-    return SOME_FAILED if any(record.status == FAILED for record in records) else NOTHING_FAILED
+    hidden: list[str] = []
+    sources = find_sources(config, counter, hidden)
+    refuse_foreign(config.out)
+    with only_harvest(config.out):
+        records = harvest(sources, config, counter)
+    failed = sum(record.status == FAILED for record in records)
+    if failed:
+        again = "mend them and start the same command again"
+        print(f"{failed} of {len(records)} slides failed (see above); {again}", file=sys.stderr)
+    if hidden:
+        print(f"folders left out: {len(hidden)} ({hidden[0]})", file=sys.stderr)
+    return SOME_FAILED if failed or hidden else NOTHING_FAILED
 
 
-def find_sources(config: HarvestConfig, counter: CellCounter) -> list[Source]:
+def find_sources(config: HarvestConfig, counter: CellCounter, hidden: list[str] | None = None) -> list[Source]:
     """The slides below --wsi-dir, each with its biomarker and resolution override.
+
+    Args:
+        config: What is asked for.
+        counter: Its name is part of the settings.
+        hidden: Takes a sentence for every folder that cannot be listed.
 
     Raises:
         UserError: there are none, or --slide-mpp names one that is not there.
     """
-    paths = find_slides(config.wsi_dir)
+    paths = find_slides(config.wsi_dir, hidden)
     if not paths:
         endings = ", ".join(sorted(SUFFIXES))
         raise UserError(f"{config.wsi_dir} holds no slides; files with one of these endings are read: {endings}")
-    names = [path.relative_to(config.wsi_dir).as_posix() for path in paths]
+    names = [printable(path.relative_to(config.wsi_dir).as_posix()) for path in paths]
     mpps = overrides(config, names)
     sources = []
     for path, name in zip(paths, names, strict=True):
-        folder = path.parent.name if "/" in name else ""
+        folder = name.split("/")[-2] if "/" in name else ""
         biomarker = folder if config.biomarker is None else config.biomarker
         settings = pixel_settings(config, counter.name, biomarker, mpps.get(name))
         sources.append(Source(path, name, slide_id(name), biomarker, mpps.get(name), settings))
     return sources
 
 
+def harvest(sources: Sequence[Source], config: HarvestConfig, counter: CellCounter) -> list[Record]:
+    """Fill the output folder; the records of all slides whose patches are there or should be.
+
+    Raises:
+        UserError: what is there already does not go with this run, or there is not one patch.
+    """
+    kept = kept_slides(sources, config, counter.name)
+    done = finished_slides(sources, config)
+    if any(finished(config.out, source) for source in sources if source.slide_id not in done):
+        discard(config.out)  # --overwrite: what was packed must not pass for the result of the new settings
+    start_output(config)
+    records = [*harvest_slides(sources, done, config, counter), *kept]
+    write_csv(config.out / "slides.csv", records)
+    if not any(record.kept for record in records):
+        print(f"\n{summary(records)}\n", flush=True)
+        raise UserError(f"no patch was harvested from {config.wsi_dir}; the reasons stand above and in slides.csv")
+    index = pack(config.out, records, common_settings(config, counter.name), config.shard_size, config.seed)
+    save_contact_sheet(config, counter)
+    print(f"\n{summary(records)}\n")
+    print_places(config, index["samples"], len(index["shards"]))
+    return records
+
+
 def start_output(config: HarvestConfig) -> None:
-    """Make the output folder and say there what was asked for."""
+    """Say in the output folder, and here, what was asked for."""
     try:
-        config.out.mkdir(parents=True, exist_ok=True)
         write_json(config.out / "config.json", as_plain(config))
         write_json(config.out / "provenance.json", provenance())
     except OSError as error:
         raise UserError(f"cannot write to {config.out}: {error.strerror}; choose another --out") from error
-    print(f"config: {json.dumps(as_plain(config), ensure_ascii=False)}", flush=True)
+    print(f"settings (in {config.out}/config.json):\n{settings_text(config)}", flush=True)
 
 
 def save_contact_sheet(config: HarvestConfig, counter: CellCounter) -> None:
@@ -83,18 +109,12 @@ def save_contact_sheet(config: HarvestConfig, counter: CellCounter) -> None:
         sheet.save(temporary, format="PNG")
 
 
-def print_places(config: HarvestConfig, samples: int, shards: int, records: Sequence[Record]) -> None:
+def print_places(config: HarvestConfig, samples: int, shards: int) -> None:
     """Say where everything is."""
-    failed = sum(record.status == FAILED for record in records)
     out = config.out
     print(f"shards:    {samples} patches in {shards} of {out / 'shard-*.tar'}, listed in {out / INDEX}")
     print(f"pictures:  {out / 'contact_sheet.png'}, {out / THUMBNAILS}")
-    print(f"slides:    {out / 'slides.csv'}")
-    if failed:
-        print(
-            f"{failed} of {len(records)} slides failed (see above); mend them and start the same command again",
-            file=sys.stderr,
-        )
+    print(f"slides:    {out / 'slides.csv'}", flush=True)
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ class Grid:
 
     @classmethod
     def over(cls, slide: Slide, patch_um: float) -> "Grid":
-        """The grid of patches of `patch_um` um."""
-        side = round(patch_um / slide.mpp)
+        """The grid of patches of `patch_um` um; of 1 px where the slide is coarser than a patch."""
+        side = max(1, round(patch_um / slide.mpp))
         return cls(side, slide.size[0] // side, slide.size[1] // side)
 
 

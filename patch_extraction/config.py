@@ -9,6 +9,7 @@ from typing import Any
 
 from shared.command_line import UserError, as_plain
 from shared.resolution import PLAUSIBLE
+from shared.slides import printable
 
 FORMAT = 1  # of the slide tars; raised when the same settings would give other patches
 # Coarser than this, nuclei are specks that no counter tells apart (cells are counted at 1 um/px).
@@ -81,6 +82,7 @@ def check(config: HarvestConfig) -> None:
         "min-cells": (config.min_cells, 0, 10**6),
         "max-patches": (config.max_patches, 1, 10**9),
         "min-tissue": (config.min_tissue, 0, 1),
+        "seed": (config.seed, 0, 2**32 - 1),
         "workers": (config.workers, 0, 1024),
         "shard-size": (config.shard_size, 1, 10**9),
     }
@@ -89,6 +91,11 @@ def check(config: HarvestConfig) -> None:
             raise UserError(f"--{name} {value} is out of range; give a number from {least} to {most}")
     for word in config.slide_mpp:
         _override(word)
+    for name, folder in (("wsi-dir", config.wsi_dir), ("out", config.out)):
+        if printable(str(folder)) != str(folder):
+            raise UserError(
+                f"--{name} {printable(str(folder))} is not UTF-8; rename the folder, or give a link to it"
+            )
 
 
 def overrides(config: HarvestConfig, names: Sequence[str]) -> dict[str, float]:

@@ -16,7 +16,7 @@ from patch_extraction.config import COARSEST_PATCH_MPP, HarvestConfig, Source
 from patch_extraction.pictures import THUMBNAILS, save_thumbnail
 from patch_extraction.slide_tar import FAILED, HARVESTED, NO_PATCH, Record, SlideTar, tar_path, write_record
 from shared.command_line import UserError
-from shared.slides import MOST_UPSAMPLING, Slide, SlideError
+from shared.slides import MOST_UPSAMPLING, Slide, SlideError, folder_name, printable
 from shared.tissue import Tissue, find_tissue
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -73,7 +73,10 @@ def harvest_slide(source: Source, config: HarvestConfig, counter: CellCounter) -
         UserError: the disk is full; going on with the next slide would not help.
     """
     start = time.monotonic()
-    facts: dict[str, Any] = {"settings": source.settings}  # fields of the record, as they become known
+    facts: dict[str, Any] = {
+        "settings": source.settings,
+        "wsi_dir": folder_name(config.wsi_dir),
+    }  # fields of the record, as they become known
     try:
         with Slide(source.path, source.slide_mpp, config.trust_objective) as slide:
             _harvest_open(slide, source, config, counter, facts)
@@ -84,11 +87,14 @@ def harvest_slide(source: Source, config: HarvestConfig, counter: CellCounter) -
             raise UserError(
                 f"cannot write to {config.out}: {error.strerror}; make room and start the same command again"
             ) from error
-        facts |= {"status": FAILED, "reason": f"{source.path}: {error}"}
+        facts |= {"status": FAILED, "reason": printable(f"{source.path}: {error}")}
     except Exception as error:  # one odd slide in thousands must not end the night; the trace is kept
         trace = config.out / f"failure-{source.slide_id}.log"
-        trace.write_text(traceback.format_exc(), encoding="utf-8")
-        facts |= {"status": FAILED, "reason": f"{source.path}: unexpected {type(error).__name__}; see {trace}"}
+        trace.write_text(printable(traceback.format_exc()), encoding="utf-8")
+        facts |= {
+            "status": FAILED,
+            "reason": printable(f"{source.path}: unexpected {type(error).__name__}; see {trace}"),
+        }
     facts["seconds"] = round(time.monotonic() - start, 2)
     record = Record(source.name, source.slide_id, source.biomarker, **facts)
     if record.status != FAILED:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from patch_extraction.slide_tar import FAILED, NO_PATCH, Record
+from patch_extraction.slide_tar import FAILED, KEPT, NO_PATCH, Record
 from shared.atomic import atomic_path
 
-NOT_IN_CSV = ("pixel_sums", "source_bytes", "settings")
+NOT_IN_CSV = ("pixel_sums", "source_bytes", "wsi_dir", "settings")
 MOST_ROWS = 40  # slides listed one by one in the terminal; more are summed up by biomarker only
 
 
@@ -77,6 +77,11 @@ def _remarks(records: Sequence[Record]) -> str:
     """Failures first, then slides without a patch, then warnings; one line each."""
     lines = [f"failed: {record.reason}" for record in records if record.status == FAILED]
     lines += [f"no patch: {record.slide}: {record.reason}" for record in records if record.status == NO_PATCH]
+    lines += [
+        f"kept from an earlier run: {record.slide}: the slide is gone, its {record.kept} patches stay"
+        for record in records
+        if record.status == KEPT
+    ]
     lines += [f"note: {record.slide}: {record.warning}" for record in records if record.warning]
     lines += [
         f"note: {record.slide}: {record.unreadable} of {record.counted} places could not be decoded, left out"

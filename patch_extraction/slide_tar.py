@@ -25,7 +25,7 @@ from shared.atomic import atomic_path, write_json
 QUALITY = 90  # of the patches' JPEG, chroma halved: the contract of the shards
 LONGEST_STEM = 64  # so that keys stay below 100 characters, what a plain tar header holds
 Span = tuple[int, int]  # offset and size in a tar
-HARVESTED, NO_PATCH, FAILED = "harvested", "no patch", "failed"
+HARVESTED, NO_PATCH, FAILED, KEPT = "harvested", "no patch", "failed", "kept"
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Record:
     slide: str
     slide_id: str
     biomarker: str
-    status: str  # HARVESTED, NO_PATCH or FAILED
+    status: str  # HARVESTED, NO_PATCH, FAILED; or KEPT: from an earlier run, the slide is gone since
     reason: str = ""  # why it failed or gave no patch
     warning: str = ""
     slide_mpp: float | None = None
@@ -52,6 +52,7 @@ class Record:
     # Sums over the kept patches' pixels (0..255) and their squares, for mean and standard deviation.
     pixel_sums: tuple[tuple[int, ...], tuple[int, ...]] = ((0, 0, 0), (0, 0, 0))
     source_bytes: int = 0
+    wsi_dir: str = ""  # where the slide was found
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -62,7 +63,7 @@ def slide_id(name: str) -> str:
         name: Path of the slide below --wsi-dir, with "/".
     """
     stem = Path(name).stem[:LONGEST_STEM]
-    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()
+    digest = hashlib.sha256(name.encode()).hexdigest()
     return f"{re.sub(r'[^A-Za-z0-9-]', '_', stem)}_{digest[:8]}"
 
 
@@ -127,12 +128,22 @@ def finished(out: Path, source: Source) -> Record | None:
     The settings are not compared; that is for the caller, who must not redo silently.
     """
     path = tar_path(out, source.slide_id)
+    record = read_record(path.with_suffix(".json"))
+    if record is None:
+        return None
     try:
-        record = Record(**json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
         whole = path.stat().st_size == record.bytes and source.path.stat().st_size == record.source_bytes
-    except (OSError, ValueError, TypeError):  # absent, cut short, or of another version
+    except OSError:
         return None
     return record if whole else None
+
+
+def read_record(path: Path) -> Record | None:
+    """A stored record, or None where it is absent, cut short, or of another version."""
+    try:
+        return Record(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def members(file: BinaryIO, most: int | None = None) -> list[tuple[str, Span]]:

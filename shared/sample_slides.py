@@ -119,9 +119,27 @@ def write_cells(path: Path, specimen: Specimen, mpp: float) -> None:
             writer.writerow([f"{x:.2f}", f"{y:.2f}", int(value)])
 
 
+def check(config: SampleConfig) -> None:
+    """Refuse numbers that make no sense.
+
+    Raises:
+        UserError: names the option and what it takes.
+    """
+    limits = {
+        "seed": ((config.seed,), 0, 2**32 - 1),
+        "side": ((config.side,), TILE, 2**15),
+        "tiles": (config.tiles, 0, 10**6),
+    }
+    for name, (values, least, most) in limits.items():
+        if not all(least <= value <= most for value in values):
+            given = " ".join(map(str, values))
+            raise UserError(f"--{name} {given} is out of range; give numbers from {least} to {most}")
+
+
 def main() -> None:
     """Write the sample that the configuration describes."""
     config = tyro.cli(SampleConfig, prog="python -m shared.sample_slides", description=__doc__)
+    check(config)
     try:
         config.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

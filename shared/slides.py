@@ -7,6 +7,7 @@ harvest nor a prediction without a word.
 
 import math
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,9 @@ SMALLEST_BLOCK = 256  # px of a level; one that cannot be read is halved down to
 class SlideError(UserError):
     """A slide that cannot be opened, read or measured; one sentence with the file and the fix."""
 
+    def __init__(self, sentence: str) -> None:
+        super().__init__(printable(sentence))
+
 
 @dataclass(frozen=True)
 class Window:
@@ -42,20 +46,34 @@ class Window:
     factor: float
 
 
-def find_slides(folder: Path) -> list[Path]:
+def printable(text: str) -> str:
+    r"""Text with file names in it, fit for UTF-8: bytes of names that are not UTF-8 become `\xfc`."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def folder_name(folder: Path) -> str:
+    """A folder as files name it, whatever the current folder is."""
+    return printable(str(folder.resolve()))
+
+
+def find_slides(folder: Path, unreadable: list[str] | None = None) -> list[Path]:
     """Files below `folder` whose ending is a slide format's, sorted; linked folders are followed.
 
     Hidden files are left out. The .dcm files of one folder are one DICOM slide; its first file stands for it.
 
+    Args:
+        folder: Where to look.
+        unreadable: Takes a sentence for every folder below that cannot be listed; all are also said on stderr.
+
     Raises:
-        UserError: there is no such folder.
+        UserError: there is no such folder, or it cannot be listed itself.
     """
     if folder.is_file():
         raise UserError(f"{folder} is a file; give the folder that it lies in")
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; check the path")
     found: list[Path] = []
-    for parent, names in _walk(folder):
+    for parent, names in _walk(folder, [] if unreadable is None else unreadable):
         slides = [name for name in names if Path(name).suffix.lower() in SUFFIXES]
         dicom = [name for name in slides if name.lower().endswith(".dcm")]
         found += [parent / name for name in slides if name not in dicom[1:]]
@@ -210,10 +228,18 @@ class Slide:
             raise SlideError(f"{self.path} {error}; say how many um/px it has with --slide-mpp") from error
 
 
-def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+def _walk(folder: Path, unreadable: list[str]) -> Iterator[tuple[Path, list[str]]]:
     """Every folder from `folder` downwards with the names of its visible files; each real folder once."""
+
+    def refused(error: OSError) -> None:
+        sentence = printable(f"{error.filename} cannot be listed: {error.strerror}")
+        if Path(error.filename) == folder:
+            raise UserError(f"{sentence}; mend that first") from error
+        unreadable.append(sentence)
+        print(f"warning: {sentence}; slides below it are left out", file=sys.stderr)
+
     seen = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    for parent, folders, names in os.walk(folder, onerror=refused, followlinks=True):
         folders.sort()
         real = os.path.realpath(parent)
         if real in seen:

@@ -1,6 +1,7 @@
 """`python -m patch_extraction` as users type it: what comes out, and what is said to wrong input."""
 
 import csv
+import fcntl
 import hashlib
 import json
 import os
@@ -69,6 +70,8 @@ def test_the_last_lines_say_where_things_are(undisturbed):
     last = done.stdout.splitlines()[-3:]
     for line, path in zip(last, ("index.json", "contact_sheet.png", "slides.csv"), strict=True):
         assert str(out / path) in line
+    assert f"settings (in {out}/config.json):\n  wsi_dir = " in done.stdout
+    assert "\n  min_cells = 30\n" in done.stdout
     assert "harvesting: 100%" in done.stderr
     assert "3/3" in done.stderr
 
@@ -152,6 +155,100 @@ def test_a_slide_tar_cut_in_half_is_made_again(undisturbed, copy, command, wsi_d
     assert digests(copy) == digests(undisturbed[0])
 
 
+def test_a_slide_tar_damaged_in_place_is_mended_by_starting_again(undisturbed, copy, command, wsi_dir):
+    """In a header, at equal size; packing is due because a shard is lost."""
+    path = next(copy.glob("slides/plain_*.tar"))
+    path.write_bytes(b"\xff" * 512 + path.read_bytes()[512:])
+    (copy / "shard-000001.tar").unlink()
+    words = ("--wsi-dir", wsi_dir, "--out", copy, "--shard-size", 20, *BIG)
+    done = command("patch_extraction", *words)
+    assert done.returncode == 2
+    assert f"{path} is damaged; start the harvest again" in error_of(done)
+    done = command("patch_extraction", *words)
+    assert done.returncode == 0, done.stderr
+    assert "2 of 3 slides are done already" in done.stdout
+    assert digests(copy) == digests(undisturbed[0])
+
+
+def test_overwriting_with_no_patch_leaves_nothing_that_looks_whole(copy, command, wsi_dir):
+    words = ("--wsi-dir", wsi_dir, "--out", copy, "--shard-size", 20, *BIG, "--min-cells", 5000, "--overwrite")
+    done = command("patch_extraction", *words)
+    assert done.returncode == 2
+    assert "no patch was harvested" in error_of(done)
+    assert not list(copy.glob("shard-*"))
+    assert not (copy / "index.json").exists()
+
+
+def test_another_folder_is_refused(undisturbed, copy, command, wsi_dir, tmp_path):
+    (tmp_path / "b").mkdir()
+    shutil.copy(wsi_dir / "plain.tif", tmp_path / "b" / "other.tif")
+    done = command("patch_extraction", "--wsi-dir", "b", "--out", copy, "--shard-size", 20, *BIG)
+    assert done.returncode == 2
+    assert "holds 3 slides that are not below b (PD-L1/S.1 ü.a.svs of" in error_of(done)
+    assert "give another --out, or harvest their common parent folder" in error_of(done)
+    assert digests(copy) == digests(undisturbed[0])
+    assert len(list(copy.glob("slides/*.tar"))) == 3
+
+
+def test_a_slide_of_the_same_name_in_another_folder_is_refused(copy, command, wsi_dir, specimens, tmp_path):
+    moved = Path(shutil.copytree(wsi_dir, tmp_path / "moved"))
+    words = ("--wsi-dir", moved, "--out", copy, "--shard-size", 20, *BIG)
+    done = command("patch_extraction", *words)
+    assert done.returncode == 0, done.stderr  # the same slides in a folder that was moved
+    write_slide(moved / "plain.tif", specimens[0], 0.25)
+    done = command("patch_extraction", *words)
+    assert done.returncode == 2
+    assert "holds a slide that is not below" in error_of(done)
+
+
+def test_patches_of_a_slide_that_is_gone_stay(command, wsi_dir, tmp_path):
+    folder = Path(shutil.copytree(wsi_dir, tmp_path / "wsi"))
+    words = ("--wsi-dir", "wsi", *BIG)
+    assert command("patch_extraction", *words).returncode == 0
+    before = digests(tmp_path / "shards")
+    (folder / "plain.tif").rename(tmp_path / "plain.tif")
+    done = command("patch_extraction", *words)
+    assert done.returncode == 0, done.stderr
+    assert "kept from an earlier run: plain.tif: the slide is gone, its" in done.stdout
+    assert digests(tmp_path / "shards") == before
+    with (tmp_path / "shards" / "slides.csv").open() as file:
+        assert {row["slide"]: row["status"] for row in csv.DictReader(file)}["plain.tif"] == "kept"
+    done = command("patch_extraction", *words, "--min-cells", 45, "--overwrite")
+    assert done.returncode == 2
+    assert "made with min_cells 30 instead of 45, and its slide plain.tif is gone from wsi" in error_of(done)
+    assert digests(tmp_path / "shards") == before
+
+
+@pytest.mark.parametrize("name", ["shard-000000.tar", "shard-train-7.tar", "index.json"])
+def test_foreign_files_are_not_touched(command, wsi_dir, tmp_path, name):
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / name).write_text("mine")
+    done = command("patch_extraction", "--wsi-dir", wsi_dir, *BIG)
+    assert done.returncode == 2
+    assert f"shards holds {name}, which no harvest made; choose another --out" in error_of(done)
+    assert [path.name for path in (tmp_path / "shards").iterdir()] == [name]
+    assert (tmp_path / "shards" / name).read_text() == "mine"
+
+
+def test_two_harvests_at_once(undisturbed, copy, command, wsi_dir):
+    with (copy / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        done = command("patch_extraction", "--wsi-dir", wsi_dir, "--out", copy, *BIG)
+    assert done.returncode == 2
+    assert f"another harvest is writing to {copy}; wait for it or choose another --out" in error_of(done)
+    assert digests(copy) == digests(undisturbed[0])
+
+
+def test_what_killed_harvests_left_behind_is_removed(copy, command, wsi_dir):
+    left = [copy / ".shard-000000.tar.123.tmp", copy / "slides" / ".a_12345678.tar.77.tmp"]
+    mine = copy / ".notes.tmp"
+    for path in (*left, mine):
+        path.touch()
+    done = command("patch_extraction", "--wsi-dir", wsi_dir, "--out", copy, "--shard-size", 20, *BIG)
+    assert done.returncode == 0, done.stderr
+    assert [path.exists() for path in (*left, mine)] == [False, False, True]
+
+
 def test_other_settings_are_refused_and_redone_on_demand(undisturbed, copy, command, wsi_dir):
     words = ("--wsi-dir", wsi_dir, "--out", copy, "--shard-size", 20, *BIG, "--min-cells", 45)
     done = command("patch_extraction", *words)
@@ -191,6 +288,7 @@ def error_of(done: subprocess.CompletedProcess[str]) -> str:
             "--patch-mpp 4.0 is out of range; give a number from 0.05 to 1.0",
         ),
         (("--wsi-dir", "text", "--max-patches", "0"), "--max-patches 0 is out of range"),
+        (("--wsi-dir", "text", "--seed", "-1"), "--seed -1 is out of range"),
         (("--wsi-dir", "text", "--slide-mpp", "40x"), "--slide-mpp 40x is not a resolution; give um/px"),
         (("--wsi-dir", "text", "--slide-mpp", "a.svs=400"), "--slide-mpp a.svs=400 is not a resolution"),
         (("--wsi-dir", "text", "--slide-mpp", "b.svs=0.25"), "--slide-mpp b.svs=0.25 fits no slide in text"),
@@ -261,6 +359,39 @@ def test_a_slide_that_may_not_be_read(command, wsi_dir, tmp_path):
     done = command("patch_extraction", "--wsi-dir", "wsi")
     assert done.returncode == 2
     assert "Permission denied" in done.stdout
+
+
+def test_names_that_are_not_utf8(command, wsi_dir, tmp_path):
+    folder = os.fsencode(tmp_path / "wsi") + b"/f\xe4rbung"
+    Path(os.fsdecode(folder)).mkdir(parents=True)
+    shutil.copy(wsi_dir / "plain.tif", folder + b"/Pr\xfcf.tif")
+    Path(os.fsdecode(folder + b"/b\xf6se.svs")).write_text("This is no slide.\n")
+    done = command("patch_extraction", "--wsi-dir", "wsi", "--max-patches", 2)
+    assert done.returncode == 3, done.stderr
+    assert "Traceback" not in done.stderr
+    with (tmp_path / "shards" / "slides.csv").open(encoding="utf-8") as file:
+        status = {row["slide"]: row["status"] for row in csv.DictReader(file)}
+    assert status == {r"f\xe4rbung/Pr\xfcf.tif": "harvested", r"f\xe4rbung/b\xf6se.svs": "failed"}
+    assert r"wsi/f\xe4rbung/b\xf6se.svs is not a slide" in done.stdout
+    index = json.loads((tmp_path / "shards" / "index.json").read_text(encoding="utf-8"))
+    assert index["biomarkers"] == {r"f\xe4rbung": {"slides": 1, "patches": 2}}
+
+
+def test_a_folder_that_cannot_be_listed_is_named(command, wsi_dir, tmp_path):
+    """A path longer than the system takes stops even the superuser."""
+    (tmp_path / "wsi").mkdir()
+    shutil.copy(wsi_dir / "plain.tif", tmp_path / "wsi" / "a.tif")
+    opened = [os.open(tmp_path / "wsi", os.O_RDONLY)]
+    for _ in range(17):
+        os.mkdir("x" * 250, dir_fd=opened[-1])
+        opened.append(os.open("x" * 250, os.O_RDONLY, dir_fd=opened[-1]))
+    for descriptor in opened:
+        os.close(descriptor)
+    done = command("patch_extraction", "--wsi-dir", "wsi", "--max-patches", 2)
+    assert done.returncode == 3, done.stderr
+    assert "cannot be listed: File name too long; slides below it are left out" in done.stderr
+    assert "folders left out: 1 (wsi/xxx" in done.stderr.splitlines()[-1]
+    assert json.loads((tmp_path / "shards" / "index.json").read_text())["samples"] == 2
 
 
 def test_every_real_slide_is_harvested_or_named(command, real_data, tmp_path):

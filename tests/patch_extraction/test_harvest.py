@@ -134,10 +134,12 @@ def test_glass_without_tissue_fails_but_has_a_picture(tmp_path):
     [
         ("0.5", r"coarser than --patch-mpp 0\.25; harvest it with --patch-mpp 0\.5 .*--allow-upsampling"),
         ("3", "too coarse to count cells on"),
+        ("20", "too coarse to count cells on"),  # a patch is smaller than a pixel
     ],
 )
 def test_too_coarse(wsi_dir, tmp_path, mpp, words):
-    record = harvest(wsi_dir, tmp_path, "plain.tif", slide_mpp=(mpp,))
+    size = 32 if mpp == "20" else 512
+    record = harvest(wsi_dir, tmp_path, "plain.tif", slide_mpp=(mpp,), patch_size=size)
     assert record.status == FAILED
     assert re.search(words, record.reason)
 

@@ -14,7 +14,7 @@ import webdataset
 from PIL import Image
 
 from patch_extraction.pack import pack, read_index
-from patch_extraction.slide_tar import HARVESTED, Record, SlideTar, slide_id, tar_path
+from patch_extraction.slide_tar import HARVESTED, KEPT, Record, SlideTar, slide_id, tar_path, write_record
 from shared.command_line import UserError
 
 SETTINGS = {"patch_size": 16}
@@ -139,6 +139,56 @@ def test_a_slide_tar_cut_in_half_is_named_and_the_old_shards_stay(records, tmp_p
         pack(tmp_path, records, SETTINGS, 40, seed=0)
     assert read_index(tmp_path) == before
     assert len(keys(tmp_path / "shard-000000.tar")) == 30
+
+
+def test_a_damaged_slide_tar_of_the_same_size_is_found_and_forgotten(records, tmp_path):
+    for record in records:
+        write_record(tmp_path, record)
+    path = tar_path(tmp_path, records[1].slide_id)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"{path.name} is damaged; start the harvest again"):
+        pack(tmp_path, records, SETTINGS, 40, seed=0)
+    assert not path.with_suffix(".json").exists()
+    assert len(list(tmp_path.glob("slides/*.json"))) == 3
+    assert not list(tmp_path.glob("shard-*"))
+
+
+def test_a_damaged_tar_whose_slide_is_gone_keeps_its_record(records, tmp_path):
+    record = replace(records[1], status=KEPT)
+    write_record(tmp_path, record)
+    tar_path(tmp_path, record.slide_id).write_bytes(bytes(record.bytes))
+    with pytest.raises(UserError, match=r"its slide c/TCGA\.1\.svs is gone; put the slide back, or remove"):
+        pack(tmp_path, [record], SETTINGS, 40, seed=0)
+    assert tar_path(tmp_path, record.slide_id).with_suffix(".json").exists()
+
+
+def test_only_own_shards_are_removed(records, tmp_path):
+    pack(tmp_path, records, SETTINGS, 40, seed=0)
+    for name in ("shard-train-7.tar", "shard-000009.tar"):
+        (tmp_path / name).write_text("mine")
+    pack(tmp_path, records, SETTINGS, 80, seed=0)
+    assert {path.name for path in tmp_path.glob("shard-*")} == {
+        "shard-000000.tar",
+        "shard-000001.tar",
+        "shard-train-7.tar",
+        "shard-000009.tar",
+    }
+
+
+def test_shards_of_a_killed_packing_are_known_as_own(records, tmp_path, monkeypatch):
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("patch_extraction.pack._index", die)
+        pack(tmp_path, records, SETTINGS, 10, seed=0)
+    assert len(list(tmp_path.glob("shard-*"))) == 11
+    assert read_index(tmp_path) is None
+    pack(tmp_path, records, SETTINGS, 80, seed=0)
+    assert len(list(tmp_path.glob("shard-*"))) == 2
+    assert not (tmp_path / ".packing.json").exists()
 
 
 def test_a_foreign_index_is_no_index(tmp_path):

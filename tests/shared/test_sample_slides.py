@@ -143,6 +143,15 @@ def test_command_writes_the_same_sample_every_time(command, tmp_path):
     assert "tiles/dataset.json" in first
 
 
+@pytest.mark.parametrize("words", ["--side 0", "--seed -1", "--tiles -1 1 1"])
+def test_impossible_numbers_are_one_sentence(command, tmp_path, words):
+    done = command("shared.sample_slides", "out", *words.split())
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {words} is out of range; give numbers from ")
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_torch_is_not_imported():
     code = "import sys, shared.sample_slides; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

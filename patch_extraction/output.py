@@ -1,0 +1,111 @@
+"""The output folder of a harvest: one harvest at a time, nobody else's files touched, nothing lost unsaid."""
+
+import dataclasses
+import errno
+import fcntl
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from patch_extraction.config import HarvestConfig, Source, common_settings
+from patch_extraction.pack import INDEX, own_shards, read_index
+from patch_extraction.slide_tar import KEPT, Record, read_record, tar_path
+from shared.command_line import UserError
+from shared.slides import folder_name
+
+LOCK = ".lock"
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems that cannot lock
+TEMPORARY = re.compile(r"\..+\.\d+\.tmp")  # what `shared.atomic` leaves behind when it is killed
+
+
+def refuse_foreign(out: Path) -> None:
+    """Touch nothing in a folder whose shards or index come from elsewhere.
+
+    Raises:
+        UserError: there are such files, and no sign of an earlier harvest.
+    """
+    there = sorted(path.name for path in (*out.glob("shard-*.tar"), *out.glob(INDEX)))
+    if there and read_index(out) is None and not own_shards(out) and not _records(out):
+        raise UserError(f"{out} holds {there[0]}, which no harvest made; choose another --out")
+
+
+@contextmanager
+def only_harvest(out: Path) -> Iterator[None]:
+    """Make the output folder and keep other harvests out of it; what killed ones left half-written goes.
+
+    Raises:
+        UserError: another harvest is at it; the folder cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        file = (out / LOCK).open("w")
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror}; choose another --out") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends, however it does
+        except BlockingIOError as error:
+            raise UserError(f"another harvest is writing to {out}; wait for it or choose another --out") from error
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+        for path in (*out.glob(".*.tmp"), *out.glob("*/.*.tmp")):
+            if TEMPORARY.fullmatch(path.name):
+                path.unlink(missing_ok=True)
+        yield
+
+
+def kept_slides(sources: Sequence[Source], config: HarvestConfig, counter: str) -> list[Record]:
+    """Records of slides harvested from --wsi-dir earlier and gone from it since; their patches stay.
+
+    Raises:
+        UserError: there are patches of slides of another folder; those of a slide that is gone are damaged or
+            were made with other settings, and it cannot be harvested again.
+    """
+    present = {source.slide_id: source for source in sources}
+    records = [record for record in _records(config.out) if record.kept]
+    others = [record for record in records if _of_another_folder(record, present.get(record.slide_id), config)]
+    if others:
+        one = f"{others[0].slide} of {others[0].wsi_dir or 'another folder'}"
+        count = f"{len(others)} slides that are" if len(others) > 1 else "a slide that is"
+        raise UserError(
+            f"{config.out} holds {count} not below {config.wsi_dir} ({one}); "
+            "give another --out, or harvest their common parent folder"
+        )
+    gone = [record for record in records if record.slide_id not in present]
+    for record in gone:
+        _check_gone(record, config, counter)
+    return [dataclasses.replace(record, status=KEPT) for record in gone]
+
+
+def _records(out: Path) -> list[Record]:
+    records = [read_record(path) for path in sorted(out.glob("slides/*.json"))]
+    return [record for record in records if record is not None]
+
+
+def _of_another_folder(record: Record, source: Source | None, config: HarvestConfig) -> bool:
+    """Whether a record's slide is none of this run's; a folder may move, a slide of equal size is the same."""
+    if record.wsi_dir == folder_name(config.wsi_dir):
+        return False
+    try:
+        return source is None or source.path.stat().st_size != record.source_bytes
+    except OSError:
+        return True
+
+
+def _check_gone(record: Record, config: HarvestConfig, counter: str) -> None:
+    """Refuse to go on with patches that can be neither used nor made again."""
+    tar = tar_path(config.out, record.slide_id)
+    common = common_settings(config, counter)
+    other = [name for name, value in common.items() if record.settings.get(name) != value]
+    if not tar.is_file() or tar.stat().st_size != record.bytes:
+        fault = f"{tar} is damaged"
+    elif other:
+        fault = f"{tar} was made with {other[0]} {record.settings.get(other[0])!r} instead of {common[other[0]]!r}"
+    else:
+        return
+    raise UserError(
+        f"{fault}, and its slide {record.slide} is gone from {config.wsi_dir}; put the slide back, "
+        f"or remove {tar.with_suffix('.json')} to go on without its patches"
+    )
