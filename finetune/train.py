@@ -13,7 +13,7 @@ from tqdm import tqdm
 from finetune import outcome
 from finetune.criterion import detection_loss
 from finetune.datasets import load_data
-from finetune.datasets.annotated_data import AnnotatedData, Tile, image_size
+from finetune.datasets.annotated_data import AnnotatedData, Tile
 from finetune.evaluate import predict_tiles, score_tiles
 from finetune.initialisation import held_batch_norms, initial_detector
 from finetune.recipes import Recipe
@@ -177,7 +177,7 @@ def _start(recipe: Recipe, data: AnnotatedData, world: World) -> Training:
 def _check_interval(data: AnnotatedData, interval: int) -> None:
     """One-to-one matching drops cells silently where they outnumber the proposals."""
     for tile in (tile for tiles in data.splits.values() for tile in tiles):
-        width, height = image_size(tile.image)
+        width, height = tile.size
         if len(tile.labels_N) > math.ceil(width / interval) * math.ceil(height / interval):
             raise UserError(
                 f"{tile.image} has {len(tile.labels_N)} cells, more than proposals at {interval} px; "

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from finetune.datasets import consep, points
 from finetune.datasets.annotated_data import AnnotatedData
+from finetune.datasets.description import Description, class_values, describe
 from shared.command_line import UserError
 
 LAYOUTS = (
@@ -40,16 +41,17 @@ def load_data(source: Source) -> AnnotatedData:
     if consep.is_consep(folder):
         return points.load_points(folder, _overridden(consep.description(), source))
     if points.is_points(folder):
-        return points.load_points(folder, _overridden(points.describe(folder), source))
+        return points.load_points(folder, _overridden(describe(folder), source))
     raise UserError(f"{folder} has none of the known layouts: {LAYOUTS}")
 
 
-def _overridden(description: points.Description, source: Source) -> points.Description:
+def _overridden(description: Description, source: Source) -> Description:
     """What the command line says goes before what the data says."""
     pairs = [entry.partition("=") for entry in source.classes]
     return dataclasses.replace(
         description,
-        mpp=source.slide_mpp or description.mpp,
-        classes={name: value or name for name, _, value in pairs} or description.classes,
+        mpp=description.mpp if source.slide_mpp is None else source.slide_mpp,
+        classes=class_values([(name, value or name) for name, _, value in pairs], "--classes")
+        or description.classes,
         origin=source.origin or description.origin,
     )

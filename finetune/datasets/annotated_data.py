@@ -11,6 +11,8 @@ from PIL import Image, UnidentifiedImageError
 from shared.command_line import UserError
 
 SPLITS = ("train", "val", "test")
+# Pillow's modes that become RGB without changing a colour: 16-bit images would be cut off at 255.
+EIGHT_BIT = ("RGB", "RGBA", "L", "P", "1")
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,8 @@ class Tile:
     image: Path
     slide: str
     """Key of the slide it was cut from: tiles of one slide stay in one split."""
+    size: tuple[int, int]
+    """Width and height in px."""
     points_N2: np.ndarray
     labels_N: np.ndarray
     """Class of each cell, 0..C-1."""
@@ -49,16 +53,22 @@ class AnnotatedData:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Width and height in px, from the header alone.
+    """Width and height in px of an image that can be decoded as 8-bit RGB.
 
     Raises:
-        UserError: the file is not an image.
+        UserError: the file is not an image, is cut short, or holds other pixels.
     """
     try:
         with Image.open(path) as image:
-            return image.size
-    except (UnidentifiedImageError, OSError) as error:
+            image.load()
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise UserError(f"{path} cannot be opened as an image; remove it or write it again") from error
+    if image.mode not in EIGHT_BIT:
+        raise UserError(
+            f"{path} has pixels of mode {image.mode}, which do not convert to 8-bit RGB without loss; "
+            "write it as an 8-bit RGB image"
+        )
+    return image.size
 
 
 def split_by_slide(tiles: Sequence[Tile], shares: dict[str, float], seed: int = 0) -> dict[str, list[Tile]]:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from finetune.datasets.points import Description
+from finetune.datasets.description import Description
 
 # Classes of the paper's Table 2: HoVer-Net's types grouped as inflammatory [2], epithelial [3, 4] and
 # stromal [1, 5, 6, 7]; this grouping alone reproduces the table's 13,040 / 2,515 / 8,777 cells.

@@ -1,40 +1,17 @@
-"""The plain layout: `{train,val,test}/{images,points}` or a flat `{images,points}`, one CSV an image.
+"""The plain layout: `{train,val,test}/{images,points}` or a flat `{images,points}`, one CSV an image."""
 
-`dataset.json` beside them says what pixels cannot: `mpp`, `classes` (name and value in the files, in order),
-`origin` ("corner" or "pixel_index") and `slides` (image path -> slide key). What it leaves out comes from
-the command line.
-"""
-
-import csv
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from finetune.datasets.annotated_data import SPLITS, AnnotatedData, Tile, image_size, split_by_slide
+from finetune.datasets.cells_csv import read_cells, values_in
+from finetune.datasets.description import NAME, ORIGIN_OFFSETS, Description, checked
 from shared.command_line import UserError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff"}
-ORIGIN_OFFSETS = {"corner": 0.0, "pixel_index": 0.5}
 # The paper's shares for data sets without published splits (Experimental Setup).
 SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}
-
-
-@dataclass(frozen=True)
-class Description:
-    """What a folder of images and points does not say itself."""
-
-    mpp: float | None = None
-    classes: Mapping[str, str] = field(default_factory=dict)
-    """Class name -> its value in the files, in the order of the model's outputs; empty: from the files."""
-    origin: str = "corner"
-    slides: Mapping[str, str] = field(default_factory=dict)
-    """Image path relative to the data folder -> slide key; an image that is not named is its own slide."""
-    val: frozenset[str] = frozenset()
-    """Stems of training images that form the validation split."""
 
 
 def is_points(folder: Path) -> bool:
@@ -42,69 +19,23 @@ def is_points(folder: Path) -> bool:
     return any((root / "images").is_dir() and (root / "points").is_dir() for root in _roots(folder).values())
 
 
-def describe(folder: Path) -> Description:
-    """Read `dataset.json`, if there is one.
-
-    Raises:
-        UserError: it is not JSON, or a field in it has no usable value.
-    """
-    path = folder / "dataset.json"
-    if not path.exists():
-        return Description()
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return Description(
-            mpp=None if content.get("mpp") is None else float(content["mpp"]),
-            classes={str(entry["name"]): str(entry["value"]) for entry in content.get("classes", [])},
-            origin=content.get("origin", "corner"),
-            slides={str(image): str(key) for image, key in content.get("slides", {}).items()},
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path} is not a data set description ({error}); it holds e.g. "
-            '{"mpp": 0.5, "classes": [{"name": "tumour", "value": 1}], "origin": "corner"}'
-        ) from error
-
-
 def load_points(folder: Path, description: Description) -> AnnotatedData:
-    """Read every annotation; images are only opened for their size.
+    """Read every annotation, and every image once, to find a damaged one now rather than in an hour.
 
     Raises:
-        UserError: no resolution; an image without annotation or the reverse; a bad row.
+        UserError: no resolution; a folder, image or annotation that belongs to nothing; a slide in two
+            splits; a bad row; an image that cannot be decoded.
     """
-    if description.mpp is None:
-        raise UserError(
-            f'{folder} does not say its resolution; write "mpp" into {folder / "dataset.json"} '
-            "or give --slide-mpp (um/px of the images)"
-        )
-    if description.origin not in ORIGIN_OFFSETS:
-        raise UserError(f"origin {description.origin!r} of {folder} is neither corner nor pixel_index")
+    mpp = checked(folder, description)
     roots = {name: root for name, root in _roots(folder).items() if (root / "images").is_dir()}
+    _refuse_other_folders(folder, roots)
     pairs = {name: _pairs(root) for name, root in roots.items()}
-    values = description.classes or _values_in([points for each in pairs.values() for _, points in each])
-    tiles = {
-        name: [_read_tile(folder, image, points, values, description) for image, points in each]
-        for name, each in pairs.items()
-    }
-    splits = _splits(tiles, description.val)
-    ordered = {name: splits[name] for name in SPLITS if splits.get(name)}
-    return AnnotatedData(folder, description.mpp, tuple(values), ordered)
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV with columns x, y and class (others are ignored); row numbers are file lines.
-
-    Raises:
-        UserError: not UTF-8 text, or a column is missing.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
-            if rows.fieldnames is None or not {"x", "y", "class"} <= set(rows.fieldnames):
-                raise UserError(f"{path} has no header with the columns x,y,class in its first line")
-            return list(rows)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is not a CSV text file ({error})") from error
+    _refuse_strangers(folder, [image for each in pairs.values() for image, _ in each], description)
+    values = description.classes or values_in([points for each in pairs.values() for _, points in each])
+    tiles = {name: _read_tiles(folder, each, values, description) for name, each in pairs.items()}
+    splits = _splits(folder, tiles, description)
+    _refuse_shared_slides(folder, splits)
+    return AnnotatedData(folder, mpp, tuple(values), splits)
 
 
 def _roots(folder: Path) -> dict[str, Path]:
@@ -113,9 +44,21 @@ def _roots(folder: Path) -> dict[str, Path]:
     return split or {"": folder}
 
 
+def _refuse_other_folders(folder: Path, roots: Mapping[str, Path]) -> None:
+    """Images beside the folders that are read would be left out without a word."""
+    beside = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
+    for path in beside:
+        if path not in roots.values() and (path / "images").is_dir():
+            raise UserError(
+                f"{path / 'images'} is not read, because {folder} is divided into {', '.join(roots)}; "
+                f"move it out, or into one of {', '.join(SPLITS)}"
+            )
+
+
 def _pairs(root: Path) -> list[tuple[Path, Path]]:
-    images = {path.stem: path for path in sorted((root / "images").iterdir()) if _is_image(path)}
-    points = {path.stem: path for path in sorted((root / "points").glob("*.csv"))}
+    """Images with their annotations."""
+    images = _by_stem(path for path in sorted((root / "images").iterdir()) if _is_image(path))
+    points = _by_stem(sorted((root / "points").glob("*.csv")))
     for stem in sorted(images.keys() ^ points.keys()):
         if stem in images:
             raise UserError(
@@ -127,57 +70,68 @@ def _pairs(root: Path) -> list[tuple[Path, Path]]:
     return [(images[stem], points[stem]) for stem in images]
 
 
+def _by_stem(paths: Iterable[Path]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in paths:
+        if path.stem in found:
+            raise UserError(f"{found[path.stem]} and {path.name} share one annotation; rename one of them")
+        found[path.stem] = path
+    return found
+
+
 def _is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
-def _values_in(paths: Sequence[Path]) -> dict[str, str]:
-    """Classes as found in the files, numbers in numeric order: name -> value."""
-    found = {row["class"].strip() for path in paths for row in read_csv(path) if row["class"]}
-    ordered = sorted(found, key=lambda value: (not value.isdigit(), int(value) if value.isdigit() else 0, value))
-    return {f"class {value}" if value.isdigit() else value: value for value in ordered}
+def _refuse_strangers(folder: Path, images: list[Path], description: Description) -> None:
+    """An image in `slides` or `splits` that does not exist is a slip of the pen, and its slide would leak."""
+    known = {_key(folder, image) for image in images}
+    for field, mapping in (("slides", description.slides), ("splits", description.splits)):
+        if strangers := sorted(mapping.keys() - known):
+            raise UserError(
+                f'"{field}" in {folder / NAME} names {strangers[0]}, which is no image there; '
+                f"write paths from that folder on, as {min(known)}"
+            )
+    if description.splits and (rest := sorted(known - description.splits.keys())):
+        raise UserError(f'"splits" in {folder / NAME} leaves out {rest[0]}; add it, or remove the image')
 
 
-def _read_tile(
-    folder: Path, image: Path, points: Path, values: Mapping[str, str], description: Description
-) -> Tile:
-    size = image_size(image)
-    label_of = {value: label for label, value in enumerate(values.values())}
-    cells = [
-        _cell(f"{points}, line {line}", row, label_of, values, size)
-        for line, row in enumerate(read_csv(points), start=2)
-    ]
-    xy_N2 = np.array([cell[:2] for cell in cells], np.float32).reshape(-1, 2)
-    return Tile(
-        image=image,
-        slide=description.slides.get(image.relative_to(folder).as_posix(), image.stem),
-        points_N2=xy_N2 + np.float32(ORIGIN_OFFSETS[description.origin]),
-        labels_N=np.array([cell[2] for cell in cells], np.int64),
-    )
+def _key(folder: Path, image: Path) -> str:
+    return image.relative_to(folder).as_posix()
 
 
-def _cell(
-    where: str,
-    row: dict[str, Any],
-    label_of: Mapping[str, int],
-    values: Mapping[str, str],
-    size: tuple[int, int],
-) -> tuple[float, float, int]:
-    try:
-        x, y = float(row["x"]), float(row["y"])
-    except (TypeError, ValueError):
-        raise UserError(f"{where}: x={row['x']!r}, y={row['y']!r} are not two numbers") from None
-    if not (0 <= x <= size[0] and 0 <= y <= size[1]):
-        raise UserError(f"{where}: the point ({x:g}, {y:g}) lies outside its image of {size[0]}x{size[1]} px")
-    value = (row["class"] or "").strip()
-    if value not in label_of:
-        known = ", ".join(f"{value} ({name})" for name, value in values.items())
-        raise UserError(f"{where}: class {value!r} is none of {known}")
-    return x, y, label_of[value]
+def _read_tiles(
+    folder: Path, pairs: list[tuple[Path, Path]], values: Mapping[str, str], description: Description
+) -> list[Tile]:
+    offset = ORIGIN_OFFSETS[description.origin]
+    with ThreadPoolExecutor() as threads:
+        sizes = threads.map(image_size, [image for image, _ in pairs])
+        return [
+            Tile(
+                image,
+                description.slides.get(_key(folder, image), _key(folder, image)),
+                size,
+                *read_cells(points, size, values, offset),
+            )
+            for (image, points), size in zip(pairs, sizes, strict=True)
+        ]
 
 
-def _splits(tiles: dict[str, list[Tile]], val: frozenset[str]) -> dict[str, list[Tile]]:
-    """Published or given splits as they are; else whole slides dealt out 6:2:2, or a fifth of train as val."""
+def _splits(folder: Path, tiles: Mapping[str, list[Tile]], description: Description) -> dict[str, list[Tile]]:
+    """Splits that hold tiles, in order: those of `dataset.json`, else the folders, else dealt out by slide."""
+    if description.splits:
+        everything = [tile for each in tiles.values() for tile in each]
+        splits = {
+            name: [tile for tile in everything if description.splits[_key(folder, tile.image)] == name]
+            for name in SPLITS
+        }
+    else:
+        splits = _dealt(tiles, description.val)
+    return {name: splits[name] for name in SPLITS if splits.get(name)}
+
+
+def _dealt(tiles: Mapping[str, list[Tile]], val: frozenset[str]) -> dict[str, list[Tile]]:
+    """A flat folder dealt out 6:2:2 by slide; else its folders, with a fifth of train where there is no val."""
     if "" in tiles:
         return split_by_slide(tiles[""], SHARES)
     train = tiles.get("train", [])
@@ -187,4 +141,17 @@ def _splits(tiles: dict[str, list[Tile]], val: frozenset[str]) -> dict[str, list
         return {**tiles, "train": rest, "val": chosen}
     if train and "val" not in tiles:
         return {**tiles, **split_by_slide(train, {"train": 0.8, "val": 0.2})}
-    return tiles
+    return dict(tiles)
+
+
+def _refuse_shared_slides(folder: Path, splits: Mapping[str, list[Tile]]) -> None:
+    """A net that has seen a slide is not tested by its other tiles."""
+    split_of: dict[str, str] = {}
+    for name, tiles in splits.items():
+        for tile in tiles:
+            other = split_of.setdefault(tile.slide, name)
+            if other != name:
+                raise UserError(
+                    f"{folder} has tiles of slide {tile.slide!r} in both {other} and {name} "
+                    f"(one is {tile.image}); move all tiles of a slide into one split"
+                )

@@ -108,3 +108,89 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_text("{")
     with pytest.raises(UserError, match=r"dataset\.json is not a data set description"):
         load_data(Source(data=tmp_path))
+
+
+def test_splits_can_be_listed(tmp_path: Path) -> None:
+    write(tmp_path, ["a", "b", "c"])
+    listed = {"train": ["images/c.png"], "test": ["images/a.png", "images/b.png"]}
+    describe(tmp_path, format="points", splits=listed)
+    splits = load_data(Source(data=tmp_path)).splits
+    found = {name: [f"images/{tile.image.name}" for tile in tiles] for name, tiles in splits.items()}
+    assert found == listed
+
+
+def test_line_numbers_count_blank_lines_and_headers_may_have_spaces(tmp_path: Path) -> None:
+    write(tmp_path / "train", ["a", "b"], "x, y, class\n1,1,1\n\n\n2,2,9\n")
+    describe(tmp_path)
+    with pytest.raises(UserError, match=r"a\.csv, line 5: class '9'"):
+        load_data(Source(data=tmp_path))
+
+
+def test_images_with_one_name_in_two_splits_are_two_slides(tmp_path: Path) -> None:
+    for split in ("train", "val", "test"):
+        write(tmp_path / split, ["1", "2"])
+    describe(tmp_path)
+    assert {name: len(tiles) for name, tiles in load_data(Source(data=tmp_path)).splits.items()} == {
+        "train": 2,
+        "val": 2,
+        "test": 2,
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        (
+            {"slides": {"train/images/a.png": "s", "test/images/t.png": "s"}},
+            "tiles of slide 's' in both train and",
+        ),
+        ({"slides": {"images/a.png": "s"}}, '"slides" in .* names images/a.png, which is no image there'),
+        ({"splits": {"train": ["train/images/a.png"]}}, '"splits" in .* leaves out test/images/t.png'),
+        ({"splits": {"validation": []}}, "split 'validation' is none of train, val, test"),
+        ({"mmp": 0.5}, "unknown field 'mmp'; known are format, mpp"),
+        ({"format": "coco"}, "format 'coco' is not points"),
+        ({"mpp": -1}, "-1 um/px is no resolution"),
+        ({"mpp": float("nan")}, "nan um/px is no resolution"),
+        ({"origin": 0}, "origin '0' of .* is neither corner nor pixel_index"),
+        ({"classes": [{"name": "a", "value": 1}, {"name": "a", "value": 2}]}, "'a' twice among its classes"),
+        ({"classes": [{"name": "a", "value": 1}, {"name": "b", "value": 1}]}, "'1' twice among its classes"),
+    ],
+)
+def test_a_description_that_does_not_fit_is_refused(tmp_path: Path, fields: dict, sentence: str) -> None:
+    write(tmp_path / "train", ["a", "b"])
+    write(tmp_path / "test", ["t"])
+    describe(tmp_path, **fields)
+    with pytest.raises(UserError, match=sentence):
+        load_data(Source(data=tmp_path))
+
+
+def test_classes_given_twice_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "train", ["a", "b"])
+    describe(tmp_path)
+    with pytest.raises(UserError, match="--classes has 'a' twice"):
+        load_data(Source(data=tmp_path, classes=("a=1", "a=2")))
+
+
+def test_folders_and_files_that_would_be_left_out_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "train", ["a", "b"])
+    describe(tmp_path)
+    write(tmp_path / "validation", ["c"])
+    with pytest.raises(UserError, match=r"validation/images is not read, because .* is divided into train"):
+        load_data(Source(data=tmp_path))
+    (tmp_path / "validation").rename(tmp_path / "val")
+    Image.new("RGB", (32, 32)).save(tmp_path / "train/images/a.jpg")
+    with pytest.raises(UserError, match=r"a\.jpg and a\.png share one annotation"):
+        load_data(Source(data=tmp_path))
+
+
+def test_images_that_cannot_be_used_are_refused_before_training(tmp_path: Path) -> None:
+    write(tmp_path / "train", ["a", "b"])
+    describe(tmp_path)
+    path = tmp_path / "train/images/a.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(UserError, match=r"a\.png cannot be opened as an image"):
+        load_data(Source(data=tmp_path))
+    Image.fromarray(np.full((32, 32), 3000, np.uint16)).save(path)
+    with pytest.raises(UserError, match=r"a\.png has pixels of mode I;16, .* write it as an 8-bit RGB image"):
+        load_data(Source(data=tmp_path))

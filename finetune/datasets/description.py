@@ -1,0 +1,106 @@
+"""`dataset.json`: what a folder of images and points does not say itself."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from finetune.datasets.annotated_data import SPLITS
+from shared.command_line import UserError
+
+NAME = "dataset.json"
+FIELDS = ("format", "mpp", "classes", "origin", "splits", "slides")
+FORMATS = ("points",)
+# What is added to the coordinates in the files so that (0, 0) is the outer corner of the first pixel.
+ORIGIN_OFFSETS = {"corner": 0.0, "pixel_index": 0.5}
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is true of a whole data set; None or empty: not said."""
+
+    mpp: float | None = None
+    classes: Mapping[str, str] = field(default_factory=dict)
+    """Class name -> its value in the files, in the order of the model's outputs; empty: from the files."""
+    origin: str = "corner"
+    slides: Mapping[str, str] = field(default_factory=dict)
+    """Image path relative to the data folder -> slide key; an image that is not named is its own slide."""
+    splits: Mapping[str, str] = field(default_factory=dict)
+    """Image path relative to the data folder -> split; goes before the folder that the image lies in."""
+    val: frozenset[str] = frozenset()
+    """Stems of training images that form the validation split."""
+
+
+def describe(folder: Path) -> Description:
+    """Read `dataset.json`, if there is one.
+
+    Raises:
+        UserError: it is not JSON, or a field in it is unknown or has no usable value.
+    """
+    path = folder / NAME
+    if not path.exists():
+        return Description()
+    try:
+        return _described(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is not a data set description ({error}); it holds e.g. "
+            '{"mpp": 0.5, "classes": [{"name": "tumour", "value": 1}], "origin": "corner"}'
+        ) from error
+
+
+def checked(folder: Path, description: Description) -> float:
+    """The resolution in um/px, if everything that is needed is described and usable.
+
+    Raises:
+        UserError: no resolution or an impossible one, an unknown origin.
+    """
+    if description.mpp is None:
+        raise UserError(
+            f'{folder} does not say its resolution; write "mpp" into {folder / NAME} '
+            "or give --slide-mpp (um/px of the images)"
+        )
+    if not (description.mpp > 0 and math.isfinite(description.mpp)):
+        raise UserError(f"{description.mpp:g} um/px is no resolution of {folder}; give it with --slide-mpp")
+    if description.origin not in ORIGIN_OFFSETS:
+        raise UserError(f"origin {description.origin!r} of {folder} is neither corner nor pixel_index")
+    return description.mpp
+
+
+def class_values(pairs: list[tuple[str, str]], where: str) -> dict[str, str]:
+    """Class name -> value in the files.
+
+    Raises:
+        UserError: a name or a value stands there twice; two classes could not be told apart.
+    """
+    for words in ([name for name, _ in pairs], [value for _, value in pairs]):
+        if repeated := sorted({word for word in words if words.count(word) > 1}):
+            raise UserError(f"{where} has {repeated[0]!r} twice among its classes; give each its own")
+    return dict(pairs)
+
+
+def _described(content: dict[str, Any]) -> Description:
+    if unknown := sorted(content.keys() - set(FIELDS)):
+        raise ValueError(f"it has an unknown field {unknown[0]!r}; known are {', '.join(FIELDS)}")
+    if content.get("format", "points") not in FORMATS:
+        raise ValueError(f"format {content['format']!r} is not {' or '.join(FORMATS)}")
+    pairs = [(str(entry["name"]), str(entry["value"])) for entry in content.get("classes", [])]
+    return Description(
+        mpp=None if content.get("mpp") is None else float(content["mpp"]),
+        classes=class_values(pairs, NAME),
+        origin=str(content.get("origin", "corner")),
+        slides={str(image): str(key) for image, key in content.get("slides", {}).items()},
+        splits=_split_of(content.get("splits", {})),
+    )
+
+
+def _split_of(splits: dict[str, list[str]]) -> dict[str, str]:
+    """Image -> split, from split -> images."""
+    if unknown := sorted(splits.keys() - set(SPLITS)):
+        raise ValueError(f"split {unknown[0]!r} is none of {', '.join(SPLITS)}")
+    pairs = [(str(image), name) for name, images in splits.items() for image in images]
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("an image stands in two splits")
+    return dict(pairs)
