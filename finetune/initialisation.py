@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import timm
 from torch import nn
@@ -13,23 +14,30 @@ from shared.command_line import UserError
 from shared.weights import Weights, load_into, read
 
 
-def initial_detector(config: core.Config, init: str, arch: str | None) -> tuple[core.Detector, set[str]]:
-    """Build the detector that training starts from; prints what was taken from where.
+class Start(NamedTuple):
+    """A detector before its first step."""
+
+    detector: core.Detector
+    loaded: set[str]
+    """The trunk's tensors that came with the weights."""
+    origin: str
+    """What was taken from where, in words."""
+
+
+def initial_detector(config: core.Config, init: str, arch: str | None) -> Start:
+    """Build the detector that training starts from.
 
     Args:
         config: The detector wanted; `arch`, `mean` and `std` are replaced by those of the weights.
         init: Path of a weights file, "imagenet" (timm's hub) or "random".
         arch: timm name of the trunk; None: from the weights, or ResNet-50.
 
-    Returns:
-        The detector, and the trunk's tensors that came with the weights.
-
     Raises:
         UserError: no such file, another network's file, or no way to the hub.
     """
     if init == "random":
-        print(f"trunk: {arch or 'resnet50'}, random weights")
-        return core.Detector(dataclasses.replace(config, arch=arch or "resnet50")), set()
+        config = dataclasses.replace(config, arch=arch or "resnet50")
+        return Start(core.Detector(config), set(), f"{config.arch}, random weights")
     weights = _imagenet(arch or "resnet50") if init == "imagenet" else read(Path(init))
     if weights.metadata.get("kind") == "detector":
         raise UserError(
@@ -38,8 +46,7 @@ def initial_detector(config: core.Config, init: str, arch: str | None) -> tuple[
     config = dataclasses.replace(config, arch=arch or weights.arch, mean=weights.mean, std=weights.std)
     detector = core.Detector(config)
     report = load_into(detector.backbone.trunk, weights)
-    print(f"trunk: {config.arch} from {init}: {report}")
-    return detector, set(report.used)
+    return Start(detector, set(report.used), f"{config.arch} from {init}: {report}")
 
 
 def held_batch_norms(trunk: nn.Module, loaded: Iterable[str]) -> list[nn.Module]:

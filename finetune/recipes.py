@@ -10,6 +10,8 @@ import tyro
 from finetune.augment import Config as Augment
 from finetune.criterion import Config as Criterion
 from finetune.datasets import Source
+from shared.command_line import check_range
+from shared.weights import check_destination
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,38 @@ class Recipe:
     """Random scaling, shifting, flipping."""
     criterion: Criterion = Criterion()
     """The loss."""
+
+
+def check(recipe: Recipe) -> None:
+    """Refuse numbers that make no sense.
+
+    Raises:
+        UserError: names the option and what it takes.
+    """
+    for option, value, least in (
+        ("interval", recipe.interval, 1),
+        ("radius-um", recipe.radius_um, 0.1),
+        ("epochs", recipe.epochs, 0),
+        ("batch-size", recipe.batch_size, 1),
+        ("learning-rate", recipe.learning_rate, 0.0),
+        ("weight-decay", recipe.weight_decay, 0.0),
+        ("warmup-steps", recipe.warmup_steps, 0),
+        ("clip-norm", recipe.clip_norm, 1e-9),
+        ("evaluate-every", recipe.evaluate_every, 1),
+        ("checkpoint-every", recipe.checkpoint_every, 1),
+        ("max-steps", recipe.max_steps, 0),
+        ("workers", recipe.workers, 0),
+        ("augment.crop", recipe.augment.crop, 32),
+        ("criterion.background-weight", recipe.criterion.background_weight, 0.0),
+        ("criterion.point-weight", recipe.criterion.point_weight, 0.0),
+    ):
+        check_range(option, value, least)
+    check_range("seed", recipe.seed, 0, 2**32 - 1)
+    check_range("augment.flip", recipe.augment.flip, 0, 1)
+    low, high = recipe.augment.scale
+    check_range("augment.scale", low, 0.1, high)
+    check_range("augment.scale", high, low, 10)
+    check_destination(recipe.out)
 
 
 # The paper's detector with the hyper-parameters of the authors' public code, where the paper is silent.

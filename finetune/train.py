@@ -11,17 +11,19 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from finetune import outcome
+from finetune.capacity import check_interval
 from finetune.criterion import detection_loss
 from finetune.datasets import load_data
 from finetune.datasets.annotated_data import AnnotatedData, Tile
 from finetune.evaluate import predict_tiles, score_tiles
 from finetune.initialisation import held_batch_norms, initial_detector
-from finetune.recipes import Recipe
+from finetune.recipes import Recipe, check
 from finetune.tile_loader import Batch, TileStream, tile_batches
 from shared import checkpoint, distributed
 from shared import detector as core
 from shared.command_line import UserError, as_plain
 from shared.distributed import World
+from shared.loader_workers import deaths_named
 from shared.runs import Run, progress, provenance
 from shared.seeds import seed_batch
 from shared.stop_signal import STOPPED, StopSignal, leave_marker
@@ -73,21 +75,41 @@ def train(recipe: Recipe, world: World, stop: StopSignal) -> int:
     Raises:
         UserError: data, weights, run folder or batch size do not fit; the loss is not finite.
     """
+    check(recipe)
     checkpoint.refuse_other_settings(recipe.run_dir, as_plain(recipe), FREE_ON_RESUME)
     data = load_data(recipe.source)
     if not (tiles := data.splits.get("train", [])):
         raise UserError(f"{data.folder} has no training tiles, only {', '.join(data.splits)}")
+    training, origin = _start(recipe, data, world)
+    distributed.wait_for_all()  # every rank has compared the settings before the first writes its own
+    run = Run(recipe.run_dir, recipe, writes=world.is_main)
+    resumed = _resume(recipe, training, run)
+    if world.is_main:
+        print(f"data    {data}\ntrunk   {origin}")
+        print(f"device  {world.size} x {world.device.type}, {recipe.batch_size} tiles a step")
+        print(f"state   {resumed or f'begins in {run.folder}'}", flush=True)
+    if world.is_main and not resumed:
+        outcome.draw_augmented(run, TileStream(tiles, recipe.augment, recipe.seed), data.classes)
+        _validate(recipe, training, data, run, world)
+    with deaths_named("--workers"):
+        stopped = _loop(recipe, training, data, run, world, stop)
+    if stopped:
+        return _stop(stop, training, world)
+    if world.is_main:
+        _save_weights(recipe, training, data, run, "last")
+        outcome.finish(run, recipe.out, data, recipe.radius_um, world.device)
+    run.close()
+    return 0
+
+
+def _loop(
+    recipe: Recipe, training: Training, data: AnnotatedData, run: Run, world: World, stop: StopSignal
+) -> bool:
+    """Steps until the end, or until any rank is told to stop; returns whether it was the latter."""
+    tiles = data.splits["train"]
     steps = math.ceil(recipe.epochs * len(tiles) / recipe.batch_size)
     last_step = steps if recipe.max_steps is None else min(steps, recipe.max_steps)
-    if world.is_main:
-        print(f"{data}\n{steps} steps of {recipe.batch_size} tiles on {world.size} x {world.device.type}")
-
-    training = _start(recipe, data, world)
-    run = Run(recipe.run_dir, recipe, writes=world.is_main)
     stream = TileStream(tiles, recipe.augment, recipe.seed)
-    if not _resume(recipe, training, run) and world.is_main:
-        outcome.draw_augmented(run, stream, data.classes)
-        _validate(recipe, training, data, run, world)
     network = _replicated(training.detector, world)
     remaining = range(training.step, last_step)
 
@@ -107,12 +129,8 @@ def train(recipe: Recipe, world: World, stop: StopSignal) -> int:
             if world.is_main and (ends or stops or _every(recipe.checkpoint_every, training.step, recipe, tiles)):
                 checkpoint.save(recipe.run_dir, training.step, recipe.name, training.state())
             if stops and not ends:
-                return _stop(stop, training, world)
-    if world.is_main:
-        _save_weights(recipe, training, data, run, "last")
-        outcome.finish(run, recipe.out, data, recipe.radius_um, world.device)
-    run.close()
-    return 0
+                return True
+    return False
 
 
 def _replicated(detector: core.Detector, world: World) -> nn.Module:
@@ -135,15 +153,15 @@ def _stop(stop: StopSignal, training: Training, world: World) -> int:
     return STOPPED
 
 
-def _resume(recipe: Recipe, training: Training, run: Run) -> bool:
-    """Go back to the newest checkpoint of the run folder; False if there is none."""
+def _resume(recipe: Recipe, training: Training, run: Run) -> str | None:
+    """Go back to the newest checkpoint of the run folder, and say so; None if there is none."""
     saved = checkpoint.resume(recipe.run_dir, recipe.name)
     if saved is None:
-        return False
+        run.rewind(-1)
+        return None
     training.restore(saved)
     run.rewind(training.step)
-    print(f"going on after step {training.step} of {recipe.run_dir}")
-    return True
+    return f"going on after step {training.step} of {recipe.run_dir}"
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
@@ -156,37 +174,29 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
     return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def _start(recipe: Recipe, data: AnnotatedData, world: World) -> Training:
-    """Detector and optimiser before the first step; every rank starts from the same weights."""
+def _start(recipe: Recipe, data: AnnotatedData, world: World) -> tuple[Training, str]:
+    """Detector and optimiser before the first step, the same on every rank; and what the trunk started from."""
     if recipe.batch_size % world.size:
         raise UserError(f"--batch-size {recipe.batch_size} is not a multiple of the {world.size} ranks")
-    torch.manual_seed(recipe.seed)
     interval = recipe.interval or (8 if data.mpp >= 0.4 else 16)
-    _check_interval(data, interval)
+    check_interval(data, interval, recipe.augment)
     wanted = core.Config(
         classes=len(data.classes), interval=interval, multi_scale=recipe.multi_scale, deformable=recipe.deformable
     )
-    detector, loaded = initial_detector(wanted, recipe.init, recipe.arch)
+    torch.manual_seed(recipe.seed)
+    detector, loaded, origin = initial_detector(wanted, recipe.init, recipe.arch)
     held = held_batch_norms(detector.backbone.trunk, loaded)
     detector.to(world.device)
     on_gpu = world.device.type == "cuda"
     optimiser = torch.optim.AdamW(detector.parameters(), weight_decay=recipe.weight_decay, fused=on_gpu)
-    return Training(detector, optimiser, held)
-
-
-def _check_interval(data: AnnotatedData, interval: int) -> None:
-    """One-to-one matching drops cells silently where they outnumber the proposals."""
-    for tile in (tile for tiles in data.splits.values() for tile in tiles):
-        width, height = tile.size
-        if len(tile.labels_N) > math.ceil(width / interval) * math.ceil(height / interval):
-            raise UserError(
-                f"{tile.image} has {len(tile.labels_N)} cells, more than proposals at {interval} px; "
-                f"give --interval {interval // 2}"
-            )
+    return Training(detector, optimiser, held), origin
 
 
 def _update(recipe: Recipe, network: nn.Module, training: Training, batch: Batch, rate: float) -> dict[str, float]:
-    """One optimiser step; returns what to log. Weights are left alone if anything is not finite."""
+    """One optimiser step; returns what to log, the losses as means over all ranks.
+
+    Weights are left alone if anything is not finite.
+    """
     training.training_mode()
     device = batch.image_BCHW.device
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
@@ -200,10 +210,12 @@ def _update(recipe: Recipe, network: nn.Module, training: Training, batch: Batch
     for group in training.optimiser.param_groups:
         group["lr"] = rate
     training.optimiser.step()
+    shown = torch.stack([losses.total.detach(), losses.classification, losses.regression])
+    loss, classification, regression = distributed.mean_over_ranks(shown).tolist()
     return {
-        "loss": losses.total.item(),
-        "classification": losses.classification.item(),
-        "regression": losses.regression.item(),
+        "loss": loss,
+        "classification": classification,
+        "regression": regression,
         "learning_rate": rate,
         "gradient_norm": norm.item(),
     }

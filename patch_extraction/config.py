@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shared.command_line import UserError, as_plain
+from shared.command_line import UserError, as_plain, check_range
 from shared.resolution import PLAUSIBLE
 from shared.slides import printable
 
@@ -87,8 +87,7 @@ def check(config: HarvestConfig) -> None:
         "shard-size": (config.shard_size, 1, 10**9),
     }
     for name, (value, least, most) in limits.items():
-        if not least <= value <= most:
-            raise UserError(f"--{name} {value} is out of range; give a number from {least} to {most}")
+        check_range(name, value, least, most)
     for word in config.slide_mpp:
         _override(word)
     for name, folder in (("wsi-dir", config.wsi_dir), ("out", config.out)):

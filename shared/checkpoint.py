@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from shared.atomic import atomic_path
-from shared.command_line import UserError
+from shared.command_line import UserError, flat
 
 NAME = re.compile(r"checkpoint-(\d{9})\.pt")
 FORMAT = "dpa-p2pnet training state"
@@ -25,10 +25,19 @@ def save(folder: Path, step: int, recipe: str, state: dict[str, Any], keep: int 
         recipe: Name of the recipe; `resume` refuses another.
         state: Tensors and plain Python values only, so that `weights_only` loading accepts it.
         keep: How many checkpoints stay.
+
+    Raises:
+        UserError: the disk is full or cannot be written.
     """
     path = folder / f"checkpoint-{step:09d}.pt"
-    with atomic_path(path) as temporary:
-        torch.save({"format": FORMAT, "recipe": recipe, "step": step, **state}, temporary)
+    try:
+        with atomic_path(path) as temporary:
+            torch.save({"format": FORMAT, "recipe": recipe, "step": step, **state}, temporary)
+    except (OSError, RuntimeError) as error:  # torch's writer says RuntimeError when the disk is full
+        raise UserError(
+            f"cannot write {path} ({str(error).splitlines()[0]}); the checkpoints before it are kept: "
+            "make room, and the same command goes on from them"
+        ) from error
     for old in _newest_first(folder)[keep:]:
         old.unlink()
     return path
@@ -55,7 +64,7 @@ def resume(folder: Path, recipe: str) -> dict[str, Any] | None:
             )
         return state
     if paths:
-        raise UserError(f"no checkpoint in {folder} can be read; remove the folder to start anew")
+        raise UserError(f"no checkpoint in {folder} can be read; give another run folder with --run-dir")
     return None
 
 
@@ -68,34 +77,25 @@ def refuse_other_settings(folder: Path, settings: Mapping[str, Any], free: Colle
         free: Top-level fields that may change between attempts.
 
     Raises:
-        UserError: a field that decides the result differs.
+        UserError: a field that decides the result differs, or `config.json` is damaged.
     """
     path = folder / "config.json"
     if not path.exists():
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    for name, value in settings.items():
-        # Through JSON and back, as the saved one went: tuples become lists.
-        if name not in free and name in before and before[name] != json.loads(json.dumps(value)):
+    try:
+        before = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged; give another run folder with --run-dir") from error
+    decisive = {name: value for name, value in settings.items() if name not in free and name in before}
+    # Through JSON and back, as the saved ones went: tuples become lists.
+    now = dict(flat(json.loads(json.dumps(decisive))))
+    then = dict(flat({name: before[name] for name in decisive}))
+    for name in sorted(now.keys() | then.keys()):
+        if now.get(name) != then.get(name):
             raise UserError(
-                f"{folder} was started with {name}={before[name]}, not {value}; "
+                f"{folder} was started with {name}={then.get(name)}, not {now.get(name)}; "
                 "give another run folder with --run-dir, or remove this one"
             )
-
-
-def rng_state() -> dict[str, torch.Tensor]:
-    """State of torch's generators: `cpu`, and `cuda` of the current device where there is one."""
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def restore_rng(state: dict[str, torch.Tensor]) -> None:
-    """Put torch's generators back to `rng_state()`."""
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
 
 
 def _newest_first(folder: Path) -> list[Path]:
@@ -106,7 +106,10 @@ def _newest_first(folder: Path) -> list[Path]:
 def _read(path: Path) -> dict[str, Any] | None:
     """The state in `path`, or None if the file is cut short, or is something else."""
     try:
+        path.open("rb").close()
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError) as error:  # of the machine, not of the file: it must not be thought damaged
+        raise UserError(f"{path} cannot be read now ({error}); nothing is lost, try again") from error
     except Exception:  # torch raises a dozen types for damaged archives; all mean the same here
         return None
     return state if isinstance(state, dict) and state.get("format") == FORMAT else None

@@ -1,8 +1,11 @@
 """From the command line to a frozen config; wrong input ends in one sentence and exit code 2."""
 
 import dataclasses
+import math
+import multiprocessing
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NoReturn, TypeVar
 
 import tyro
@@ -27,6 +30,10 @@ def run(command: Callable[[], int | None]) -> NoReturn:
     except BrokenPipeError:  # the reader of our output (`| head`) went away
         sys.stderr.close()
         code = 141
+    finally:
+        # Loader workers ignore the signal by which Python would end them, and it would wait for them for ever.
+        for worker in multiprocessing.active_children():
+            worker.kill()
     sys.exit(code)
 
 
@@ -51,9 +58,33 @@ def parse(
     return tyro.cli(type(recipe), prog=f"{prog} [RECIPE]", description=usage, default=recipe, args=words)
 
 
+def check_range(option: str, value: float | None, least: float, most: float = math.inf) -> None:
+    """Refuse a number that makes no sense; None, an option that was left alone, is fine.
+
+    Raises:
+        UserError: names the option and what it takes.
+    """
+    if value is None or least <= value <= most:
+        return
+    wanted = f"from {least:g} to {most:g}" if math.isfinite(most) else f"of at least {least:g}"
+    raise UserError(f"--{option} {value} is out of range; give a number {wanted}")
+
+
+def make_folder(folder: Path, what: str) -> None:
+    """Make a folder for what a command writes.
+
+    Raises:
+        UserError: it cannot be made; `what` says whose folder it is.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {what} {folder}: {error.strerror}; give another") from error
+
+
 def settings_text(config: object) -> str:
     """A config for people: one `name = value` line a field, nested fields under dotted names."""
-    return "\n".join(f"  {name} = {value}" for name, value in _flat(as_plain(config)))
+    return "\n".join(f"  {name} = {value}" for name, value in flat(as_plain(config)))
 
 
 def as_plain(config: object) -> dict[str, object]:
@@ -63,10 +94,11 @@ def as_plain(config: object) -> dict[str, object]:
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 
-def _flat(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+def flat(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Nested settings as pairs of dotted name and value."""
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 

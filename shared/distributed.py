@@ -1,12 +1,18 @@
 """Ranks: the process group from SLURM, torchrun or a single process, and the wish to stop."""
 
+import datetime
 import os
+import sys
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 
+from shared.command_line import UserError
 from shared.stop_signal import StopSignal, ignore_signals_in_worker
+
+# How long ranks wait for each other before they give up: the first one scores, draws and writes alone.
+PATIENCE = datetime.timedelta(minutes=30)
 
 __all__ = [
     "StopSignal",
@@ -39,6 +45,9 @@ def start() -> World:
     """Join the process group that the environment describes: torchrun's variables, SLURM's, or none.
 
     Under SLURM, MASTER_ADDR and MASTER_PORT come from the sbatch script.
+
+    Raises:
+        UserError: several SLURM tasks that do not know each other, or more ranks on a node than GPUs.
     """
     environment = os.environ
     if "RANK" in environment:
@@ -48,13 +57,19 @@ def start() -> World:
         rank, size = int(environment["SLURM_PROCID"]), int(environment["SLURM_NTASKS"])
         local_rank = int(environment["SLURM_LOCALID"])
     else:
+        if int(environment.get("SLURM_PROCID", 0)) > 0:
+            raise UserError(
+                "several SLURM tasks were started without MASTER_ADDR and MASTER_PORT, so each would train by "
+                "itself; start them with the scripts in slurm/, or ask for one task"
+            )
         rank, size, local_rank = 0, 1, 0
     device = _device(local_rank)
     if size > 1:
         # Data-loader workers and libraries look for the rank in torchrun's variables.
         environment.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(local_rank))
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, device_id=device if device.type == "cuda" else None)
+        gpu = device if device.type == "cuda" else None
+        dist.init_process_group(backend, device_id=gpu, timeout=PATIENCE)
     return World(rank, local_rank, size, device)
 
 
@@ -91,7 +106,14 @@ def any_rank(flag: bool, device: torch.device) -> bool:
 def _device(local_rank: int) -> torch.device:
     """The rank's GPU; the only one if the launcher shows each task just its own."""
     if not torch.cuda.is_available():
+        if os.environ.get("SLURM_GPUS_ON_NODE", "0") != "0":
+            print("warning: the job was given GPUs, but torch finds none and trains on the CPU", file=sys.stderr)
         return torch.device("cpu")
-    device = torch.device("cuda", 0 if torch.cuda.device_count() == 1 else local_rank)
+    gpus = torch.cuda.device_count()
+    if local_rank >= gpus > 1:
+        raise UserError(
+            f"task {local_rank} of this node has no GPU, there are {gpus}; start one task for each GPU"
+        )
+    device = torch.device("cuda", 0 if gpus == 1 else local_rank)
     torch.cuda.set_device(device)
     return device

@@ -1,6 +1,7 @@
 """A run's folder: what was asked for, with which versions, what was measured, what it looked like."""
 
 import datetime
+import fcntl
 import functools
 import importlib.metadata
 import json
@@ -9,14 +10,15 @@ import subprocess
 import sys
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from PIL import Image
 from tqdm import tqdm
 
-from shared.atomic import atomic_path, write_json
-from shared.command_line import UserError, as_plain, settings_text
+from shared.atomic import atomic_path, without_nan, write_json
+from shared.command_line import UserError, as_plain, make_folder, settings_text
 
+CONFIG, PROVENANCE, LOCK = "config.json", "provenance.json", ".lock"
 PACKAGES = ("torch", "torchvision", "timm", "lightly", "webdataset", "openslide-python", "numpy", "scipy")
 
 
@@ -46,7 +48,7 @@ def versions() -> dict[str, str]:
 def provenance() -> dict[str, Any]:
     """Where an output comes from: command, commit, versions, machine, UTC time."""
     return {
-        "command": [Path(sys.argv[0]).parent.name or "python", *sys.argv[1:]],
+        "command": sys.orig_argv,
         "git_commit": git_commit(),
         "versions": versions(),
         "machine": f"{platform.node()} {platform.machine()}",
@@ -79,25 +81,36 @@ class Run:
     """
 
     def __init__(self, folder: Path, config: object, writes: bool = True) -> None:
+        """Open the folder, making it if need be.
+
+        Raises:
+            UserError: it cannot be written, holds something else, or another process trains in it.
+        """
         self.folder = folder
         self.writes = writes
         self._board: Any = None
+        self._begins: int | None = None
         if writes:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UserError(f"cannot make the run folder {folder}: {error.strerror}") from error
-            print(f"settings (in {folder}/config.json):\n{settings_text(config)}")
-            write_json(folder / "config.json", as_plain(config))
-            write_json(folder / "provenance.json", {"run_id": self._id(), **provenance()})
+            _refuse_other_contents(folder)
+            make_folder(folder, "--run-dir")
+            self._lock = _only_process(folder)
+            run_id = self.id if (folder / PROVENANCE).exists() else uuid.uuid4().hex[:12]
+            print(f"settings (in {folder}/{CONFIG}):\n{settings_text(config)}")
+            write_json(folder / PROVENANCE, {"run_id": run_id, **provenance()})
+            write_json(folder / CONFIG, as_plain(config))
 
     @property
     def id(self) -> str:
         """What tells this run's exports from another's; kept when the run is resumed."""
-        return str(json.loads((self.folder / "provenance.json").read_text(encoding="utf-8"))["run_id"])
+        path = self.folder / PROVENANCE
+        try:
+            return str(json.loads(path.read_text(encoding="utf-8"))["run_id"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged; give another run folder with --run-dir") from error
 
     def rewind(self, step: int) -> None:
-        """Forget what was logged after `step`: the resumed run will log it again."""
+        """Forget what was logged after `step` (-1: everything); the run will log it again."""
+        self._begins = max(step + 1, 0)
         path = self.folder / "metrics.jsonl"
         if not self.writes or not path.exists():
             return
@@ -110,7 +123,7 @@ class Run:
         if not self.writes:
             return
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+            file.write(json.dumps(without_nan({"step": step, **values})) + "\n")
         for name, value in values.items():
             if isinstance(value, int | float) and not isinstance(value, bool):
                 self._tensorboard().add_scalar(name, value, step)
@@ -124,21 +137,42 @@ class Run:
         return path
 
     def close(self) -> None:
-        """Flush TensorBoard."""
+        """Flush TensorBoard and let other processes into the folder."""
         if self._board is not None:
             self._board.close()
-
-    def _id(self) -> str:
-        if (self.folder / "provenance.json").exists():
-            return self.id
-        return uuid.uuid4().hex[:12]
+        if self.writes:
+            self._lock.close()
 
     def _tensorboard(self) -> Any:
         if self._board is None:  # imported here: it takes 1-2 s, and a harvest never logs
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(self.folder / "tensorboard"))
+            # What an earlier attempt wrote for steps after the one it goes on from is hidden.
+            self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._begins)
         return self._board
+
+
+def _refuse_other_contents(folder: Path) -> None:
+    """A folder of slides, shards or tiles is not written into."""
+    names = sorted(path.name for path in folder.glob("[!.]*"))
+    if names and PROVENANCE not in names:
+        raise UserError(f"{folder} is no run folder (it holds {', '.join(names[:3])}); give another --run-dir")
+
+
+def _only_process(folder: Path) -> TextIO:
+    """A lock on the folder, which the system lifts when this process ends, however it does.
+
+    A POSIX lock: loader workers, which outlive a killed parent for seconds, do not inherit it.
+    """
+    try:
+        file = (folder / LOCK).open("w", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}; give another --run-dir") from error
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        raise UserError(f"another process trains in {folder}; wait for it, or give another --run-dir") from error
+    return file
 
 
 def _step_of(line: str) -> float:

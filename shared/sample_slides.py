@@ -18,7 +18,7 @@ import tyro
 from PIL import Image
 
 from shared.atomic import atomic_path, write_json
-from shared.command_line import UserError, run
+from shared.command_line import check_range, make_folder, run
 from shared.jpeg_tiff import Level, write_pyramid
 from shared.sample_tissue import Specimen, Stain, section
 
@@ -88,7 +88,8 @@ def write_tiles(
     its key in `dataset.json`.
     """
     slide_of: dict[str, str] = {}
-    for split_index, (split, count) in enumerate(zip(("train", "val", "test"), tiles, strict=True)):
+    images: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+    for split_index, (split, count) in enumerate(zip(images, tiles, strict=True)):
         for index in range(count):
             slide, number = divmod(index, tiles_per_slide)
             key = f"{split}-slide-{slide:02d}"
@@ -97,13 +98,14 @@ def write_tiles(
             name = f"{key}_{number}"
             _save_png(folder / split / "images" / f"{name}.png", specimen.render(mpp))
             write_cells(folder / split / "points" / f"{name}.csv", specimen, mpp)
-            slide_of[f"{split}/images/{name}.png"] = key
+            images[split].append(f"{split}/images/{name}.png")
+            slide_of[images[split][-1]] = key
     dataset = {
         "format": "points",
         "mpp": mpp,
         "classes": CLASSES,
         "origin": "corner",
-        "splits": ["train", "val", "test"],
+        "splits": images,
         "slides": slide_of,
     }
     write_json(folder / "dataset.json", dataset)
@@ -125,25 +127,17 @@ def check(config: SampleConfig) -> None:
     Raises:
         UserError: names the option and what it takes.
     """
-    limits = {
-        "seed": ((config.seed,), 0, 2**32 - 1),
-        "side": ((config.side,), TILE, 2**15),
-        "tiles": (config.tiles, 0, 10**6),
-    }
-    for name, (values, least, most) in limits.items():
-        if not all(least <= value <= most for value in values):
-            given = " ".join(map(str, values))
-            raise UserError(f"--{name} {given} is out of range; give numbers from {least} to {most}")
+    check_range("seed", config.seed, 0, 2**32 - 1)
+    check_range("side", config.side, TILE, 2**15)
+    for count in config.tiles:
+        check_range("tiles", count, 0, 10**6)
 
 
 def main() -> None:
     """Write the sample that the configuration describes."""
     config = tyro.cli(SampleConfig, prog="python -m shared.sample_slides", description=__doc__)
     check(config)
-    try:
-        config.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {config.out}: {error.strerror}") from error
+    make_folder(config.out, "OUT")
     for index, (biomarker, name, mpp, shape) in enumerate(SLIDES):
         size_um = config.side * mpp
         specimen = section(1000 * config.seed + index, size_um, size_um, shape=shape)

@@ -7,6 +7,7 @@ Metadata of a backbone: `kind` ("backbone"), `arch` (timm name), `method`, `reci
 
 import json
 import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,20 +19,21 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from shared.atomic import atomic_path
+from shared.atomic import atomic_path, without_nan
 from shared.checkpoint import FORMAT as TRAINING_STATE
 from shared.command_line import UserError
 
+SUFFIXES = (".pth", ".safetensors")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # Under this share of matched trunk tensors a file is taken for another network's.
 LEAST_MATCHED = 0.95
-# (width, patch size) of a plain ViT -> timm name.
+# (width, blocks, patch size) of a plain ViT -> timm name.
 VITS = {
-    (192, 16): "vit_tiny_patch16_224",
-    (384, 16): "vit_small_patch16_224",
-    (768, 16): "vit_base_patch16_224",
-    (1024, 16): "vit_large_patch16_224",
+    (192, 12, 16): "vit_tiny_patch16_224",
+    (384, 12, 16): "vit_small_patch16_224",
+    (768, 12, 16): "vit_base_patch16_224",
+    (1024, 24, 16): "vit_large_patch16_224",
 }
 
 
@@ -81,14 +83,21 @@ class LoadReport:
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write a weights file atomically; the suffix (.pth or .safetensors) chooses the format."""
+    """Write a weights file atomically; the suffix (.pth or .safetensors) chooses the format.
+
+    Raises:
+        UserError: the disk is full or cannot be written.
+    """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps(dict(metadata), ensure_ascii=False)
-    with atomic_path(path) as temporary:
-        if path.suffix == ".safetensors":
-            safetensors.torch.save_file(plain, temporary, metadata={"metadata": text})
-        else:
-            torch.save({"state_dict": plain, "metadata": text}, temporary)
+    text = json.dumps(without_nan(dict(metadata)), ensure_ascii=False)
+    try:
+        with atomic_path(path) as temporary:
+            if path.suffix == ".safetensors":
+                safetensors.torch.save_file(plain, temporary, metadata={"metadata": text})
+            else:
+                torch.save({"state_dict": plain, "metadata": text}, temporary)
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        raise UserError(f"cannot write {path} ({_first_line(error)}); make room and try again") from error
 
 
 def read(path: Path) -> Weights:
@@ -103,14 +112,14 @@ def read(path: Path) -> Weights:
     tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         raise UserError(f"{path} holds no tensors under names; give the weights of a backbone")
-    return Weights(path, tensors, json.loads(text) if text else {})
+    return Weights(path, tensors, _metadata(path, text))
 
 
 def load_into(trunk: nn.Module, weights: Weights) -> LoadReport:
     """Copy a file's tensors into a timm trunk, resampling position embeddings to the trunk's grid.
 
     Raises:
-        UserError: less than 95 % of the trunk's tensors are in the file.
+        UserError: less than 95 % of the trunk's tensors are in the file, or its position embeddings do not fit.
     """
     wanted = trunk.state_dict()
     fitted = {name: _fit(name, tensor, wanted[name]) for name, tensor in weights.tensors.items() if name in wanted}
@@ -125,16 +134,59 @@ def load_into(trunk: nn.Module, weights: Weights) -> LoadReport:
             f"{weights.path} fits only {len(report.used)} of {len(wanted)} tensors of the trunk "
             f"({type(trunk).__name__}); name its architecture with --arch, or give another file"
         )
+    if "pos_embed" in weights.tensors and "pos_embed" in report.missing:
+        raise UserError(
+            f"the position embeddings in {weights.path} {tuple(weights.tensors['pos_embed'].shape)} do not fit a "
+            "plain ViT: register tokens or a grid that is not square; give weights without them"
+        )
     trunk.load_state_dict(usable, strict=False)
     return report
+
+
+def check_destination(out: Path) -> None:
+    """Find out before the training, not after it, that its weights cannot be written to `out`.
+
+    Raises:
+        UserError: another suffix than .pth or .safetensors, a folder, or no permission.
+    """
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder; give the name of a weights file in it")
+    if out.suffix not in SUFFIXES:
+        raise UserError(f"--out {out} does not end in {' or '.join(SUFFIXES)}; give the name of a weights file")
+    parent = next(folder for folder in out.absolute().parents if folder.exists())
+    try:
+        tempfile.TemporaryFile(dir=parent).close()
+    except OSError as error:
+        raise UserError(
+            f"--out {out} cannot be written ({error.strerror}: {parent}); give another place"
+        ) from error
 
 
 def publish(path: Path, destination: Path) -> None:
     """Copy a weights file atomically to where users look for it; another run's file is kept as .bak."""
     if destination.exists() and _run_id(destination) != _run_id(path):
         destination.replace(destination.with_name(destination.name + ".bak"))
-    with atomic_path(destination) as temporary:
-        shutil.copyfile(path, temporary)
+    if destination.suffix == path.suffix:
+        with atomic_path(destination) as temporary:
+            shutil.copyfile(path, temporary)
+    else:
+        weights = read(path)
+        write(destination, weights.tensors, weights.metadata)
+
+
+def _metadata(path: Path, text: str | None) -> dict[str, Any]:
+    """What a file says about its tensors, checked as far as others rely on it."""
+    try:
+        metadata = json.loads(text) if text else {}
+        if not isinstance(metadata, dict):
+            raise TypeError("it is no mapping")
+        for name, least in (("mean", 0.0), ("std", 1e-6)):
+            values = metadata.get(name, IMAGENET_MEAN)
+            if not (len(values) == 3 and all(least <= value <= 1 for value in values)):
+                raise ValueError(f"{name} is not three numbers between 0 and 1")
+    except (ValueError, TypeError) as error:
+        raise UserError(f"the metadata in {path} are damaged ({error}); write the file again") from error
+    return metadata
 
 
 def _run_id(path: Path) -> str | None:
@@ -190,10 +242,14 @@ def _prefix_tokens(tokens: int) -> int | None:
 
 
 def _recognise(weights: Weights) -> str:
+    names = weights.tensors.keys()
     patch = weights.tensors.get("patch_embed.proj.weight")
-    if patch is not None and (patch.shape[0], patch.shape[-1]) in VITS:
-        return VITS[patch.shape[0], patch.shape[-1]]
-    if {"layer1.0.conv3.weight", "layer3.5.conv1.weight"} <= weights.tensors.keys():
+    if patch is not None:
+        blocks = len({name.split(".")[1] for name in names if name.startswith("blocks.")})
+        if (vit := VITS.get((patch.shape[0], blocks, patch.shape[-1]))) is not None:
+            return vit
+    # Blocks of the third stage: 6 in ResNet-50, 23 in ResNet-101.
+    if {"layer1.0.conv3.weight", "layer3.5.conv1.weight"} <= names and "layer3.6.conv1.weight" not in names:
         return "resnet50"
     raise UserError(
         f"{weights.path} is no ResNet-50 and no plain ViT with 16 px patches under timm's names "

@@ -1,6 +1,7 @@
 """What the tests share: the real data where it is there, the commands as users type them, sample slides."""
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,13 @@ REPOSITORY = Path(__file__).parent.parent
 # Processes started by tests: this checkout, no GPU, one thread each (two would spin on busy cores).
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

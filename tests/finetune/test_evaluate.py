@@ -1,12 +1,16 @@
 """The evaluation as users call it."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from finetune.datasets import Source
+from finetune.evaluate import Config, evaluate
 from shared import detector as core
+from shared.command_line import UserError
 from shared.sample_slides import write_tiles
 from tests.conftest import Command
 
@@ -36,16 +40,29 @@ def test_table_picture_scores_and_comparison(command: Command, tiles: Path, tmp_
 
 
 def test_wrong_input_ends_in_one_sentence(command: Command, tiles: Path, tmp_path: Path) -> None:
-    detector = untrained(tmp_path / "a.pth", ["tumour", "stroma"])
-    torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "b.pth")
-    for words, sentence in [
-        ((detector, "--data", tiles), "detects tumour, stroma, but"),
-        ((detector, "--data", tiles, "--split", "holdout"), "has no split 'holdout'"),
-        ((tmp_path / "b.pth", "--data", tiles), "not a detector"),
-        ((tmp_path / "none.pth", "--data", tiles), "there is no weights file"),
+    done = command("finetune.evaluate", tmp_path / "none.pth", "--data", tiles)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: there is no weights file")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "evaluation").exists()
+
+
+def test_what_does_not_fit_is_refused(tiles: Path, tmp_path: Path) -> None:
+    detector = untrained(tmp_path / "a.pth", ["negative", "positive"])
+    other = untrained(tmp_path / "other.pth", ["tumour", "stroma"])
+    torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "no_detector.pth")
+    (tmp_path / "file").touch()
+    right = Config(detector=detector, source=Source(data=tiles), out=tmp_path / "evaluation")
+    for changes, sentence in [
+        ({"detector": other}, "detects tumour, stroma, but .* is annotated with negative, positive"),
+        ({"split": "holdout"}, "has no split 'holdout', only train, val, test"),
+        ({"detector": tmp_path / "no_detector.pth"}, "not a detector"),
+        ({"source": Source(data=tiles, slide_mpp=0.25)}, "was trained at 0.5 um/px, but .* has 0.25"),
+        ({"min_gain": 0.1}, "--min-gain needs a detector to compare with"),
+        ({"baseline": other}, "detects tumour, stroma"),
+        ({"radius_um": 0}, "--radius-um 0 is out of range"),
+        ({"out": tmp_path / "file"}, "cannot make the folder --out"),
     ]:
-        done = command("finetune.evaluate", *words)
-        assert done.returncode == 2, done.stderr
-        assert sentence in done.stderr
-        assert "Traceback" not in done.stderr
+        with pytest.raises(UserError, match=sentence):
+            evaluate(dataclasses.replace(right, **changes))
     assert not (tmp_path / "evaluation").exists()

@@ -24,7 +24,7 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_arch_and_normalisation_come_from_the_file(tiny_weights: Path) -> None:
-    detector, loaded = initial_detector(core.Config(classes=2), str(tiny_weights), None)
+    detector, loaded, _ = initial_detector(core.Config(classes=2), str(tiny_weights), None)
     assert detector.config.arch == TINY
     assert (detector.config.mean, detector.config.std) == ((0.7, 0.6, 0.7), (0.2, 0.2, 0.1))
     source = timm.create_model(TINY)
@@ -39,9 +39,9 @@ def test_arch_and_normalisation_come_from_the_file(tiny_weights: Path) -> None:
 def test_only_batch_norms_with_loaded_statistics_are_held(tmp_path: Path) -> None:
     path = tmp_path / "resnet.pth"
     torch.save(timm.create_model("resnet50").state_dict(), path)
-    detector, loaded = initial_detector(core.Config(), str(path), None)
+    detector, loaded, _ = initial_detector(core.Config(), str(path), None)
     assert len(held_batch_norms(detector.backbone.trunk, loaded)) == 53
-    detector, loaded = initial_detector(core.Config(), "random", None)
+    detector, loaded, _ = initial_detector(core.Config(), "random", None)
     assert held_batch_norms(detector.backbone.trunk, loaded) == []
 
 

@@ -1,6 +1,9 @@
 """The loop as users start it: resumed, killed, told to stop, given wrong input."""
 
+import dataclasses
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,12 +11,20 @@ import time
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 
+from finetune.criterion import Targets
+from finetune.datasets import Source, load_data
 from finetune.recipes import RECIPES
-from finetune.train import learning_rate
+from finetune.tile_loader import Batch, TileStream, tile_batches
+from finetune.train import _start, _update, learning_rate, train
+from shared.command_line import UserError, parse
+from shared.detector import load_detector
+from shared.distributed import World
 from shared.sample_slides import write_tiles
-from tests.conftest import ENVIRONMENT, Command
+from shared.stop_signal import StopSignal
+from tests.conftest import ENVIRONMENT, Command, free_port
 
 TINY = (
     "--init",
@@ -104,6 +115,21 @@ def test_a_killed_run_goes_on(
     assert steps_logged(tmp_path) == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_killed_loader_process_ends_the_run_in_one_sentence(tiles: Path, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "finetune", *map(str, TINY), "--data", str(tiles)]
+    with subprocess.Popen(words, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
+        metrics = tmp_path / "runs/finetune/metrics.jsonl"
+        while process.poll() is None and not (metrics.exists() and '"step": 3' in metrics.read_text()):
+            time.sleep(0.05)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        for child in map(int, children):
+            os.kill(child, signal.SIGKILL)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "error: a loader process was killed" in errors
+    assert "Traceback" not in errors
+
+
 def test_a_damaged_checkpoint_costs_one_checkpoint(
     command: Command, tiles: Path, tmp_path: Path, undisturbed: Path
 ) -> None:
@@ -123,23 +149,150 @@ def test_another_detector_is_kept_as_bak(command: Command, tiles: Path, tmp_path
     assert (tmp_path / "detector.pth.bak").read_bytes() == (undisturbed / "detector.pth").read_bytes()
 
 
-def test_wrong_input_ends_in_one_sentence(
+def test_two_ranks_train_as_one(tiles: Path, tmp_path: Path) -> None:
+    """Two ranks see one's samples and begin with its weights; dropout and the means over proposals differ."""
+    words = ["-m", "finetune", *map(str, TINY), "--data", str(tiles), "--epochs", "1", "--learning-rate", "1e-3"]
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
+    losses = {}
+    for name, start in {"one": [], "two": launcher}.items():
+        run = ["--run-dir", name, "--out", f"{name}.pth"]
+        done = subprocess.run(
+            [sys.executable, *start, *words, *run], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("trunk ") == 1
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        losses[name] = [line["loss"] for line in map(json.loads, lines) if "loss" in line]
+    assert len(losses["two"]) == 2
+    assert losses["two"][0] == pytest.approx(losses["one"][0], rel=0.02)
+    assert losses["two"][1] == pytest.approx(losses["one"][1], rel=0.2)
+
+
+def test_the_ranks_of_a_step_get_different_tiles(tiles: Path) -> None:
+    data = load_data(Source(data=tiles)).splits["train"]
+    stream = TileStream(data, RECIPES["demo"].augment, seed=0)
+    cpu = torch.device("cpu")
+    alone = [batch.image_BCHW for batch in tile_batches(stream, 4, range(2), World(0, 0, 1, cpu), 0)]
+    ranks = [
+        [batch.image_BCHW for batch in tile_batches(stream, 4, range(2), World(rank, rank, 2, cpu), 0)]
+        for rank in (0, 1)
+    ]
+    for step, whole_BCHW in enumerate(alone):
+        dealt_BCHW = torch.stack([ranks[0][step], ranks[1][step]], dim=1).flatten(0, 1)
+        assert torch.equal(dealt_BCHW, whole_BCHW)
+        assert len(dealt_BCHW.flatten(1).unique(dim=0)) == 4
+
+
+def test_loaded_batch_norms_keep_their_statistics_and_learn_their_scale(
+    command: Command, tiles: Path, tmp_path: Path
+) -> None:
+    before = timm.create_model("resnet50").state_dict()
+    torch.save(before, tmp_path / "resnet.pth")
+    words = ("--init", "resnet.pth", "--data", tiles, "--augment.crop", 64, "--batch-size", 2)
+    done = command("finetune", *words, "--epochs", 1, "--max-steps", 2, "--learning-rate", 1e-2)
+    assert done.returncode == 0, done.stderr
+    after = weights(tmp_path)
+    for name in ("bn1", "layer2.3.bn2", "layer4.2.bn3"):
+        trained = {
+            part: after[f"backbone.trunk.{name}.{part}"] for part in ("running_mean", "running_var", "weight")
+        }
+        assert torch.equal(trained["running_mean"], before[f"{name}.running_mean"])
+        assert torch.equal(trained["running_var"], before[f"{name}.running_var"])
+        assert not torch.equal(trained["weight"], before[f"{name}.weight"])
+
+
+def test_the_best_weights_are_those_of_the_best_validation(undisturbed: Path) -> None:
+    lines = map(json.loads, (undisturbed / "runs/finetune/metrics.jsonl").read_text().splitlines())
+    scores = {line["step"]: line["val/macro_f1"] for line in lines if "val/macro_f1" in line and line["step"]}
+    metadata = json.loads(torch.load(undisturbed / "detector.pth", weights_only=True)["metadata"])
+    assert metadata["step"] == max(scores, key=lambda step: (scores[step], -step))
+    assert metadata["best_validation_f1"] == pytest.approx(max(scores.values()))
+
+
+def test_the_optimiser_gets_the_recipe_s_numbers(tiles: Path) -> None:
+    """One AdamW step by hand: clipped gradient, decay and rate of the recipe."""
+    recipe = dataclasses.replace(
+        RECIPES["dpa_p2pnet"],
+        init="random",
+        arch="vit_tiny_patch16_224",
+        source=Source(data=tiles),
+        clip_norm=1e-3,
+        weight_decay=0.5,
+        learning_rate=0.01,
+    )
+    data = load_data(recipe.source)
+    training, _ = _start(recipe, data, World(0, 0, 1, torch.device("cpu")))
+    name, parameter = next(iter(training.detector.named_parameters()))
+    before = parameter.detach().clone()
+    targets = [Targets(torch.rand(5, 2) * 64, torch.zeros(5, dtype=torch.long))]
+    image_BCHW = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    logged = _update(recipe, training.detector, training, Batch(image_BCHW, targets), 0.01)
+    gradients = [p.grad for p in training.detector.parameters() if p.grad is not None]
+    assert logged["gradient_norm"] > 1e-2
+    assert torch.stack([g.norm() for g in gradients]).norm().item() == pytest.approx(1e-3, rel=1e-3)
+    assert parameter.grad is not None, name
+    # First step of AdamW: both moments are unbiased to the gradient itself and its square.
+    by_hand = before * (1 - 0.01 * 0.5) - 0.01 * parameter.grad / (parameter.grad.abs() + 1e-8)
+    assert torch.allclose(parameter.detach(), by_hand, atol=1e-6)
+
+
+def test_weights_for_other_suffixes_are_rewritten(
     command: Command, tiles: Path, tmp_path: Path, undisturbed: Path
 ) -> None:
-    elsewhere = ("--run-dir", undisturbed / "runs/finetune")
-    for words, sentence in [
-        (("--init", "random"), "there is no annotated data at data; give its folder with --data"),
-        (("--init", "none.pth", "--data", tiles), "there is no weights file none.pth"),
-        ((*FEW, "--data", tiles, *elsewhere, "--epochs", 9), "was started with epochs=3, not 9"),
-        (("nonsense", "--data", tiles), "there is no recipe 'nonsense'; choose one of dpa_p2pnet"),
-        ((*TINY, "--data", tiles, "--interval", 64), "more than proposals at 64 px; give --interval 32"),
-    ]:
-        done = command("finetune", *words)
-        assert done.returncode == 2, (words, done.stderr)
-        assert sentence in done.stderr
-        assert "Traceback" not in done.stderr
-        assert done.stderr.count("\n") == 1
-    assert not list(tmp_path.glob("**/*.pth"))
+    done = command("finetune", *TINY, "--data", tiles, "--epochs", 0, "--out", "a.safetensors")
+    assert done.returncode == 0, done.stderr
+    detector, metadata = load_detector(tmp_path / "a.safetensors")
+    assert metadata["classes"] == ["negative", "positive"]
+    assert torch.equal(detector.state_dict()["neck.lateral.0.weight"], weights(tmp_path)["neck.lateral.0.weight"])
+
+
+def test_wrong_input_is_one_sentence_and_leaves_nothing(command: Command, tmp_path: Path) -> None:
+    done = command("finetune", "--init", "random")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: there is no annotated data at data; give its folder with --data")
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("nonsense",), "there is no recipe 'nonsense'; choose one of dpa_p2pnet"),
+        (("--init", "none.pth"), "there is no weights file none.pth"),
+        ((*TINY, "--interval", 64), "more than proposals at 64 px; give --interval 16"),
+        ((*TINY, "--interval", 0), "--interval 0 is out of range"),
+        ((*TINY, "--batch-size", 0), "--batch-size 0 is out of range"),
+        ((*TINY, "--epochs", -1), "--epochs -1 is out of range"),
+        ((*TINY, "--seed", -1), "--seed -1 is out of range"),
+        ((*TINY, "--augment.crop", 0), "--augment.crop 0 is out of range"),
+        ((*TINY, "--augment.scale", 2, 1), "--augment.scale 2.0 is out of range"),
+        ((*TINY, "--slide-mpp", 0), "0 um/px is no resolution"),
+        ((*TINY, "--out", "."), "is a folder; give the name of a weights file"),
+        ((*TINY, "--out", "detector.pt"), "does not end in .pth or .safetensors"),
+        ((*TINY, "--out", "/proc/detector.pth"), "/proc/detector.pth cannot be written ("),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_before_anything_is_written(
+    words: tuple, sentence: str, tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        start(*words, "--data", tiles)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_is_not_resumed_with_other_settings(tiles: Path, undisturbed: Path) -> None:
+    with pytest.raises(UserError, match=r"was started with epochs=3, not 9; give another run folder"):
+        start(*FEW, "--data", tiles, "--run-dir", undisturbed / "runs/finetune", "--epochs", 9)
+
+
+def start(*words: object) -> int:
+    """`python -m finetune WORDS`, in this process."""
+    recipe = parse(RECIPES, "dpa_p2pnet", "finetune", "", [str(word) for word in words])
+    stop = StopSignal()
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_DFL)  # the tests themselves can still be told to stop
+    return train(recipe, World(0, 0, 1, torch.device("cpu")), stop)
 
 
 def test_the_learning_rate_warms_up_and_falls_along_a_cosine() -> None:

@@ -1,5 +1,6 @@
 """Training state: pruned, resumed from the newest whole file, refused when it belongs elsewhere."""
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -53,5 +54,38 @@ def test_other_settings_are_refused_unless_free(tmp_path: Path) -> None:
     same = {"rate": 0.1, "scale": (0.5, 2.0), "workers": 9}
     checkpoint.refuse_other_settings(tmp_path, same, free=("workers",))
     checkpoint.refuse_other_settings(tmp_path / "new", same, free=())
+    nested = {"augment": {"crop": 448, "scale": [0.8, 1.25]}}
+    write_json(tmp_path / "nested" / "config.json", nested)
+    with pytest.raises(UserError, match=r"was started with augment\.crop=448, not 192; "):
+        checkpoint.refuse_other_settings(tmp_path / "nested", {"augment": {"crop": 192, "scale": (0.8, 1.25)}}, ())
     with pytest.raises(UserError, match=r"was started with rate=0\.1, not 0\.2; .*--run-dir"):
         checkpoint.refuse_other_settings(tmp_path, {**same, "rate": 0.2}, free=("workers",))
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(
+            UserError, match=r"cannot write .*checkpoint-000000002\.pt .*checkpoints before it are kept"
+        ):
+            save(tmp_path, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-000000001.pt"]
+
+
+def test_a_fault_of_the_machine_is_not_taken_for_damage(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    (tmp_path / "checkpoint-000000002.pt").mkdir()  # reading it is an OSError, as on a file server that is away
+    with pytest.raises(
+        UserError, match=r"checkpoint-000000002\.pt cannot be read now .*; nothing is lost, try again"
+    ):
+        checkpoint.resume(tmp_path, "mae")
+
+
+def test_damaged_settings_are_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.json is damaged"):
+        checkpoint.refuse_other_settings(tmp_path, {}, ())

@@ -2,14 +2,13 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 
 import pytest
 
 from shared.stop_signal import StopSignal
-from tests.conftest import ENVIRONMENT
+from tests.conftest import ENVIRONMENT, free_port
 
 PROGRAM = """
 import torch
@@ -32,25 +31,25 @@ def launch(*environments: dict[str, str]) -> list[str]:
     return [process.communicate(timeout=120)[0].strip() for process in processes]
 
 
-def free_port() -> str:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return str(listener.getsockname()[1])
-
-
 def test_one_process_needs_no_group() -> None:
     assert launch({}) == ["0 1 True 0.0 [False, False]"]
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "slurm"])
 def test_two_ranks_meet(launcher: str) -> None:
-    port = free_port()
+    port = str(free_port())
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     if launcher == "slurm":
         names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
     ranks = [dict(zip(names, (rank, "2", rank), strict=True)) for rank in "01"]
     lines = launch(*({**rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} for rank in ranks))
     assert lines == ["0 2 True 0.5 [True, False]", "1 2 False 0.5 [True, False]"]
+
+
+def test_slurm_tasks_that_do_not_know_each_other_are_refused() -> None:
+    lonely = {**ENVIRONMENT, "SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "1"}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=lonely, capture_output=True, text=True, check=False)
+    assert "UserError: several SLURM tasks were started without MASTER_ADDR" in done.stderr
 
 
 def test_signals_raise_a_flag_and_nothing_else() -> None:

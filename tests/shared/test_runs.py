@@ -1,6 +1,8 @@
 """A run's folder: continued, not begun anew, by a resumed run."""
 
 import json
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from PIL import Image
 
 from shared.command_line import UserError
 from shared.runs import Run, git_commit, provenance
+from tests.conftest import ENVIRONMENT
 
 
 @dataclass(frozen=True)
@@ -50,5 +53,28 @@ def test_provenance_names_commit_and_versions() -> None:
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot make the run folder"):
+    with pytest.raises(UserError, match="cannot make the folder --run-dir"):
         Run(tmp_path / "file" / "run", Config())
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from dataclasses import dataclass; from shared.runs import Run\n"
+        "@dataclass\nclass C: rate: float = 0.1\n"
+        "run = Run(Path(sys.argv[1]), C()); input()"
+    )
+    words = [sys.executable, "-c", script, str(tmp_path / "run")]
+    with subprocess.Popen(words, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()  # the settings: it has the lock
+        with pytest.raises(UserError, match=r"another process trains in .*run; wait for it"):
+            Run(tmp_path / "run", Config())
+        other.kill()
+    Run(tmp_path / "run", Config()).close()
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "index.json").write_text("{}")
+    with pytest.raises(UserError, match=r"is no run folder \(it holds index.json\); give another --run-dir"):
+        Run(tmp_path, Config())
+    assert [path.name for path in tmp_path.iterdir()] == ["index.json"]

@@ -9,7 +9,7 @@ import torch
 
 from shared import checkpoint
 from shared.command_line import UserError
-from shared.weights import IMAGENET_MEAN, load_into, publish, read, write
+from shared.weights import IMAGENET_MEAN, check_destination, load_into, publish, read, write
 
 TINY = "vit_tiny_patch16_224"
 
@@ -88,3 +88,44 @@ def test_publishing_keeps_another_run_s_file(tmp_path: Path) -> None:
     assert read(out).tensors["a"] == 3
     assert json.loads(torch.load(tmp_path / "mae.pth.bak")["metadata"])["run_id"] == "first"
     assert read(tmp_path / "mae.pth.bak").tensors["a"] == 2
+
+
+def test_residual_networks_and_transformers_of_other_depths_are_not_mistaken(tmp_path: Path) -> None:
+    torch.save(timm.create_model("resnet101").state_dict(), tmp_path / "resnet101.pth")
+    torch.save(timm.create_model(TINY, depth=6).state_dict(), tmp_path / "shallow.pth")
+    for name in ("resnet101.pth", "shallow.pth"):
+        with pytest.raises(UserError, match="is no ResNet-50 and no plain ViT"):
+            _ = read(tmp_path / name).arch
+
+
+def test_position_embeddings_that_cannot_be_fitted_are_refused(tmp_path: Path) -> None:
+    tensors = timm.create_model(TINY, num_classes=0, reg_tokens=4).state_dict()
+    write(tmp_path / "registers.pth", tensors, {"arch": TINY})
+    with pytest.raises(UserError, match=r"position embeddings in .*registers.pth \(1, 201, 192\) do not fit"):
+        load_into(timm.create_model(TINY, num_classes=0), read(tmp_path / "registers.pth"))
+
+
+@pytest.mark.parametrize("metadata", ["{", "[1]", '{"mean": 0.5}', '{"std": [1, 2]}', '{"mean": [1, 2, 300]}'])
+def test_damaged_metadata_are_refused(tmp_path: Path, metadata: str) -> None:
+    torch.save({"state_dict": {"a": torch.zeros(1)}, "metadata": metadata}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"the metadata in .*a\.pth are damaged"):
+        read(tmp_path / "a.pth")
+
+
+def test_publishing_under_another_suffix_writes_the_other_format(tmp_path: Path) -> None:
+    write(tmp_path / "run.pth", {"a": torch.tensor(1)}, {"run_id": "x"})
+    publish(tmp_path / "run.pth", tmp_path / "out.safetensors")
+    assert read(tmp_path / "out.safetensors").metadata == {"run_id": "x"}
+
+
+def test_a_place_that_cannot_be_written_is_refused_beforehand(tmp_path: Path) -> None:
+    (tmp_path / "folder.pth").mkdir()
+    (tmp_path / "file").touch()
+    for out, sentence in {
+        "folder.pth": "is a folder",
+        "weights.pt": "does not end in .pth or .safetensors",
+        "file/weights.pth": "cannot be written .*file",
+    }.items():
+        with pytest.raises(UserError, match=sentence):
+            check_destination(tmp_path / out)
+    check_destination(tmp_path / "new" / "folder" / "weights.pth")

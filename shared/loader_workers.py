@@ -1,0 +1,27 @@
+"""Processes that load batches: what the training says when one of them dies."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from shared.command_line import UserError
+
+
+@contextmanager
+def deaths_named(remedy: str) -> Iterator[None]:
+    """Turn a loader process's death, which torch raises wherever the training just is, into a sentence.
+
+    Args:
+        remedy: What to lower if memory ran out, as options of the command.
+
+    Raises:
+        UserError: a loader process was killed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            "a loader process was killed, probably because memory ran out; the same command goes on from the "
+            f"last checkpoint; if it happens again, lower {remedy}"
+        ) from error
