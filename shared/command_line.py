@@ -66,8 +66,8 @@ def check_range(option: str, value: float | None, least: float, most: float = ma
     """
     if value is None or least <= value <= most:
         return
-    wanted = f"from {least:g} to {most:g}" if math.isfinite(most) else f"of at least {least:g}"
-    raise UserError(f"--{option} {value} is out of range; give a number {wanted}")
+    limits = f"from {least:.10g} to {most:.10g}" if math.isfinite(most) else f"of at least {least:.10g}"
+    raise UserError(f"--{option} {value} is out of range; give a number {limits}")
 
 
 def make_folder(folder: Path, what: str) -> None:

@@ -285,7 +285,7 @@ def error_of(done: subprocess.CompletedProcess[str]) -> str:
         ),
         (
             ("--wsi-dir", "text", "--patch-mpp", "4"),
-            "--patch-mpp 4.0 is out of range; give a number from 0.05 to 1.0",
+            "--patch-mpp 4.0 is out of range; give a number from 0.05 to 1",
         ),
         (("--wsi-dir", "text", "--max-patches", "0"), "--max-patches 0 is out of range"),
         (("--wsi-dir", "text", "--seed", "-1"), "--seed -1 is out of range"),
