@@ -1,5 +1,8 @@
 """A small folder of sample slides: two biomarkers, two resolutions, names that cause trouble."""
 
+import hashlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,6 +10,8 @@ import pytest
 from shared.sample_slides import write_slide
 from shared.sample_tissue import Specimen, section
 
+REPOSITORY = Path(__file__).parents[2]
+BIG = ("--allow-upsampling",)  # one of the sample slides has 0.32 um/px
 SIDE_UM = 512.0  # four patches of 128 um in each direction
 
 
@@ -24,3 +29,33 @@ def wsi_dir(specimens, tmp_path_factory) -> Path:
     write_slide(folder / "PD-L1" / "S.1 ü.a.svs", specimens[1], 0.32, aperio=True)
     write_slide(folder / "plain.tif", specimens[1], 0.25)
     return folder
+
+
+def digests(out: Path) -> dict[str, str]:
+    """What readers of the shards see."""
+    paths = [*out.glob("shard-*.tar"), out / "index.json"]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def error_of(done: subprocess.CompletedProcess[str]) -> str:
+    """The one sentence that a refused command says; nothing else may follow it, and no trace of Python."""
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert done.stderr.splitlines()[-1] == lines[0]
+    return lines[0]
+
+
+@pytest.fixture(scope="session")
+def undisturbed(wsi_dir, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A harvest by one process."""
+    out = tmp_path_factory.mktemp("harvest") / "shards"
+    words = ["--wsi-dir", str(wsi_dir), "--out", str(out), "--workers", "1", "--shard-size", "20", *BIG]
+    done = subprocess.run(
+        [sys.executable, "-m", "patch_extraction", *words],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return out, done

@@ -1,12 +1,9 @@
 """`python -m patch_extraction` as users type it: what comes out, and what is said to wrong input."""
 
 import csv
-import fcntl
-import hashlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -18,30 +15,7 @@ import webdataset
 from PIL import Image
 
 from shared.sample_slides import write_slide
-
-REPOSITORY = Path(__file__).parents[2]
-BIG = ("--allow-upsampling",)  # one of the sample slides has 0.32 um/px
-
-
-def digests(out: Path) -> dict[str, str]:
-    """What readers of the shards see."""
-    paths = [*out.glob("shard-*.tar"), out / "index.json"]
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
-
-
-@pytest.fixture(scope="module")
-def undisturbed(wsi_dir, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """A harvest by one process."""
-    out = tmp_path_factory.mktemp("harvest") / "shards"
-    words = ["--wsi-dir", str(wsi_dir), "--out", str(out), "--workers", "1", "--shard-size", "20", *BIG]
-    done = subprocess.run(
-        [sys.executable, "-m", "patch_extraction", *words],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return out, done
+from tests.patch_extraction.conftest import BIG, REPOSITORY, digests, error_of
 
 
 def test_output_of_a_harvest(undisturbed):
@@ -92,184 +66,6 @@ def test_more_workers_give_the_same_bytes(undisturbed, command, wsi_dir, tmp_pat
     done = command("patch_extraction", "--wsi-dir", wsi_dir, "--workers", 3, "--shard-size", 20, *BIG)
     assert done.returncode == 0, done.stderr
     assert digests(tmp_path / "shards") == digests(undisturbed[0])  # the default of --out
-
-
-def processes_of(session: int) -> list[int]:
-    """Living processes of a session."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                state = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            found += [int(entry.name)] if int(state[3]) == session and state[0] != "Z" else []
-    return found
-
-
-def test_killed_and_started_again(undisturbed, wsi_dir, tmp_path):
-    """kill -9 at three moments; then the shards are those of an undisturbed run."""
-    out = tmp_path / "shards"
-    words = [sys.executable, "-m", "patch_extraction", "--wsi-dir", wsi_dir, "--out", out, "--shard-size", 20]
-    words = [*map(str, words), "--workers", "2", *BIG]
-    for records in (0, 1, 2):
-        process = subprocess.Popen(words, cwd=REPOSITORY, stderr=subprocess.DEVNULL, start_new_session=True)
-        while process.poll() is None and len(list(out.glob("slides/*.json"))) < records:
-            time.sleep(0.005)
-        time.sleep(0.9 if records == 0 else 0.05)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        deadline = time.monotonic() + 20
-        while processes_of(process.pid) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert not processes_of(process.pid)  # the workers went with their parent
-        assert not (out / "index.json").exists() or json.loads((out / "index.json").read_text())["samples"]
-    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "slides are done already; going on with the others" in done.stdout
-    assert digests(out) == digests(undisturbed[0])
-
-
-@pytest.fixture
-def copy(undisturbed, tmp_path) -> Path:
-    """A finished harvest to tamper with."""
-    return Path(shutil.copytree(undisturbed[0], tmp_path / "copy"))
-
-
-def test_a_finished_harvest_is_not_done_again(undisturbed, copy, command, wsi_dir):
-    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*.tar")}
-    done = command("patch_extraction", "--wsi-dir", wsi_dir, "--out", copy, "--shard-size", 20, *BIG)
-    assert done.returncode == 0, done.stderr
-    assert "3 of 3 slides are done already" in done.stdout
-    assert {path: path.stat().st_mtime_ns for path in copy.rglob("*.tar")} == before
-    assert digests(copy) == digests(undisturbed[0])
-
-
-def test_a_slide_tar_cut_in_half_is_made_again(undisturbed, copy, command, wsi_dir):
-    path = next(copy.glob("slides/plain_*.tar"))
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    done = command("patch_extraction", "--wsi-dir", wsi_dir, "--out", copy, "--shard-size", 20, *BIG)
-    assert done.returncode == 0, done.stderr
-    assert "2 of 3 slides are done already" in done.stdout
-    assert path.read_bytes() == (undisturbed[0] / "slides" / path.name).read_bytes()
-    assert digests(copy) == digests(undisturbed[0])
-
-
-def test_a_slide_tar_damaged_in_place_is_mended_by_starting_again(undisturbed, copy, command, wsi_dir):
-    """In a header, at equal size; packing is due because a shard is lost."""
-    path = next(copy.glob("slides/plain_*.tar"))
-    path.write_bytes(b"\xff" * 512 + path.read_bytes()[512:])
-    (copy / "shard-000001.tar").unlink()
-    words = ("--wsi-dir", wsi_dir, "--out", copy, "--shard-size", 20, *BIG)
-    done = command("patch_extraction", *words)
-    assert done.returncode == 2
-    assert f"{path} is damaged; start the harvest again" in error_of(done)
-    done = command("patch_extraction", *words)
-    assert done.returncode == 0, done.stderr
-    assert "2 of 3 slides are done already" in done.stdout
-    assert digests(copy) == digests(undisturbed[0])
-
-
-def test_overwriting_with_no_patch_leaves_nothing_that_looks_whole(copy, command, wsi_dir):
-    words = ("--wsi-dir", wsi_dir, "--out", copy, "--shard-size", 20, *BIG, "--min-cells", 5000, "--overwrite")
-    done = command("patch_extraction", *words)
-    assert done.returncode == 2
-    assert "no patch was harvested" in error_of(done)
-    assert not list(copy.glob("shard-*"))
-    assert not (copy / "index.json").exists()
-
-
-def test_another_folder_is_refused(undisturbed, copy, command, wsi_dir, tmp_path):
-    (tmp_path / "b").mkdir()
-    shutil.copy(wsi_dir / "plain.tif", tmp_path / "b" / "other.tif")
-    done = command("patch_extraction", "--wsi-dir", "b", "--out", copy, "--shard-size", 20, *BIG)
-    assert done.returncode == 2
-    assert "holds 3 slides that are not below b (PD-L1/S.1 ü.a.svs of" in error_of(done)
-    assert "give another --out, or harvest their common parent folder" in error_of(done)
-    assert digests(copy) == digests(undisturbed[0])
-    assert len(list(copy.glob("slides/*.tar"))) == 3
-
-
-def test_a_slide_of_the_same_name_in_another_folder_is_refused(copy, command, wsi_dir, specimens, tmp_path):
-    moved = Path(shutil.copytree(wsi_dir, tmp_path / "moved"))
-    words = ("--wsi-dir", moved, "--out", copy, "--shard-size", 20, *BIG)
-    done = command("patch_extraction", *words)
-    assert done.returncode == 0, done.stderr  # the same slides in a folder that was moved
-    write_slide(moved / "plain.tif", specimens[0], 0.25)
-    done = command("patch_extraction", *words)
-    assert done.returncode == 2
-    assert "holds a slide that is not below" in error_of(done)
-
-
-def test_patches_of_a_slide_that_is_gone_stay(command, wsi_dir, tmp_path):
-    folder = Path(shutil.copytree(wsi_dir, tmp_path / "wsi"))
-    words = ("--wsi-dir", "wsi", *BIG)
-    assert command("patch_extraction", *words).returncode == 0
-    before = digests(tmp_path / "shards")
-    (folder / "plain.tif").rename(tmp_path / "plain.tif")
-    done = command("patch_extraction", *words)
-    assert done.returncode == 0, done.stderr
-    assert "kept from an earlier run: plain.tif: the slide is gone, its" in done.stdout
-    assert digests(tmp_path / "shards") == before
-    with (tmp_path / "shards" / "slides.csv").open() as file:
-        assert {row["slide"]: row["status"] for row in csv.DictReader(file)}["plain.tif"] == "kept"
-    done = command("patch_extraction", *words, "--min-cells", 45, "--overwrite")
-    assert done.returncode == 2
-    assert "made with min_cells 30 instead of 45, and its slide plain.tif is gone from wsi" in error_of(done)
-    assert digests(tmp_path / "shards") == before
-
-
-@pytest.mark.parametrize("name", ["shard-000000.tar", "shard-train-7.tar", "index.json"])
-def test_foreign_files_are_not_touched(command, wsi_dir, tmp_path, name):
-    (tmp_path / "shards").mkdir()
-    (tmp_path / "shards" / name).write_text("mine")
-    done = command("patch_extraction", "--wsi-dir", wsi_dir, *BIG)
-    assert done.returncode == 2
-    assert f"shards holds {name}, which no harvest made; choose another --out" in error_of(done)
-    assert [path.name for path in (tmp_path / "shards").iterdir()] == [name]
-    assert (tmp_path / "shards" / name).read_text() == "mine"
-
-
-def test_two_harvests_at_once(undisturbed, copy, command, wsi_dir):
-    with (copy / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        done = command("patch_extraction", "--wsi-dir", wsi_dir, "--out", copy, *BIG)
-    assert done.returncode == 2
-    assert f"another harvest is writing to {copy}; wait for it or choose another --out" in error_of(done)
-    assert digests(copy) == digests(undisturbed[0])
-
-
-def test_what_killed_harvests_left_behind_is_removed(copy, command, wsi_dir):
-    left = [copy / ".shard-000000.tar.123.tmp", copy / "slides" / ".a_12345678.tar.77.tmp"]
-    mine = copy / ".notes.tmp"
-    for path in (*left, mine):
-        path.touch()
-    done = command("patch_extraction", "--wsi-dir", wsi_dir, "--out", copy, "--shard-size", 20, *BIG)
-    assert done.returncode == 0, done.stderr
-    assert [path.exists() for path in (*left, mine)] == [False, False, True]
-
-
-def test_other_settings_are_refused_and_redone_on_demand(undisturbed, copy, command, wsi_dir):
-    words = ("--wsi-dir", wsi_dir, "--out", copy, "--shard-size", 20, *BIG, "--min-cells", 45)
-    done = command("patch_extraction", *words)
-    assert done.returncode == 2
-    assert "made with min_cells 30 instead of 45; choose another folder with --out" in error_of(done)
-    assert digests(copy) == digests(undisturbed[0])
-    assert (copy / "config.json").read_bytes() == (undisturbed[0] / "config.json").read_bytes()
-    done = command("patch_extraction", *words, "--overwrite")
-    assert done.returncode == 0, done.stderr
-    index = json.loads((copy / "index.json").read_text())
-    assert index["settings"]["min_cells"] == 45
-    assert index["samples"] < json.loads((undisturbed[0] / "index.json").read_text())["samples"]
-
-
-def error_of(done: subprocess.CompletedProcess[str]) -> str:
-    """The one sentence that a refused command says; nothing else may follow it, and no trace of Python."""
-    assert "Traceback" not in done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1
-    assert done.stderr.splitlines()[-1] == lines[0]
-    return lines[0]
 
 
 @pytest.mark.parametrize(
