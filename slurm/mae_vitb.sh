@@ -40,11 +40,25 @@ rm -f "$REQUEUE_MARKER"
 trap : TERM # this shell must outlive the run, which ends by itself
 srun --kill-on-bad-exit=1 --cpu-bind=cores "$PYTHON" -m ssl_pretrain mae_vitb "$@" &
 run=$!
-while kill -0 $run 2>/dev/null; do wait $run; code=$?; done
+code=1
+# A signal ends `wait` with 128 and more although the run goes on; 127 means that its end was seen already.
+while kill -0 "$run" 2>/dev/null; do wait "$run"; code=$?; done
+wait "$run" 2>/dev/null
+last=$?
+[ "$last" -ne 127 ] && code=$last
+
+# Prints the job's state; the controller may be too busy for one question.
+state() {
+  local try
+  for try in 1 2 3; do
+    squeue -h -j "$SLURM_JOB_ID" -o %T && return
+    [ "$try" -lt 3 ] && sleep 5
+  done
+}
 
 # Warned of the time limit or of preemption: queue the job again, it goes on from its checkpoint. Only if it is
 # still running: a cancelled job must stay cancelled, a preempted one is requeued by Slurm itself.
-if [ -e "$REQUEUE_MARKER" ] && [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ]; then
+if [ -e "$REQUEUE_MARKER" ] && [ "$(state)" = RUNNING ]; then
   rm "$REQUEUE_MARKER"
   scontrol requeue "$SLURM_JOB_ID" && { sleep 60 & wait; } # be ended by the requeue, do not race it with a code
 fi

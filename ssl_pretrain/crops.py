@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
+
+from ssl_pretrain.tar_images import Image, damaged
 
 # Aspect ratios of random resized crops, as in torchvision and all five official codes.
 RATIO = (3 / 4, 4 / 3)
@@ -28,13 +31,16 @@ class Crop:
     """Resizing, with antialiasing: bicubic or bilinear."""
 
 
-def decode(jpeg: bytes) -> Tensor:
-    """Image (3, H, W) in uint8.
+def decode(image: Image, shard: Path) -> Tensor:
+    """The image (3, H, W) in uint8.
 
     Raises:
-        RuntimeError: the bytes are no whole JPEG.
+        UserError: it is no whole JPEG; names it and the shard it comes from.
     """
-    return decode_jpeg(torch.frombuffer(bytearray(jpeg), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    try:
+        return decode_jpeg(torch.frombuffer(bytearray(image.jpeg), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    except (RuntimeError, ValueError) as error:  # ValueError: no bytes at all
+        raise damaged(shard, f"{image.key} is no JPEG that can be read") from error
 
 
 def cut(image_CHW: Tensor, crops: tuple[Crop, ...], random: np.random.Generator) -> list[Tensor]:

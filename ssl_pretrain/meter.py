@@ -13,22 +13,28 @@ from shared.runs import Run, progress
 from ssl_pretrain.plan import Plan
 from ssl_pretrain.state import not_finite
 
+# Seconds between two looks at the loss and at the wish to stop, where `log_every` steps take longer: a job is
+# warned minutes before its end, and a checkpoint has to be written in them.
+LONGEST_WAIT = 10.0
+
 
 class Meter:
     """Writes one line a step to `metrics.jsonl` and draws the progress bar.
 
     Losses stay on the device until `flush`, which waits for them once for many steps. Speed and data wait
-    are those of the steps since the flush before.
+    are those of the steps since the flush before. When the next is due is decided in a flush, from the mean
+    speed of all ranks, so that they agree.
     """
 
     def __init__(self, run: Run, plan: Plan, world: World, first_step: int) -> None:
         """Start the clock and the bar at `first_step`."""
-        self.run, self.plan = run, plan
+        self.run, self.plan, self.device = run, plan, world.device
         self.bar = progress(
             plan.last_step, "step", first_step, description=plan.recipe.name, hidden=not world.is_main
         )
         self._losses: list[Tensor] = []
         self._step = first_step
+        self._next = first_step + 1  # then the speed is known
         self._waited = 0.0
         self._since = time.perf_counter()
 
@@ -44,11 +50,16 @@ class Meter:
         self._losses.append(loss)
         self.bar.update()
 
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to flush; the same on every rank."""
+        return self._step + len(self._losses) >= self._next
+
     def flush(self) -> None:
         """Log the steps since the last flush.
 
         Raises:
-            UserError: a loss is not finite; raised on every rank, as losses are means over all.
+            SharedError: a loss is not finite; raised on every rank, as losses are means over all.
         """
         if not self._losses:
             return
@@ -61,6 +72,7 @@ class Meter:
                 raise not_finite("the loss", self._step + 1, self.run.folder)
             self._log(loss, speed, wait)
         self.bar.set_postfix_str(f"loss {losses[-1]:.4f}, {speed:.0f} images/s, data wait {wait:.0f} %", False)
+        self._next = self._step + self._stride(seconds / len(losses))
         self.restart_clock()
 
     def restart_clock(self) -> None:
@@ -72,6 +84,12 @@ class Meter:
 
     def __exit__(self, *_: object) -> None:
         self.bar.close()
+
+    def _stride(self, seconds_a_step: float) -> int:
+        """Steps to the next flush: up to a multiple of `log_every`, or as many as the longest wait allows."""
+        mean = float(mean_over_ranks(torch.tensor(seconds_a_step, device=self.device)))
+        every = self.plan.recipe.log_every
+        return min(every - self._step % every, max(1, int(LONGEST_WAIT / mean)))
 
     def _log(self, loss: float, speed: float, wait: float) -> None:
         lr = self.plan.learning_rate(self._step)

@@ -8,10 +8,11 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from shared.runs import Run
+from shared.seeds import seed_batch
 from ssl_pretrain.crops import Crop, decode
 from ssl_pretrain.methods import Method
-from ssl_pretrain.shards import ShardSet, read_images
-from ssl_pretrain.state import seed_batch
+from ssl_pretrain.shards import ShardSet
+from ssl_pretrain.tar_images import read_images
 from ssl_pretrain.views import Views
 
 SAMPLES = 8
@@ -41,7 +42,7 @@ class Monitor:
 def sample_patches(shard_set: ShardSet, crop: Crop, count: int) -> Tensor:
     """Centres (count, 3, size, size) in uint8, as large as a crop can be, of patches from all over the shards."""
     places = [number * shard_set.samples // count for number in range(count)]
-    return torch.stack([_centre(decode(_jpeg_at(shard_set, place)), crop) for place in places])
+    return torch.stack([_centre(_image_at(shard_set, place), crop) for place in places])
 
 
 def _centre(image_CHW: Tensor, crop: Crop) -> Tensor:
@@ -51,11 +52,12 @@ def _centre(image_CHW: Tensor, crop: Crop) -> Tensor:
     return TF.resize(centre_CHW, [crop.size, crop.size], interpolation=mode, antialias=True)
 
 
-def _jpeg_at(shard_set: ShardSet, place: int) -> bytes:
+def _image_at(shard_set: ShardSet, place: int) -> Tensor:
     """The image at a place in the sequence of all shards."""
     shard = 0
     while place >= shard_set.counts[shard]:
         place -= shard_set.counts[shard]
         shard += 1
-    images = read_images(shard_set.path(shard), place, place + 1, shard_set.counts[shard])
-    return next(images)[1].jpeg
+    path = shard_set.path(shard)
+    _, image = next(read_images(path, place, place + 1, shard_set.counts[shard]))
+    return decode(image, path)

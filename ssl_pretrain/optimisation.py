@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from shared.command_line import check_range
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -21,6 +23,15 @@ class Config:
     """Images over which the learning rate grows from 0."""
     final_lr: float = 0.0
     """Learning rate at the end."""
+
+    def check(self) -> None:
+        """Refuse numbers that make no sense, with a UserError."""
+        check_range("optimiser.base-lr", self.base_lr, 1e-12)
+        for beta in self.betas:
+            check_range("optimiser.betas", beta, 0, 1 - 1e-9)
+        check_range("optimiser.weight-decay", self.weight_decay, 0)
+        check_range("optimiser.warmup-samples", self.warmup_samples, 0)
+        check_range("optimiser.final-lr", self.final_lr, 0)
 
     def peak_lr(self, batch_size: int) -> float:
         """The learning rate after the warm-up, scaled linearly with the global batch (Goyal et al. 2017)."""

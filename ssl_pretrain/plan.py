@@ -25,7 +25,8 @@ class Plan:
         """Divide a recipe's batch among the ranks.
 
         Raises:
-            UserError: the batch cannot be shared evenly; the warm-up is as long as the run.
+            UserError: the batch cannot be shared evenly, by the ranks or by accumulated passes of about the
+                size asked for; the warm-up is as long as the run.
         """
         share, rest = divmod(recipe.batch_size, ranks)
         if rest or not share:
@@ -38,14 +39,21 @@ class Plan:
                 f"the warm-up of {recipe.optimiser.warmup_samples} images leaves nothing of the "
                 f"{recipe.samples_seen} of the run; give less with --optimiser.warmup-samples"
             )
-        micro = next(size for size in range(min(recipe.micro_batch, share), 0, -1) if share % size == 0)
+        wanted = min(recipe.micro_batch, share)
+        micro = next(size for size in range(wanted, 0, -1) if share % size == 0)
+        if 4 * micro < wanted:
+            raise UserError(
+                f"a rank's {share} images can be handled {micro} at a time, but not about {wanted}; give a "
+                f"multiple of {ranks * wanted} with --batch-size, or another --micro-batch"
+            )
         steps = math.ceil(recipe.samples_seen / recipe.batch_size)
         return cls(recipe, ranks, micro, share // micro, steps)
 
     @property
     def last_step(self) -> int:
         """Where this run ends."""
-        return min(self.steps, self.recipe.max_steps or self.steps)
+        most = self.recipe.max_steps
+        return self.steps if most is None else min(self.steps, most)
 
     def samples(self, step: int) -> int:
         """Images seen after so many steps."""

@@ -11,8 +11,8 @@ the whole state: a resumed loader reads on with the next unseen image and decode
 """
 
 import itertools
+import multiprocessing
 import os
-from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,14 +22,22 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from shared.command_line import UserError
+from shared.command_line import UserError, check_range
 from shared.distributed import World
 from shared.stop_signal import ignore_signals_in_worker
 from ssl_pretrain.crops import Crop, cut, decode
-from ssl_pretrain.shards import Image, ShardSet, read_images
-
-# First word of a generator's seed, so that no two uses share their random numbers.
-SHARD_ORDER, BUFFER, CROPS = range(3)
+from ssl_pretrain.epochs import (
+    BUFFER,
+    CROPS,
+    SHARD_ORDER,
+    Layout,
+    Position,
+    Segment,
+    buffered_order,
+    epoch_segments,
+)
+from ssl_pretrain.shards import ShardSet
+from ssl_pretrain.tar_images import Image, read_images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,78 +55,15 @@ class Config:
         """`workers`, or what this rank's CPU cores allow."""
         return _spare_cores() if self.workers is None else self.workers
 
+    def processes(self, layout: Layout) -> int:
+        """Loader processes: one for each run of the layout, or none, when this process reads them in turn."""
+        return layout.workers if self.resolved_workers() else 0
 
-@dataclass(frozen=True)
-class Layout:
-    """How an epoch is divided among processes; a position means something only within one layout."""
-
-    batch: int
-    """Images in a batch of one rank."""
-    ranks: int
-    workers: int
-    """Runs that each rank's share is cut into."""
-    buffer: int
-    """Images in each run's shuffle buffer."""
-
-    def batches(self, samples: int) -> int:
-        """Batches that every rank gets in an epoch."""
-        return samples // (self.batch * self.ranks)
-
-
-@dataclass(frozen=True)
-class Position:
-    """What has been read: whole epochs, and batches (of each rank) of the epoch under way."""
-
-    epoch: int = 0
-    batch: int = 0
-
-    @classmethod
-    def after(cls, batches: int, an_epoch: int) -> "Position":
-        """The position after `batches`, with `an_epoch` of them in an epoch."""
-        return cls(*divmod(batches, an_epoch))
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Consecutive images of one shard."""
-
-    shard: int
-    first: int
-    last: int
-
-
-def epoch_segments(counts: list[int], seed: int, epoch: int, first: int, last: int) -> list[Segment]:
-    """The part `first` to `last` (exclusive) of an epoch's sequence, as segments of shards.
-
-    Args:
-        counts: Images of each shard.
-        seed: Of the run.
-        epoch: From 0.
-        first: Place in the sequence of all images.
-        last: End of the part.
-    """
-    order = np.random.default_rng((SHARD_ORDER, seed, epoch)).permutation(len(counts))
-    starts = np.concatenate([[0], np.cumsum([counts[shard] for shard in order])])
-    segments = []
-    at = bisect_right(starts, first) - 1
-    while at < len(order) and starts[at] < last:
-        low, high = max(first, starts[at]) - starts[at], min(last, starts[at + 1]) - starts[at]
-        if low < high:
-            segments.append(Segment(int(order[at]), int(low), int(high)))
-        at += 1
-    return segments
-
-
-def buffered_order(length: int, buffer: int, random: np.random.Generator) -> list[int]:
-    """The order in which a shuffle buffer emits 0..length-1 when they are read in turn."""
-    held: list[int] = list(range(min(buffer, length)))
-    order = []
-    for position in range(len(held), length):
-        slot = int(random.integers(len(held)))
-        order.append(held[slot])
-        held[slot] = position
-    random.shuffle(held)
-    return order + held
+    def check(self) -> None:
+        """Refuse numbers that make no sense, with a UserError."""
+        check_range("loader.workers", self.workers, 0)
+        check_range("loader.buffer", self.buffer, 1)
+        check_range("loader.batches-ahead", self.batches_ahead, 1)
 
 
 class ShardStream(IterableDataset):
@@ -205,11 +150,7 @@ class ShardStream(IterableDataset):
             begin += segment.last - segment.first
 
     def _cut(self, epoch: int, place: int, shard: int, image: Image) -> list[Tensor]:
-        try:
-            image_CHW = decode(image.jpeg)
-        except RuntimeError as error:
-            path = self.shard_set.path(shard)
-            raise UserError(f"{image.key} in the shard {path} is no JPEG that can be read ({error})") from error
+        image_CHW = decode(image, self.shard_set.path(shard))
         return cut(image_CHW, self.crops, np.random.default_rng((CROPS, self.seed, epoch, place)))
 
 
@@ -231,15 +172,13 @@ class ShardLoader:
         Raises:
             UserError: there are fewer images than one batch of all ranks needs.
         """
-        if not layout.batches(shard_set.samples):
-            raise UserError(
-                f"{shard_set.folder} holds {shard_set.samples} patches, fewer than one batch of "
-                f"{layout.batch * layout.ranks}; harvest more slides or lower --batch-size"
-            )
+        check_batch(shard_set, layout.batch * layout.ranks)
         self.layout, self.an_epoch = layout, layout.batches(shard_set.samples)
         self._taken = start.epoch * self.an_epoch + start.batch
         stream = ShardStream(shard_set, crops, layout, world.rank, seed, start)
+        before = set(multiprocessing.active_children())
         self._batches = iter(_loader(stream, config, world.device))
+        self._workers = [child for child in multiprocessing.active_children() if child not in before]
 
     @property
     def position(self) -> Position:
@@ -261,17 +200,38 @@ class ShardLoader:
     def __enter__(self) -> "ShardLoader":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """End the workers; left to the interpreter's exit they would not, as they ignore its TERM."""
-        del self._batches
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        """End the workers; left to the interpreter's exit they would not, as they ignore its TERM.
+
+        Raises:
+            UserError: the error that ends the block is torch's for a worker that was killed.
+        """
+        if shut_down := getattr(self._batches, "_shutdown_workers", None):
+            shut_down()  # asked for, because the traceback of an error keeps the iterator alive
+        for worker in self._workers:
+            worker.kill()  # one that waits for what a killed one held
+        if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):
+            raise UserError(
+                "a loader process was killed (out of memory?); lower --loader.workers or --loader.buffer"
+            ) from error
+
+
+def check_batch(shard_set: ShardSet, batch: int) -> None:
+    """Refuse shards with less than one batch of all ranks, with a UserError."""
+    if shard_set.samples < batch:
+        raise UserError(
+            f"{shard_set.folder} holds {shard_set.samples} patches, fewer than one batch of {batch}; "
+            "harvest more slides or lower --batch-size"
+        )
 
 
 def _loader(stream: ShardStream, config: Config, device: torch.device) -> DataLoader[Any]:
-    workers = config.resolved_workers()
+    workers = config.processes(stream.layout)
     return DataLoader(
         stream,
         batch_size=None,
         num_workers=workers,
+        multiprocessing_context="fork" if workers else None,  # what is read is shared, and a worker starts at once
         worker_init_fn=ignore_signals_in_worker,
         prefetch_factor=config.batches_ahead if workers else None,
         pin_memory=device.type == "cuda",
@@ -279,6 +239,6 @@ def _loader(stream: ShardStream, config: Config, device: torch.device) -> DataLo
 
 
 def _spare_cores() -> int:
-    """This rank's CPU cores but one, 0 to 12: more than the 4-5 that MAE on an A100 needs (measured)."""
+    """This rank's CPU cores but one, 0 to 12: more than the 4-5 that MAE on an A100 needs (estimated)."""
     cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return min(max(cores - 1, 0), 12)

@@ -1,26 +1,23 @@
-"""What a folder of shards holds: its index, its check, and the images of one shard in their order.
+"""What a folder of shards holds: its index and its check.
 
-Shards are tar files in WebDataset's layout: the files of one sample follow each other and share the name up
-to the first dot. Only `KEY.jpg` (or `.jpeg`) is read here. `index.json` beside them, written by
-`patch_extraction`, says which shards count, how many samples each has, its SHA-256 and the channel mean and
-standard deviation over the patches.
+`index.json` beside the shards, written by `patch_extraction`, says which shards count, how many samples each has,
+its SHA-256 and the channel mean and standard deviation over the patches.
 """
 
 import hashlib
 import json
-from collections.abc import Container, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from shared.atomic import write_json
 from shared.command_line import UserError
 from shared.runs import progress
 from shared.weights import IMAGENET_MEAN, IMAGENET_STD
+from ssl_pretrain.tar_images import HARVEST, INDEX, check_end, count_images, damaged, sha256
 
-HARVEST = "python -m patch_extraction"
-BLOCK = 512  # a tar consists of blocks of this many bytes; two empty ones end it
-IMAGE_SUFFIXES = (".jpg", ".jpeg")
+JOURNAL = ".packing.json"  # patch_extraction keeps it there while the shards are incomplete
 
 
 @dataclass(frozen=True)
@@ -64,42 +61,41 @@ class ShardSet:
         return self.folder / self.shards[number].name
 
 
-@dataclass(frozen=True)
-class Image:
-    """One image as it lies in its shard."""
-
-    key: str
-    """Path inside the tar without the suffix."""
-    jpeg: bytes
-
-
 def open_shards(folder: Path) -> ShardSet:
     """The shards listed in `folder/index.json`; without an index every tar in the folder, counted.
 
     Raises:
-        UserError: no folder, no shards, an index that cannot be used, a shard missing or cut short.
+        UserError: no folder, no shards, shards being packed, an index that cannot be used, a shard missing or
+            cut short.
     """
     if not folder.is_dir():
         raise UserError(f"there is no folder of shards {folder}; make one with: {HARVEST} --wsi-dir SLIDES")
-    index = folder / "index.json"
+    index = folder / INDEX
+    if (folder / JOURNAL).exists() and not index.exists():
+        raise UserError(
+            f"{folder} is still being packed, or its packing was interrupted; wait, or run {HARVEST} again"
+        )
     shard_set = _read_index(index) if index.exists() else _count(folder)
     for number in range(len(shard_set.shards)):
-        _check_end(shard_set.path(number))
+        check_end(shard_set.path(number))
     return shard_set
 
 
-def check_sums(shard_set: ShardSet, numbers: range, quiet: bool = False) -> None:
-    """Compare the SHA-256 of some of the shards with the index.
+def check_sums(
+    shard_set: ShardSet, numbers: range, stopped: Callable[[], bool] = lambda: False, quiet: bool = False
+) -> None:
+    """Compare the SHA-256 of some of the shards with the index; ends early, between two, once `stopped`.
 
     Raises:
         UserError: a shard is not the one that was indexed.
     """
     with progress(len(numbers), "shard", description="checking", hidden=quiet) as bar:
         for number in numbers:
+            if stopped():
+                return
             path, wanted = shard_set.path(number), shard_set.shards[number].sha256
-            with path.open("rb") as file:
-                if wanted and hashlib.file_digest(file, "sha256").hexdigest() != wanted:
-                    raise _damaged(path, "its SHA-256 is not the one in index.json")
+            if wanted and sha256(path) != wanted:
+                raise damaged(path, "its SHA-256 is not the one in index.json")
             bar.update()
 
 
@@ -109,50 +105,33 @@ def remember(shard_set: ShardSet, path: Path) -> None:
 
 
 def same_as_remembered(shard_set: ShardSet, path: Path) -> bool:
-    """Whether the shards are those of `remember`, wherever the folder lies now."""
-    before = json.loads(path.read_text(encoding="utf-8"))
-    return all(before[name] == value for name, value in _contents(shard_set).items())
-
-
-def read_images(
-    path: Path, first: int, last: int, samples: int, passed: Container[int] = ()
-) -> Iterator[tuple[int, Image]]:
-    """The images `first` to `last` (exclusive) of a shard with `samples` of them, with their numbers.
-
-    The bytes of the numbers in `passed` are skipped without being read.
+    """Whether the shards are those of `remember`, wherever the folder lies now.
 
     Raises:
-        UserError: the shard is cut short, is no tar, or holds another number of images than `samples`.
+        UserError: what was written down is damaged.
     """
-    found = 0
-    with _open(path) as file:
-        for key, offset, size in _members(file, path):
-            if first <= found < last and found not in passed:
-                file.seek(offset)
-                yield found, Image(key, file.read(size))
-            found += 1
-            if found == last < samples:
-                return
-    if found != samples:
-        raise _damaged(path, f"it holds {found} images and index.json says {samples}")
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        return all(before[name] == value for name, value in _contents(shard_set).items())
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise UserError(f"{path} is damaged; give another run folder with --run-dir") from error
 
 
-def count_images(path: Path) -> int:
-    """How many images a shard holds.
-
-    Raises:
-        UserError: the shard is cut short or is no tar.
-    """
-    with _open(path) as file:
-        return sum(1 for _ in _members(file, path))
+def fingerprint(shard_set: ShardSet) -> str:
+    """What differs if the shards do, wherever the folder lies."""
+    return hashlib.sha256(json.dumps(_contents(shard_set)).encode()).hexdigest()
 
 
 def _read_index(index: Path) -> ShardSet:
     try:
         content = json.loads(index.read_text(encoding="utf-8"))
-        shards = tuple(Shard(s["name"], int(s["samples"]), s["sha256"]) for s in content["shards"])
-        mean, std = tuple(map(float, content["mean"])), tuple(map(float, content["std"]))
-    except (ValueError, KeyError, TypeError) as error:
+        shards = tuple(_entry(entry) for entry in content["shards"])
+        if len({shard.name for shard in shards}) < len(shards):
+            raise ValueError("it lists a shard twice")
+        mean, std = (_of_channels(content, name) for name in ("mean", "std"))
+        if not all(std):
+            raise ValueError("a standard deviation is 0")
+    except (ValueError, KeyError, TypeError, OverflowError, OSError) as error:
         raise UserError(
             f"{index} is not an index of shards ({type(error).__name__}: {error}); "
             f"remove it and run {HARVEST} again"
@@ -160,6 +139,26 @@ def _read_index(index: Path) -> ShardSet:
     if not sum(shard.samples for shard in shards):
         raise UserError(f"{index} lists no patches; harvest some with: {HARVEST} --wsi-dir SLIDES")
     return ShardSet(index.parent, shards, mean, std, content.get("settings", {}), indexed=True)
+
+
+def _entry(entry: Any) -> Shard:
+    """One shard of the index."""
+    name, samples, sha256 = entry["name"], entry["samples"], entry["sha256"]
+    if not isinstance(name, str) or Path(name).name != name or name in ("", ".."):
+        raise ValueError(f"{name!r} is not the name of a file beside it")
+    if type(samples) is not int or samples < 0:
+        raise ValueError(f"{samples!r} is not a number of samples")
+    if not isinstance(sha256, str):
+        raise ValueError(f"{sha256!r} is not a SHA-256")
+    return Shard(name, samples, sha256)
+
+
+def _of_channels(content: Any, name: str) -> tuple[float, ...]:
+    """The mean or the standard deviation of red, green and blue."""
+    values = tuple(map(float, content[name]))
+    if len(values) != 3 or not all(0 <= value <= 1 for value in values):
+        raise ValueError(f"{name} is not three numbers between 0 and 1")
+    return values
 
 
 def _count(folder: Path) -> ShardSet:
@@ -185,78 +184,3 @@ def _contents(shard_set: ShardSet) -> dict[str, Any]:
         "std": list(shard_set.std),
         "settings": shard_set.settings,
     }
-
-
-def _check_end(path: Path) -> None:
-    """A look at the last bytes: cheap, and a shard cut short is found before hours are spent."""
-    with _open(path) as file:
-        size = file.seek(0, 2)
-        file.seek(max(0, size - 2 * BLOCK))
-        if size % BLOCK or file.read() != bytes(2 * BLOCK):
-            raise _damaged(path, "it is cut short")
-
-
-def _open(path: Path) -> BinaryIO:
-    try:
-        return path.open("rb", buffering=1 << 20)
-    except OSError as error:
-        raise UserError(
-            f"the shard {path}, listed in index.json, cannot be read ({error.strerror}); run {HARVEST} again"
-        ) from error
-
-
-def _members(file: BinaryIO, path: Path) -> Iterator[tuple[str, int, int]]:
-    """Key, offset and size in bytes of every image of a tar, in order.
-
-    Python's tarfile does the same 12 times more slowly, which would cost a loader worker a tenth of its time.
-    """
-    end = file.seek(0, 2)
-    position, long_name = 0, ""
-    while True:
-        file.seek(position)
-        header = file.read(BLOCK)
-        if len(header) < BLOCK:
-            raise _damaged(path, "it is cut short")
-        if not any(header):
-            return
-        name, size, kind = _parse(header, path)
-        offset = position + BLOCK
-        position = offset + -(-size // BLOCK) * BLOCK
-        if position > end:
-            raise _damaged(path, "it is cut short")
-        if kind in b"Lx":  # the name of the member that follows, in GNU's or in POSIX's way
-            file.seek(offset)
-            long_name = _long_name(kind, file.read(size)) or long_name
-            continue
-        name, long_name = long_name or name, ""
-        if kind in b"0\0" and name.lower().endswith(IMAGE_SUFFIXES):
-            yield name.rpartition(".")[0], offset, size
-
-
-def _parse(header: bytes, path: Path) -> tuple[str, int, bytes]:
-    """Name, size and kind from a tar header (POSIX ustar layout)."""
-    try:
-        checksum = int(header[148:156].strip(b" \0"), 8)
-        size = int(header[124:136].strip(b" \0") or b"0", 8)
-    except ValueError as error:
-        raise _damaged(path, "it is not a tar file") from error
-    if checksum != sum(header) - sum(header[148:156]) + 8 * ord(" "):
-        raise _damaged(path, "it is not a tar file")
-    name, prefix = _text(header[:100]), _text(header[345:500])
-    is_posix = header[257:263] == b"ustar\0"  # GNU's own layout keeps times where POSIX has the prefix
-    return f"{prefix}/{name}" if prefix and is_posix else name, size, header[156:157]
-
-
-def _long_name(kind: bytes, content: bytes) -> str:
-    if kind == b"L":
-        return _text(content)
-    records = (record.partition(b" ")[2] for record in content.split(b"\n"))
-    return next((_text(record[5:]) for record in records if record.startswith(b"path=")), "")
-
-
-def _text(field: bytes) -> str:
-    return field.split(b"\0", 1)[0].decode("utf-8", "replace")
-
-
-def _damaged(path: Path, what: str) -> UserError:
-    return UserError(f"the shard {path} is damaged: {what}; remove it and run {HARVEST} again to repack it")

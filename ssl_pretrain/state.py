@@ -1,17 +1,16 @@
 """What a run has to remember to go on as if nothing had happened."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from shared import checkpoint
-from shared.command_line import UserError
 from shared.runs import Run
+from ssl_pretrain.epochs import Layout, Position
 from ssl_pretrain.methods import Method
-from ssl_pretrain.shard_loader import Layout, Position
+from ssl_pretrain.ranks import SharedError
 
 
 @dataclass
@@ -34,7 +33,7 @@ class State:
         """Write a checkpoint into the run folder; called on every rank.
 
         Raises:
-            UserError: a weight is not finite; the checkpoints before this one are kept.
+            SharedError: a weight, the same on every rank, is not finite; the checkpoints before are kept.
         """
         norms = torch.stack(torch._foreach_norm(list(self.method.parameters()))).tolist()
         if not all(map(math.isfinite, norms)):
@@ -49,8 +48,14 @@ class State:
         }
         checkpoint.save(run.folder, self.step, recipe, content)
 
-    def restore(self, folder: Path, recipe: str) -> str:
+    def restore(self, folder: Path, recipe: str, free_workers: bool = False) -> str:
         """Take over the newest whole checkpoint of a run folder; says in words where the run stands.
+
+        Args:
+            folder: The run folder.
+            recipe: Name of the recipe.
+            free_workers: Whether nobody asked for the number of loader workers: it stays the checkpoint's, so
+                that a node with other cores goes on in the middle of the epoch.
 
         Raises:
             UserError: the folder belongs to another recipe, or none of its checkpoints can be read.
@@ -61,21 +66,18 @@ class State:
         self.method.load_state_dict(found["networks"])
         self.optimiser.load_state_dict(found["optimiser"])
         self.step, self.position = found["step"], Position(**found["position"])
-        if found["layout"] == asdict(self.layout):
+        before = Layout(**found["layout"])
+        if before == (replace(self.layout, workers=before.workers) if free_workers else self.layout):
+            self.layout = before
             return f"goes on after step {self.step:,}"
         # Other ranks, workers or batches divide an epoch in another way: only the next one is all unseen.
         self.position = Position(self.position.epoch + 1)
         return f"goes on after step {self.step:,}, with a new epoch because its division has changed"
 
 
-def seed_batch(seed: int, batch: int, rank: int) -> None:
-    """Seed torch's generators (of the CPU and the GPU) for one batch of one rank."""
-    torch.manual_seed(int(np.random.SeedSequence((seed, batch, rank)).generate_state(1, np.uint64)[0] >> 1))
-
-
-def not_finite(what: str, step: int, folder: Path) -> UserError:
-    """The sentence for a run that has blown up."""
-    return UserError(
+def not_finite(what: str, step: int, folder: Path) -> SharedError:
+    """The error of a run that has blown up, on every rank."""
+    return SharedError(
         f"{what} is infinite or not a number at step {step:,}; the checkpoints before it are kept in {folder}: "
         "begin again in another --run-dir with a lower --optimiser.base-lr"
     )

@@ -4,60 +4,60 @@ import contextlib
 from contextlib import AbstractContextManager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from shared.distributed import World, any_rank, wait_for_all
 from shared.runs import Run
+from shared.seeds import seed_batch
 from shared.stop_signal import STOPPED, StopSignal, leave_marker
 from ssl_pretrain.export import export, is_finished
 from ssl_pretrain.meter import Meter
 from ssl_pretrain.methods import Method
 from ssl_pretrain.monitors import Monitor
 from ssl_pretrain.plan import Plan
+from ssl_pretrain.ranks import together
 from ssl_pretrain.recipes import Recipe
-from ssl_pretrain.shard_loader import Layout, ShardLoader
+from ssl_pretrain.shard_loader import ShardLoader
 from ssl_pretrain.shards import ShardSet
-from ssl_pretrain.start import describe, normalisation, open_run
-from ssl_pretrain.state import State, seed_batch
+from ssl_pretrain.start import begin, describe, normalisation, open_run, prepare, verify
+from ssl_pretrain.state import State
 from ssl_pretrain.views import Views
 
 
 def train(recipe: Recipe, world: World, stop: StopSignal) -> int:
     """Train, or go on training, to the recipe's end; returns the exit code of the process.
 
-    0: the weights are exported. 85: told to stop, and stopped at a checkpoint.
+    0: the weights are exported. 85: told to stop, and stopped at a checkpoint, or before there was any.
 
     Raises:
-        UserError: shards, run folder or batch size do not fit; the loss is not finite.
+        UserError: options, shards, run folder or batch size do not fit; the loss is not finite.
     """
+    plan, shard_set = prepare(recipe, world)
+    if not verify(recipe, shard_set, world, stop):
+        return _stopped("before its first step", world, stop)
+    with contextlib.closing(open_run(recipe, shard_set, world)) as run:
+        return _train(plan, shard_set, run, world, stop)
+
+
+def _train(plan: Plan, shard_set: ShardSet, run: Run, world: World, stop: StopSignal) -> int:
     say = print if world.is_main else _silence
-    plan = Plan.of(recipe, world.size)
-    shard_set, run = open_run(recipe, world)
-    where = f"weights in {recipe.out}, pictures in {run.folder}/pictures"
-    if is_finished(plan, run):
+    where = f"weights in {plan.recipe.out}, pictures in {run.folder}/pictures"
+    with together(world):
+        finished = world.is_main and is_finished(plan, run)
+    if any_rank(finished, world.device):
         say(f"finished already, after {plan.last_step:,} steps: {where}")
         return 0
 
-    workers = recipe.loader.resolved_workers()
-    layout = Layout(plan.micro_batch, world.size, max(workers, 1), recipe.loader.buffer)
-    torch.manual_seed(recipe.seed)  # the same fresh weights on every rank
-    method = recipe.method.build().to(world.device)
-    state = State(method, recipe.optimiser.build(method), layout)
-    say(describe(plan, method, shard_set, world, workers))
-    say(f"state   {state.restore(recipe.run_dir, recipe.name)}", flush=True)
-
+    state, standing = begin(plan, world)
+    say(describe(plan, state, shard_set, world))
+    say(f"state   {standing}", flush=True)
     run.rewind(state.step)
-    stopped = _loop(plan, state, shard_set, run, world, stop)
-    if stopped:
+    if _loop(plan, state, shard_set, run, world, stop):
+        return _stopped(f"after step {state.step:,}", world, stop)
+    with together(world):
         if world.is_main:
-            leave_marker()
-        wait_for_all()  # a rank that left before the others are done would have them killed
-        say(f"stopped after step {state.step:,} by {stop.received or 'another rank'}; the same command goes on")
-        return STOPPED
-    if world.is_main:
-        export(state, plan, run, shard_set)
-    run.close()
+            export(state, plan, run, shard_set)
     say(f"finished after {state.step:,} steps: {where}, metrics in {run.folder}/metrics.jsonl")
     return 0
 
@@ -66,29 +66,21 @@ def _loop(plan: Plan, state: State, shard_set: ShardSet, run: Run, world: World,
     """Steps until the end, or until any rank is told to stop; returns whether it was the latter."""
     recipe, method, optimiser = plan.recipe, state.method, state.optimiser
     views = Views(recipe.views, *normalisation(recipe, shard_set)).to(world.device)
-    monitor = Monitor(run, shard_set, views, recipe.method.crops[0])
+    with together(world):
+        monitor = Monitor(run, shard_set, views, recipe.method.crops[0])
     model = replicated(method, world)
     loader = ShardLoader(
         shard_set, recipe.method.crops, recipe.loader, state.layout, world, recipe.seed, state.position
     )
-    if state.step == 0:
-        monitor.draw(method, step=0)  # what the networks are going to see
     stopping = False
     with loader, Meter(run, plan, world, state.step) as meter:
+        if state.step == 0:
+            monitor.draw(method, step=0)  # what the networks are going to see
+            meter.restart_clock()
         while state.step < plan.last_step and not stopping:
             for group in optimiser.param_groups:
                 group["lr"] = plan.learning_rate(state.step)
-            loss = torch.zeros((), device=world.device)
-            for part in range(plan.accumulation):
-                with meter.waiting():
-                    crops = [crop.to(world.device, non_blocking=True) for crop in loader.take()]
-                seed_batch(recipe.seed, state.step * plan.accumulation + part, world.rank)
-                is_last = part == plan.accumulation - 1
-                with _exchange_gradients(model, only_if=is_last):
-                    with _bfloat16_on_gpu(world):
-                        part_loss = model(views(crops), state.step) / plan.accumulation
-                    part_loss.backward()
-                loss += part_loss.detach()
+            loss = _add_gradients(plan, state.step, model, views, loader, meter, world)
             optimiser.step()
             optimiser.zero_grad()
             method.after_step(state.step)
@@ -96,7 +88,7 @@ def _loop(plan: Plan, state: State, shard_set: ShardSet, run: Run, world: World,
             meter.step_done(loss)
 
             is_end = state.step == plan.last_step
-            if state.step % recipe.log_every == 0 or is_end:
+            if meter.is_due or is_end:
                 meter.flush()
                 stopping = not is_end and any_rank(stop.received is not None, world.device)
             if state.step % recipe.checkpoint_every == 0 or is_end or stopping:
@@ -105,6 +97,23 @@ def _loop(plan: Plan, state: State, shard_set: ShardSet, run: Run, world: World,
                 monitor.draw(method, state.step)
                 meter.restart_clock()
     return stopping
+
+
+def _add_gradients(
+    plan: Plan, step: int, model: nn.Module, views: Views, loader: ShardLoader, meter: Meter, world: World
+) -> Tensor:
+    """Forward and backward passes of one step, one for each micro-batch; returns this rank's loss (scalar)."""
+    loss = torch.zeros((), device=world.device)
+    for part in range(plan.accumulation):
+        with meter.waiting():
+            crops = [crop.to(world.device, non_blocking=True) for crop in loader.take()]
+        seed_batch(plan.recipe.seed, step * plan.accumulation + part, world.rank)
+        with _exchange_gradients(model, only_if=part == plan.accumulation - 1):
+            with _bfloat16_on_gpu(world):
+                part_loss = model(views(crops), step) / plan.accumulation
+            part_loss.backward()
+        loss += part_loss.detach()
+    return loss
 
 
 def replicated(method: Method, world: World) -> nn.Module:
@@ -125,6 +134,16 @@ def _exchange_gradients(model: nn.Module, only_if: bool) -> AbstractContextManag
 def _bfloat16_on_gpu(world: World) -> AbstractContextManager[None]:
     """Matrix products in bfloat16 on a GPU; it needs no loss scaling."""
     return torch.autocast(world.device.type, torch.bfloat16, enabled=world.device.type == "cuda")
+
+
+def _stopped(when: str, world: World, stop: StopSignal) -> int:
+    """Say that the run is to be continued; returns the exit code."""
+    if world.is_main:
+        leave_marker()
+    wait_for_all()  # a rank that left before the others are done would have them killed
+    if world.is_main:
+        print(f"stopped {when} by {stop.received or 'another rank'}; the same command goes on")
+    return STOPPED
 
 
 def _silence(*_words: object, **_options: object) -> None:

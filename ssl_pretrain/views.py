@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from shared.command_line import check_range
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -18,6 +20,11 @@ class Config:
     """Probability of a left-right flip."""
     vertical_flip: float = 0.0
     """Probability of an up-down flip."""
+
+    def check(self) -> None:
+        """Refuse numbers that make no sense, with a UserError."""
+        check_range("views.horizontal-flip", self.horizontal_flip, 0, 1)
+        check_range("views.vertical-flip", self.vertical_flip, 0, 1)
 
 
 class Views(nn.Module):

@@ -22,7 +22,7 @@ from lightly.models.utils import (
 from PIL import Image
 from torch import Tensor, nn
 
-from shared.command_line import UserError
+from shared.command_line import UserError, check_range
 from shared.pictures import contact_sheet
 from shared.weights import VITS
 from ssl_pretrain.crops import Crop
@@ -30,6 +30,8 @@ from ssl_pretrain.methods import Method
 
 # Added to a patch's variance before the square root (models_mae.py, forward_loss).
 EPSILON = 1e-6
+# Side of a token in px, of every network in VITS.
+PATCH = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,15 +69,43 @@ class Config:
         """The networks with fresh weights, drawn from torch's generator.
 
         Raises:
-            UserError: the architecture is no plain ViT with 16 px patches, or the crops do not divide into them.
+            UserError: what `check` refuses.
+        """
+        self.check()
+        return MAE(self)
+
+    def check(self) -> None:
+        """Refuse networks that cannot be built and numbers that make no sense.
+
+        Raises:
+            UserError: names the option and what it takes.
         """
         if self.arch not in VITS.values():
             raise UserError(f"MAE cannot train {self.arch}; choose --method.arch from {', '.join(VITS.values())}")
-        if self.image_size % 16:
+        check_range("method.image-size", self.image_size, PATCH)
+        if self.image_size % PATCH:
             raise UserError(
-                f"crops of {self.image_size} px do not divide into 16 px tokens; change --method.image-size"
+                f"crops of {self.image_size} px do not divide into {PATCH} px tokens; change --method.image-size"
             )
-        return MAE(self)
+        low, high = self.crop_scale
+        check_range("method.crop-scale", low, 1e-3, 1)
+        check_range("method.crop-scale", high, low, 1)
+        tokens = (self.image_size // PATCH) ** 2
+        check_range("method.mask-ratio", self.mask_ratio, 1 / tokens, 1 - 1 / tokens)
+        self._check_decoder()
+
+    def _check_decoder(self) -> None:
+        for option, value in (
+            ("method.decoder-dim", self.decoder_dim),
+            ("method.decoder-depth", self.decoder_depth),
+            ("method.decoder-heads", self.decoder_heads),
+        ):
+            check_range(option, value, 1)
+        if self.decoder_dim % 4 or self.decoder_dim % self.decoder_heads:
+            raise UserError(
+                f"--method.decoder-dim {self.decoder_dim} does not divide into {self.decoder_heads} heads or "
+                "into sines and cosines of two coordinates; give a multiple of 4 and of --method.decoder-heads"
+            )
 
 
 class MAE(Method):

@@ -10,12 +10,13 @@ import os
 import re
 import shutil
 import signal
-import socket
 import stat
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from tests.conftest import free_port
 
 NODES = ("n1", "n2")
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "scontrol", "unshare")
@@ -169,12 +170,6 @@ class Cluster:
                 logs = "".join(f"\n{p.name}: {p.read_text()[-1500:]}" for p in (self.folder / "log").iterdir())
                 raise AssertionError(f"waited {timeout} s for {what}; dead: {dead}{logs}")
             time.sleep(0.02)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _die_with_parent() -> None:

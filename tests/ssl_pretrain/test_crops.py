@@ -1,13 +1,15 @@
 """Random resized crops against torchvision's and PIL's."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image as Picture
 from torchvision.transforms import RandomResizedCrop
 
 from ssl_pretrain.crops import Crop, cut, decode, random_box
+from ssl_pretrain.tar_images import Image
 from tests.ssl_pretrain.conftest import jpeg, tissue
 
 
@@ -28,18 +30,19 @@ def test_boxes_are_distributed_as_torchvisions():
 
 def test_whole_image_is_resized_as_pil_does():
     """Scale 1 of a square leaves only the whole image: bicubic with antialiasing."""
-    image = tissue(1).resize((512, 512), Image.Resampling.BILINEAR)
+    image = tissue(1).resize((512, 512), Picture.Resampling.BILINEAR)
     image_CHW = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     (ours,) = cut(image_CHW, (Crop(size=224, scale=(1.0, 1.0)),), np.random.default_rng(0))
-    theirs = torch.from_numpy(np.array(image.resize((224, 224), Image.Resampling.BICUBIC))).permute(2, 0, 1)
+    theirs = torch.from_numpy(np.array(image.resize((224, 224), Picture.Resampling.BICUBIC))).permute(2, 0, 1)
     assert ours.dtype == torch.uint8
     assert (ours.int() - theirs.int()).abs().max() <= 1
 
 
 def test_decoding_equals_pil():
     data = jpeg(tissue(3))
-    theirs = np.array(Image.open(io.BytesIO(data)))
-    assert np.abs(decode(data).permute(1, 2, 0).numpy().astype(int) - theirs).max() <= 2
+    theirs = np.array(Picture.open(io.BytesIO(data)))
+    image_CHW = decode(Image("key", data), Path("shard.tar"))
+    assert np.abs(image_CHW.permute(1, 2, 0).numpy().astype(int) - theirs).max() <= 2
 
 
 def test_crops_of_several_kinds():

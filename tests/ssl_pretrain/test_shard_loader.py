@@ -1,6 +1,10 @@
 """The promises of the loader, with real worker processes."""
 
+import io
 import itertools
+import subprocess
+import sys
+import tarfile
 from collections import Counter
 from pathlib import Path
 
@@ -12,8 +16,11 @@ from shared.command_line import UserError
 from shared.distributed import World
 from ssl_pretrain import shard_loader
 from ssl_pretrain.crops import Crop
-from ssl_pretrain.shard_loader import Config, Layout, Position, ShardLoader, buffered_order, epoch_segments
+from ssl_pretrain.epochs import Layout, Position, buffered_order, epoch_segments
+from ssl_pretrain.monitors import sample_patches
+from ssl_pretrain.shard_loader import Config, ShardLoader
 from ssl_pretrain.shards import ShardSet, open_shards
+from tests.conftest import ENVIRONMENT
 from tests.ssl_pretrain.conftest import damage, flat, number_of, tissue, write_shards
 
 UNEVEN = [400, 31, 7, 250, 1, 199, 320, 64, 300, 265, 222, 178]  # 2,237 images in 12 shards
@@ -84,7 +91,7 @@ def test_resumed_anywhere_the_sequence_is_the_same(tmp_path: Path, workers: int,
 def test_what_was_seen_is_not_decoded_again(uneven: ShardSet, monkeypatch: pytest.MonkeyPatch):
     decoded = []
     decode = shard_loader.decode
-    monkeypatch.setattr(shard_loader, "decode", lambda jpeg: decoded.append(1) or decode(jpeg))
+    monkeypatch.setattr(shard_loader, "decode", lambda *image: decoded.append(1) or decode(*image))
     world = World(0, 0, 1, torch.device("cpu"))
     layout = Layout(batch=10, ranks=1, workers=1, buffer=100)
     with ShardLoader(uneven, CROPS, Config(workers=0), layout, world, 0, Position(0, 200)) as loader:
@@ -142,12 +149,60 @@ def test_damage_that_shows_only_while_reading_ends_in_one_sentence(tmp_path: Pat
             loader.take()
 
 
-def test_image_that_is_no_jpeg_is_named(tmp_path: Path):
-    folder = write_shards(tmp_path, [4], flat)
-    path = folder / "shard-000000.tar"
-    content = path.read_bytes()
-    at = content.index(b"\xff\xd8\xff")
-    path.write_bytes(content[:at] + bytes(200) + content[at + 200 :])
-    layout = Layout(batch=4, ranks=1, workers=1, buffer=4)
-    with pytest.raises(UserError, match=r"^patch_0 in the shard \S+shard-000000.tar is no JPEG"):
-        batches(open_shards(folder), layout, 1)
+WHOSE_WORKERS_END = """
+import os, signal, sys, threading, time
+from pathlib import Path
+import torch
+from shared.command_line import UserError, run
+from shared.distributed import World
+from ssl_pretrain import shard_loader
+from ssl_pretrain.crops import Crop
+from ssl_pretrain.epochs import Layout, Position
+from ssl_pretrain.shards import open_shards
+
+def wait_or_fail(*_):
+    if (folder / "fail").exists():
+        raise ZeroDivisionError("a mistake of ours")
+    time.sleep(0.5)
+
+def take():
+    arguments = shard_loader.Config(workers=2), Layout(4, 1, 2, 10), World(0, 0, 1, torch.device("cpu"))
+    crops = (Crop(size=8, scale=(0.5, 1.0)),)
+    with shard_loader.ShardLoader(open_shards(folder), crops, *arguments, 0, Position()) as loader:
+        threading.Timer(0.3, lambda: os.kill(loader._workers[1].pid, signal.SIGKILL)).start()
+        loader.take()
+
+folder = Path(sys.argv[1])
+shard_loader.cut = wait_or_fail
+try:
+    take()
+except UserError as error:
+    print(error)
+(folder / "fail").touch()
+run(take)
+"""
+
+
+def test_process_ends_when_workers_are_killed_or_fail(tmp_path: Path):
+    """Workers ignore TERM, with which multiprocessing would end them at exit; and then wait for them forever."""
+    write_shards(tmp_path, [40], flat)
+    words = [sys.executable, "-c", WHOSE_WORKERS_END, str(tmp_path)]
+    done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False)
+    assert "a loader process was killed (out of memory?); lower --loader.workers or --loader.buffer" in done.stdout
+    assert done.returncode == 1 and "a mistake of ours" in done.stderr
+
+
+@pytest.mark.parametrize("content", [b"", b"no JPEG at all"])
+def test_image_that_is_no_jpeg_is_named_by_loader_and_monitor(tmp_path: Path, content: bytes):
+    with tarfile.open(tmp_path / "shard.tar", "w") as tar:
+        member = tarfile.TarInfo("some/patch.jpg")
+        member.size = len(content)
+        tar.addfile(member, io.BytesIO(content))
+    shard_set = open_shards(tmp_path)
+    sentence = (
+        r"^the shard \S+/shard.tar is damaged: some/patch is no JPEG that can be read; replace or remove it$"
+    )
+    with pytest.raises(UserError, match=sentence):
+        batches(shard_set, Layout(batch=1, ranks=1, workers=1, buffer=4), 1)
+    with pytest.raises(UserError, match=sentence):
+        sample_patches(shard_set, CROPS[0], 2)

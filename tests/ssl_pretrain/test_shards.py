@@ -11,7 +11,8 @@ import webdataset
 
 from shared.command_line import UserError
 from shared.weights import IMAGENET_MEAN
-from ssl_pretrain.shards import check_sums, count_images, open_shards, read_images
+from ssl_pretrain.shards import check_sums, open_shards
+from ssl_pretrain.tar_images import count_images, read_images
 from tests.ssl_pretrain.conftest import damage, flat, jpeg, write_shards
 
 
@@ -132,10 +133,61 @@ def test_something_else_than_a_tar(tmp_path: Path):
         open_shards(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"shards": [{"name": "a.tar"}], "mean": [], "std": []}'])
+@pytest.mark.parametrize("content", ["{", "[]", "7", '{"shards": [{"name": "a.tar"}], "mean": [], "std": []}'])
 def test_index_that_is_none(tmp_path: Path, content: str):
     (tmp_path / "index.json").write_text(content)
     with pytest.raises(UserError, match=re.escape(f"{tmp_path}/index.json is not an index of shards")):
+        open_shards(tmp_path)
+
+
+def test_index_that_is_a_folder(tmp_path: Path):
+    (tmp_path / "index.json").mkdir()
+    with pytest.raises(UserError, match=r"index.json is not an index of shards \(IsADirectoryError"):
+        open_shards(tmp_path)
+
+
+def test_index_with_values_that_cannot_be(tmp_path: Path):
+    folder = write_shards(tmp_path, [2, 2], flat)
+    good = (folder / "index.json").read_text()
+    bad_channels = [[0.5, 0.5], [0.5] * 4, [0.5, 0.5, float("nan")], [0.5, 0.5, 2], [0.5, 0.5, 10**400], "abc"]
+    names = ["../shard-000000.tar", "", "..", 7, entries(folder)[1]["name"]]
+    changes = [{"mean": mean} for mean in bad_channels] + [{"std": std} for std in (*bad_channels, [0.1, 0.1, 0])]
+    for entry in [{"name": name} for name in names] + [{"samples": n} for n in (-1, 2.5, "2", None, True)]:
+        changes.append({"shards": [{**entries(folder)[0], **entry}, entries(folder)[1]]})
+    changes.append({"shards": [{**entries(folder)[0], "sha256": 5}]})
+    for change in changes:
+        (folder / "index.json").write_text(good)
+        open_shards(folder)
+        edit_index(folder, **change)
+        with pytest.raises(UserError, match=r"index.json is not an index of shards .*; remove it and run"):
+            open_shards(folder)
+
+
+def test_shards_that_are_being_packed(tmp_path: Path):
+    folder = write_shards(tmp_path, [2], flat)
+    (folder / ".packing.json").write_text('{"shards": ["shard-000000.tar"]}')
+    assert open_shards(folder).samples == 2  # the index comes last: with it they are whole
+    (folder / "index.json").unlink()
+    with pytest.raises(
+        UserError, match=r"still being packed, or its packing was interrupted; wait, or run python"
+    ):
+        open_shards(folder)
+
+
+def test_only_the_picture_itself_counts_among_the_files_of_a_sample(tmp_path: Path):
+    """As webdataset has it: the key ends at the first dot of the name, `a.mask.jpg` is the `mask.jpg` of `a`."""
+    with tarfile.open(tmp_path / "shard.tar", "w") as tar:
+        for name in ("v1.0/a.jpg", "v1.0/a.mask.jpg", "v1.0/._a.jpg", ".jpg", "v1.0/b.JPEG", "c.jpg.json", "jpg"):
+            content = name.encode()
+            tar.addfile(_member(name, content), io.BytesIO(content))
+    assert open_shards(tmp_path).samples == 2
+    images = [image for _, image in read_images(tmp_path / "shard.tar", 0, 2, 2)]
+    assert [(image.key, image.jpeg) for image in images] == [("v1.0/a", b"v1.0/a.jpg"), ("v1.0/b", b"v1.0/b.JPEG")]
+
+
+def test_foreign_shard_that_cannot_be_opened_is_not_called_listed(tmp_path: Path):
+    (tmp_path / "shard.tar").mkdir()
+    with pytest.raises(UserError, match=r"the shard \S+shard.tar cannot be read \(Is a directory\); replace it"):
         open_shards(tmp_path)
 
 

@@ -1,6 +1,7 @@
 """Whole runs: they learn, end, stop, die and go on exactly."""
 
 import json
+import math
 import os
 import random
 import signal
@@ -18,14 +19,14 @@ from torch import Tensor
 from shared import weights
 from shared.distributed import World
 from shared.stop_signal import MARKER, STOPPED, StopSignal
+from ssl_pretrain import shard_loader
+from ssl_pretrain.methods.mae import MAE
 from ssl_pretrain.recipes import MAE_DEMO, Recipe
 from ssl_pretrain.train import train
-from tests.conftest import REPOSITORY
+from tests.conftest import ENVIRONMENT
+from tests.ssl_pretrain import stub
 from tests.ssl_pretrain.conftest import SMALL, gradient, tissue, write_shards
-
-
-def changed(config: object, **fields: object):
-    return type(config)(**{**vars(config), **fields})
+from tests.ssl_pretrain.stub import changed
 
 
 @pytest.fixture
@@ -106,14 +107,54 @@ def test_twice_five_steps_are_ten(world: World, small: Recipe):
 def test_told_to_stop_it_stops_at_a_checkpoint_and_goes_on(
     world: World, small: Recipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    monkeypatch.setenv(MARKER, str(tmp_path / "marker"))
-    stop = StopSignal()
-    os.kill(os.getpid(), signal.SIGUSR2)
-    assert train(changed(small, log_every=3), world, stop) == STOPPED
-    assert (tmp_path / "marker").exists() and not small.out.exists()
-    assert [path.name for path in small.run_dir.glob("*.pt")] == ["checkpoint-000000003.pt"]
+    """Twice; at the next look, which is due after the first step of an attempt and then at every third."""
+    marker = tmp_path / "marker"
+    monkeypatch.setenv(MARKER, str(marker))
+    due = {1: signal.SIGTERM, 3: signal.SIGUSR2}  # during the second step, and during the fourth
+
+    def told(_method: MAE, step: int) -> None:
+        if step in due:
+            os.kill(os.getpid(), due.pop(step))
+
+    monkeypatch.setattr(MAE, "after_step", told)
+    for last in (3, 4):
+        assert train(changed(small, log_every=3), world, StopSignal()) == STOPPED
+        assert marker.exists() and not small.out.exists()
+        marker.unlink()
+        assert max(path.name for path in small.run_dir.glob("*.pt")) == f"checkpoint-{last:09d}.pt"
     resumed = run_again(small, world)
+    assert not marker.exists()
     assert_same(resumed, run_again(elsewhere(small, "undisturbed"), world))
+
+
+def test_accumulated_passes_add_up_to_the_whole_batch(world: World, shards: Path, tmp_path: Path):
+    ends = []
+    for name, micro_batch in (("whole", 40), ("halves", 20), ("eighths", 5)):
+        recipe = stub.recipe(shards, tmp_path / name, micro_batch=micro_batch)
+        assert train(recipe, world, StopSignal()) == 0
+        losses = [line["loss"] for line in metrics(recipe.run_dir)]
+        ends.append((losses, recipe.method.built[-1].linear.weight.detach()))
+    for losses, weight in ends[1:]:
+        assert losses == pytest.approx(ends[0][0], rel=1e-5)
+        torch.testing.assert_close(weight, ends[0][1], rtol=0, atol=1e-6)
+
+
+def test_each_step_is_taken_with_the_learning_rate_that_is_logged(world: World, shards: Path, tmp_path: Path):
+    """Six steps of 40 images: linearly from 0 to 3e-3 * 40 / 256 in two, then half a cosine wave to 0 in four."""
+    recipe = stub.recipe(shards, tmp_path)
+    assert train(recipe, world, StopSignal()) == 0
+    peak = 3e-3 * 40 / 256
+    expected = [0, peak / 2, *(peak * (1 + math.cos(math.pi * n / 4)) / 2 for n in range(4))]
+    assert recipe.optimiser.built[-1].rates == pytest.approx(expected)
+    assert [line["lr"] for line in metrics(recipe.run_dir)] == pytest.approx(expected)
+
+
+@pytest.mark.gpu
+def test_matrix_products_are_in_bfloat16_on_a_gpu_and_in_float32_on_a_cpu(shards: Path, tmp_path: Path):
+    for device, expected in (("cuda", torch.bfloat16), ("cpu", torch.float32)):
+        recipe = stub.recipe(shards, tmp_path / device)
+        assert train(recipe, World(0, 0, 1, torch.device(device)), StopSignal()) == 0
+        assert recipe.method.built[-1].dtypes == {expected}
 
 
 def test_finished_run_says_so_and_does_nothing(world: World, small: Recipe, capsys: pytest.CaptureFixture[str]):
@@ -134,10 +175,20 @@ def test_weights_of_another_run_are_kept(world: World, small: Recipe):
     assert small.out.with_name("out.pth.bak").read_bytes() == first
 
 
-def test_other_workers_begin_a_new_epoch(world: World, small: Recipe, capsys: pytest.CaptureFixture[str]):
-    run_again(small, world, max_steps=3)
-    run_again(small, world, max_steps=6, loader=changed(small.loader, workers=2))
-    assert "goes on after step 3, with a new epoch" in capsys.readouterr().out
+def test_number_of_workers_is_kept_unless_another_is_asked_for(
+    world: World, small: Recipe, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """A requeued job may find another number of cores."""
+    cores = changed(small, loader=changed(small.loader, workers=None))
+    monkeypatch.setattr(shard_loader, "_spare_cores", lambda: 2)
+    run_again(cores, world, max_steps=3)
+    monkeypatch.setattr(shard_loader, "_spare_cores", lambda: 0)
+    run_again(cores, world, max_steps=4)
+    out = capsys.readouterr().out
+    assert "2 loader worker(s) a rank" in out and "0 loader worker(s) a rank" in out
+    assert "goes on after step 3\n" in out
+    run_again(small, world, max_steps=6)
+    assert "goes on after step 4, with a new epoch because its division has changed" in capsys.readouterr().out
 
 
 def test_damaged_checkpoint_falls_back_to_the_one_before(
@@ -157,11 +208,10 @@ def test_killed_twice_it_ends_with_the_same_weights(tmp_path: Path):
     shards = write_shards(tmp_path / "shards", [24, 16], tissue)
     words = [sys.executable, "-m", "ssl_pretrain", "mae_demo", *SMALL, "--loader.workers", "1"]
     words += ["--shards", shards, "--checkpoint-every", "3", "--out", "out.pth"]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
 
     def start(name: str) -> subprocess.Popen[bytes]:
         (tmp_path / name).mkdir(exist_ok=True)
-        return subprocess.Popen(words, cwd=tmp_path / name, env=environment, stdout=subprocess.DEVNULL)
+        return subprocess.Popen(words, cwd=tmp_path / name, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
 
     undisturbed = start("whole")
     folder = tmp_path / "killed" / "runs" / "mae_demo"

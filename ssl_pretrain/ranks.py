@@ -1,0 +1,55 @@
+"""What several ranks do as one: they see the same files, and what fails on one fails on all, with one sentence."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+from shared.command_line import UserError
+from shared.distributed import World
+
+
+class SharedError(UserError):
+    """An error that every rank raises at the same place: all can leave, and one says why."""
+
+
+@contextmanager
+def together(world: World) -> Iterator[None]:
+    """Around what each rank does by itself, without waiting for others: nobody goes on if it fails on one.
+
+    Raises:
+        SharedError: on every rank, with the sentence of the first rank that failed.
+    """
+    sentence = ""
+    try:
+        yield
+    except UserError as error:
+        sentence = str(error)
+    for said in texts_of_ranks(sentence, world):
+        if said:
+            raise SharedError(said)
+
+
+def refuse_differences(mine: str, world: World, sentence: str) -> None:
+    """Compare what the ranks found.
+
+    Raises:
+        SharedError: on every rank, with `sentence`, if `mine` is not the same on all.
+    """
+    if len(set(texts_of_ranks(mine, world))) > 1:
+        raise SharedError(sentence)
+
+
+def texts_of_ranks(text: str, world: World) -> list[str]:
+    """What each rank passes here, by rank; all get the same list."""
+    if not dist.is_initialized():
+        return [text]
+    content = torch.tensor(list(text.encode()), dtype=torch.uint8, device=world.device)
+    lengths = torch.zeros(world.size, dtype=torch.int64, device=world.device)
+    lengths[world.rank] = len(content)
+    dist.all_reduce(lengths)
+    rows = torch.zeros(world.size, int(lengths.max()) + 1, dtype=torch.uint8, device=world.device)
+    rows[world.rank, : len(content)] = content
+    dist.all_reduce(rows)  # the others' rows are zeros
+    return [bytes(row[:length]).decode() for row, length in zip(rows.tolist(), lengths.tolist(), strict=True)]
