@@ -3,30 +3,51 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from finetune.datasets import consep, points
+from finetune.datasets import bcdata, consep, ocelot, points
 from finetune.datasets.annotated_data import AnnotatedData
-from finetune.datasets.description import Description, class_values, describe
+from finetune.datasets.description import NAME, Description, class_values, describe
 from shared.command_line import UserError
 
-LAYOUTS = (
-    "{train,val,test}/{images,points} or a flat {images,points} with one x,y,class CSV an image "
-    "and a dataset.json, or CoNSeP's train_N/test_N tiles"
-)
+
+class Reader(Protocol):
+    """What a module of this package offers that reads one layout."""
+
+    LAYOUT: str
+    """Its folders, for people."""
+    KNOWN: Description
+    """What is known of the data set without looking into it."""
+
+    def recognises(self, folder: Path) -> bool:
+        """Whether the folder has the layout."""
+
+    def load(self, folder: Path, description: Description) -> AnnotatedData:
+        """Read it, failing with the file, the row and the reason."""
+
+
+# By the name that `format` has in dataset.json; the first that recognises a folder reads it.
+READERS: dict[str, Reader] = {"consep": consep, "bcdata": bcdata, "ocelot": ocelot, "points": points}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """Where annotated data lies; the rest only where the data does not say it."""
+class Overrides:
+    """What the data does not say, or says wrongly."""
 
-    data: Path = Path("data")
-    """Folder of images and point annotations."""
     slide_mpp: float | None = None
     """Resolution of the images, um/px."""
     classes: tuple[str, ...] = ()
     """Classes in order, each NAME=VALUE with its value in the files, or a NAME that is its own value."""
     origin: str | None = None
     """What (0, 0) means in the files: corner (of the first pixel) or pixel_index (its centre)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(Overrides):
+    """Where annotated data lies; the rest only where the data does not say it."""
+
+    data: Path = Path("data")
+    """Folder of images and point annotations."""
 
 
 def load_data(source: Source) -> AnnotatedData:
@@ -36,22 +57,24 @@ def load_data(source: Source) -> AnnotatedData:
         UserError: no data there, or a file in it is wrong; the sentence says which and why.
     """
     folder = source.data
+    layouts = "; ".join(reader.LAYOUT for reader in READERS.values())
     if not folder.is_dir():
-        raise UserError(f"there is no annotated data at {folder}; give its folder with --data. Read are {LAYOUTS}")
-    if consep.is_consep(folder):
-        return points.load_points(folder, _overridden(consep.description(), source))
-    if points.is_points(folder):
-        return points.load_points(folder, _overridden(describe(folder), source))
-    raise UserError(f"{folder} has none of the known layouts: {LAYOUTS}")
+        raise UserError(f"there is no annotated data at {folder}; give its folder with --data. Read are {layouts}")
+    for name, reader in READERS.items():
+        if reader.recognises(folder):
+            return reader.load(folder, _described(folder, name, source))
+    raise UserError(f"{folder} has none of the known layouts: {layouts}")
 
 
-def _overridden(description: Description, source: Source) -> Description:
-    """What the command line says goes before what the data says."""
+def _described(folder: Path, name: str, source: Source) -> Description:
+    """What the command line says goes before what the data says, and that before what is known of the data set."""
+    described = describe(folder, READERS[name].KNOWN)
+    if described.format not in (None, name):
+        raise UserError(f"{folder / NAME} says format {described.format!r}, but the folders are those of {name!r}")
     pairs = [entry.partition("=") for entry in source.classes]
     return dataclasses.replace(
-        description,
-        mpp=description.mpp if source.slide_mpp is None else source.slide_mpp,
-        classes=class_values([(name, value or name) for name, _, value in pairs], "--classes")
-        or description.classes,
-        origin=source.origin or description.origin,
+        described,
+        mpp=described.mpp if source.slide_mpp is None else source.slide_mpp,
+        classes=class_values([(key, value or key) for key, _, value in pairs], "--classes") or described.classes,
+        origin=source.origin or described.origin,
     )

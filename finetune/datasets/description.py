@@ -1,8 +1,9 @@
 """`dataset.json`: what a folder of images and points does not say itself."""
 
+import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from shared.command_line import UserError
 
 NAME = "dataset.json"
 FIELDS = ("format", "mpp", "classes", "origin", "splits", "slides")
-FORMATS = ("points",)
+FORMATS = ("points", "consep", "bcdata", "ocelot")
 # What is added to the coordinates in the files so that (0, 0) is the outer corner of the first pixel.
 ORIGIN_OFFSETS = {"corner": 0.0, "pixel_index": 0.5}
 
@@ -21,6 +22,7 @@ ORIGIN_OFFSETS = {"corner": 0.0, "pixel_index": 0.5}
 class Description:
     """What is true of a whole data set; None or empty: not said."""
 
+    format: str | None = None
     mpp: float | None = None
     classes: Mapping[str, str] = field(default_factory=dict)
     """Class name -> its value in the files, in the order of the model's outputs; empty: from the files."""
@@ -33,17 +35,17 @@ class Description:
     """Stems of training images that form the validation split."""
 
 
-def describe(folder: Path) -> Description:
-    """Read `dataset.json`, if there is one.
+def describe(folder: Path, known: Description) -> Description:
+    """Read `dataset.json`, if there is one; what it says goes before what is known of the published data set.
 
     Raises:
         UserError: it is not JSON, or a field in it is unknown or has no usable value.
     """
     path = folder / NAME
     if not path.exists():
-        return Description()
+        return known
     try:
-        return _described(json.loads(path.read_text(encoding="utf-8")))
+        return dataclasses.replace(known, **_given(json.loads(path.read_text(encoding="utf-8"))))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is not a data set description ({error}); it holds e.g. "
@@ -81,19 +83,25 @@ def class_values(pairs: list[tuple[str, str]], where: str) -> dict[str, str]:
     return dict(pairs)
 
 
-def _described(content: dict[str, Any]) -> Description:
+def _given(content: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a description that a file gives."""
     if unknown := sorted(content.keys() - set(FIELDS)):
         raise ValueError(f"it has an unknown field {unknown[0]!r}; known are {', '.join(FIELDS)}")
     if content.get("format", "points") not in FORMATS:
-        raise ValueError(f"format {content['format']!r} is not {' or '.join(FORMATS)}")
-    pairs = [(str(entry["name"]), str(entry["value"])) for entry in content.get("classes", [])]
-    return Description(
-        mpp=None if content.get("mpp") is None else float(content["mpp"]),
-        classes=class_values(pairs, NAME),
-        origin=str(content.get("origin", "corner")),
-        slides={str(image): str(key) for image, key in content.get("slides", {}).items()},
-        splits=_split_of(content.get("splits", {})),
-    )
+        raise ValueError(f"format {content['format']!r} is none of {', '.join(FORMATS)}")
+    readers: dict[str, Callable[[Any], Any]] = {
+        "format": str,
+        "mpp": float,
+        "classes": _classes,
+        "origin": str,
+        "slides": lambda slides: {str(image): str(key) for image, key in slides.items()},
+        "splits": _split_of,
+    }
+    return {name: readers[name](value) for name, value in content.items() if value is not None}
+
+
+def _classes(entries: list[dict[str, Any]]) -> dict[str, str]:
+    return class_values([(str(entry["name"]), str(entry["value"])) for entry in entries], NAME)
 
 
 def _split_of(splits: dict[str, list[str]]) -> dict[str, str]:

@@ -148,7 +148,7 @@ def test_images_with_one_name_in_two_splits_are_two_slides(tmp_path: Path) -> No
         ({"splits": {"train": ["train/images/a.png"]}}, '"splits" in .* leaves out test/images/t.png'),
         ({"splits": {"validation": []}}, "split 'validation' is none of train, val, test"),
         ({"mmp": 0.5}, "unknown field 'mmp'; known are format, mpp"),
-        ({"format": "coco"}, "format 'coco' is not points"),
+        ({"format": "coco"}, "format 'coco' is none of points, consep"),
         ({"mpp": -1}, "-1 um/px is no resolution"),
         ({"mpp": float("nan")}, "nan um/px is no resolution"),
         ({"origin": 0}, "origin '0' of .* is neither corner nor pixel_index"),
@@ -179,7 +179,7 @@ def test_folders_and_files_that_would_be_left_out_are_refused(tmp_path: Path) ->
         load_data(Source(data=tmp_path))
     (tmp_path / "validation").rename(tmp_path / "val")
     Image.new("RGB", (32, 32)).save(tmp_path / "train/images/a.jpg")
-    with pytest.raises(UserError, match=r"a\.jpg and a\.png share one annotation"):
+    with pytest.raises(UserError, match=r"a\.jpg and a\.png share one name"):
         load_data(Source(data=tmp_path))
 
 

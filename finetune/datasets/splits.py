@@ -1,0 +1,108 @@
+"""Which tile belongs to which split: as described, as the folders say, or dealt out by slide."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from finetune.datasets.annotated_data import SPLITS, Tile
+from finetune.datasets.description import NAME, Description
+from shared.command_line import UserError
+
+# The paper's shares for data sets without published splits (Experimental Setup).
+SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}
+
+
+def slide_of(folder: Path, image: Path, description: Description, default: str | None = None) -> str:
+    """Key of the slide an image was cut from; where nothing says it, the image is its own slide."""
+    key = _key(folder, image)
+    return description.slides.get(key, default or key)
+
+
+def arrange(folder: Path, tiles: Mapping[str, list[Tile]], description: Description) -> dict[str, list[Tile]]:
+    """Splits that hold tiles, in order.
+
+    Args:
+        folder: The data folder, from which `dataset.json` names images.
+        tiles: Tiles by the split that the folders say; under '' where they say none.
+        description: Its `splits` go before the folders; its `val` names training tiles.
+
+    Raises:
+        UserError: the description names an image that does not exist or leaves one out, or a slide is in
+            two splits.
+    """
+    everything = [tile for each in tiles.values() for tile in each]
+    _refuse_strangers(folder, {_key(folder, tile.image) for tile in everything}, description)
+    splits = _listed(folder, everything, description) if description.splits else _dealt(tiles, description.val)
+    splits = {name: splits[name] for name in SPLITS if splits.get(name)}
+    _refuse_shared_slides(folder, splits)
+    return splits
+
+
+def split_by_slide(tiles: Sequence[Tile], shares: dict[str, float], seed: int = 0) -> dict[str, list[Tile]]:
+    """Deal whole slides into splits so that their tile counts come close to the shares.
+
+    The order of the slides is a hash of their keys and the seed: adding a slide moves few of the others.
+    """
+    slides = sorted({tile.slide for tile in tiles}, key=lambda key: _hash(key, seed))
+    counts = {key: sum(tile.slide == key for tile in tiles) for key in slides}
+    dealt: dict[str, set[str]] = {name: set() for name in shares}
+    filled = dict.fromkeys(shares, 0)
+    for key in slides:
+        neediest = max(shares, key=lambda name: shares[name] * len(tiles) - filled[name])
+        dealt[neediest].add(key)
+        filled[neediest] += counts[key]
+    return {name: [tile for tile in tiles if tile.slide in keys] for name, keys in dealt.items()}
+
+
+def _hash(key: str, seed: int) -> str:
+    return hashlib.sha256(f"{seed}:{key}".encode()).hexdigest()
+
+
+def _key(folder: Path, image: Path) -> str:
+    return image.relative_to(folder).as_posix()
+
+
+def _listed(folder: Path, tiles: Sequence[Tile], description: Description) -> dict[str, list[Tile]]:
+    """The splits of `dataset.json`."""
+    return {
+        name: [tile for tile in tiles if description.splits[_key(folder, tile.image)] == name] for name in SPLITS
+    }
+
+
+def _dealt(tiles: Mapping[str, list[Tile]], val: frozenset[str]) -> dict[str, list[Tile]]:
+    """Tiles without a split dealt out 6:2:2 by slide; else the folders, with a fifth of train where no val is."""
+    if "" in tiles:
+        return split_by_slide(tiles[""], SHARES)
+    train = tiles.get("train", [])
+    if val:
+        chosen = [tile for tile in train if tile.image.stem in val]
+        rest = [tile for tile in train if tile.image.stem not in val]
+        return {**tiles, "train": rest, "val": chosen}
+    if train and "val" not in tiles:
+        return {**tiles, **split_by_slide(train, {"train": 0.8, "val": 0.2})}
+    return dict(tiles)
+
+
+def _refuse_strangers(folder: Path, known: set[str], description: Description) -> None:
+    """An image in `slides` or `splits` that does not exist is a slip of the pen, and its slide would leak."""
+    for field, mapping in (("slides", description.slides), ("splits", description.splits)):
+        if strangers := sorted(mapping.keys() - known):
+            raise UserError(
+                f'"{field}" in {folder / NAME} names {strangers[0]}, which is no image there; '
+                f"write paths from that folder on, as {min(known)}"
+            )
+    if description.splits and (rest := sorted(known - description.splits.keys())):
+        raise UserError(f'"splits" in {folder / NAME} leaves out {rest[0]}; add it, or remove the image')
+
+
+def _refuse_shared_slides(folder: Path, splits: Mapping[str, list[Tile]]) -> None:
+    """A net that has seen a slide is not tested by its other tiles."""
+    split_of: dict[str, str] = {}
+    for name, tiles in splits.items():
+        for tile in tiles:
+            other = split_of.setdefault(tile.slide, name)
+            if other != name:
+                raise UserError(
+                    f"{folder} has tiles of slide {tile.slide!r} in both {other} and {name} "
+                    f"(one is {tile.image}); move all tiles of a slide into one split"
+                )
