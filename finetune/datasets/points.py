@@ -38,6 +38,8 @@ def load(folder: Path, description: Description) -> AnnotatedData:
     _refuse_other_folders(folder, roots)
     pairs = {name: _pairs(root) for name, root in roots.items()}
     values = description.classes or _values_in([points for each in pairs.values() for _, points in each])
+    if not values:
+        raise UserError(f"no annotation in {folder} has a cell, so there are no classes; name them with --classes")
     tiles = {name: _read_tiles(folder, each, values, description) for name, each in pairs.items()}
     return AnnotatedData(folder, mpp, tuple(values), arrange(folder, tiles, description))
 
