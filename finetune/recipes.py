@@ -36,6 +36,10 @@ class Recipe:
     """Decode every proposal from all levels P2..P6 (paper, equation 1); off: P2PNet's single-level heads."""
     deformable: bool = True
     """Deform the proposals before decoding (paper, Figure 1)."""
+    summed: bool = False
+    """With `no-multi-scale`: add all levels at stride 16 before decoding, as E2E does (paper, Table 3)."""
+    refinements: int = 0
+    """With `no-deformable`: decode again so many times from where the last decoding ended (paper's ablation)."""
     radius_um: float = 3.0
     """Matching distance of the scores, um (paper: about 3)."""
     epochs: int = 200
@@ -76,6 +80,7 @@ def check(recipe: Recipe) -> None:
     """
     for option, value, least in (
         ("interval", recipe.interval, 1),
+        ("refinements", recipe.refinements, 0),
         ("radius-um", recipe.radius_um, 0.1),
         ("epochs", recipe.epochs, 0),
         ("batch-size", recipe.batch_size, 1),

@@ -181,7 +181,12 @@ def _start(recipe: Recipe, data: AnnotatedData, world: World) -> tuple[Training,
     interval = recipe.interval or (8 if data.mpp >= 0.4 else 16)
     check_interval(data, interval, recipe.augment)
     wanted = core.Config(
-        classes=len(data.classes), interval=interval, multi_scale=recipe.multi_scale, deformable=recipe.deformable
+        classes=len(data.classes),
+        interval=interval,
+        multi_scale=recipe.multi_scale,
+        deformable=recipe.deformable,
+        summed=recipe.summed,
+        refinements=recipe.refinements,
     )
     torch.manual_seed(recipe.seed)
     detector, loaded, origin = initial_detector(wanted, recipe.init, recipe.arch)

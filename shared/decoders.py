@@ -4,13 +4,13 @@ A decoder takes P2.. (float32) and the grid of proposals, and gives `Detections`
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared.proposals import sample
+from shared.proposals import Level, sample
 
 PYRAMID_STRIDES = (4, 8, 16, 32, 64)  # P2..P6: the paper gives no L; its parameter counts need five levels
 GRID_STRIDE = 16  # of P4, the map that P2PNet decodes
@@ -53,19 +53,56 @@ class PointDecoder(nn.Module):
             for parameter in self.deform[-1].parameters():
                 nn.init.zeros_(parameter)
 
-    def forward(self, pyramid: Sequence[Tensor], grid_RS2: Tensor) -> Detections:
+    def forward(self, pyramid: Sequence[Level], grid_RS2: Tensor) -> Detections:
         """P2..P6 and R x S proposals -> detections."""
         proposals_N2 = grid_RS2.flatten(0, 1)
-        deformed_BN2 = proposals_BN2 = proposals_N2.expand(len(pyramid[0]), -1, -1)
+        deformed_BN2 = proposals_BN2 = _for_each_image(proposals_N2, pyramid)
         if self.deform is not None:
             finest_BNC = sample(pyramid[0], proposals_BN2, PYRAMID_STRIDES[0])
             deformed_BN2 = proposals_BN2 + self.deform(finest_BNC)
-        features_BNF = torch.cat(  # Eq. 1 on every level
-            [sample(level, deformed_BN2, stride) for level, stride in zip(pyramid, PYRAMID_STRIDES, strict=True)],
+        return Detections(proposals_N2, deformed_BN2, *self.decode(pyramid, deformed_BN2))
+
+    def decode(self, pyramid: Sequence[Level], points_BN2: Tensor) -> tuple[Tensor, Tensor]:
+        """Points moved to where a cell is predicted, and logits, from the features of all levels (Eq. 1)."""
+        features_BNF = torch.cat(
+            [sample(level, points_BN2, stride) for level, stride in zip(pyramid, PYRAMID_STRIDES, strict=True)],
             dim=-1,
         )
-        points_BN2 = deformed_BN2 + self.locate(features_BNF)
-        return Detections(proposals_N2, deformed_BN2, points_BN2, self.classify(features_BNF))
+        return points_BN2 + self.locate(features_BNF), self.classify(features_BNF)
+
+
+class RefiningDecoder(nn.Module):
+    """Iterative refinement, the ablation that deformable proposals are compared with.
+
+    Every stage starts where the one before it ended, and all sets of points go to label assignment: the
+    number of proposals grows, that of positives does not. Stages do not pass gradients to each other through
+    the points (Deformable DETR, Zhu et al. 2020); the paper gives no details.
+
+    Args:
+        classes: Cell classes, background not counted.
+        refinements: Stages after the first.
+        channels: Channels of the pyramid's levels.
+        hidden: Hidden width of the MLPs.
+        dropout: Dropout rate of the MLPs.
+    """
+
+    def __init__(self, classes: int, refinements: int, channels: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(
+            PointDecoder(classes, False, channels, hidden, dropout) for _ in range(refinements + 1)
+        )
+
+    def forward(self, pyramid: Sequence[Level], grid_RS2: Tensor) -> Detections:
+        """P2..P6 and R x S proposals -> detections of all stages, one after another."""
+        proposals_N2 = grid_RS2.flatten(0, 1)
+        starts, ends, logits = [_for_each_image(proposals_N2, pyramid)], [], []
+        for stage in self.stages:
+            points_BN2, logits_BNC = cast(PointDecoder, stage).decode(pyramid, starts[-1])
+            ends.append(points_BN2)
+            logits.append(logits_BNC)
+            starts.append(points_BN2.detach())
+        repeated_N2 = proposals_N2.repeat(len(self.stages), 1)
+        return Detections(repeated_N2, torch.cat(starts[:-1], 1), torch.cat(ends, 1), torch.cat(logits, 1))
 
 
 class GridDecoder(nn.Module):
@@ -104,6 +141,13 @@ class GridDecoder(nn.Module):
         rows, columns = grid_RS2.shape[:2]
         dealt_BcRS = F.pixel_shuffle(map_BCHW, self.per_side)[:, :, :rows, :columns]
         return dealt_BcRS.flatten(2).transpose(1, 2)
+
+
+def _for_each_image(points_N2: Tensor, pyramid: Sequence[Level]) -> Tensor:
+    """The same points for every image of the batch."""
+    finest = pyramid[0]
+    batch = len(finest if isinstance(finest, Tensor) else finest.map_BCHW)
+    return points_N2.expand(batch, -1, -1)
 
 
 def _mlp(inputs: int, hidden: int, outputs: int, dropout: float) -> nn.Sequential:

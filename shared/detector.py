@@ -6,10 +6,10 @@ Points are (x, y) in px of the image; (0, 0) is the outer corner of its first pi
 background is C.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +17,21 @@ from torch import Tensor, nn
 
 from shared.backbones import create_backbone
 from shared.command_line import UserError, as_plain
-from shared.decoders import GRID_STRIDE, PYRAMID_STRIDES, Detections, GridDecoder, PointDecoder
-from shared.fpn import FeaturePyramid
-from shared.proposals import proposal_grid
+from shared.decoders import (
+    GRID_STRIDE,
+    PYRAMID_STRIDES,
+    Detections,
+    GridDecoder,
+    PointDecoder,
+    RefiningDecoder,
+)
+from shared.fields_of_view import FieldOfViewFusion, Upsampling
+from shared.fpn import FeaturePyramid, SummedPyramid
+from shared.proposals import Level, proposal_grid
 from shared.weights import IMAGENET_MEAN, IMAGENET_STD, Weights, read, write
+
+# Smoothing a level under one point costs about as much as smoothing so many cells of it (measured on a CPU).
+SAMPLING_COST = 2
 
 __all__ = ["Cells", "Config", "Detections", "Detector", "load_detector", "save_detector", "select_cells"]
 
@@ -39,6 +50,14 @@ class Config:
     """Decode from all levels of the pyramid (MSD); off: from the stride-16 map, as P2PNet does."""
     deformable: bool = True
     """Deform the proposals before decoding (DPP)."""
+    summed: bool = False
+    """Without multi-scale decoding: bring all levels to stride 16 and add them, as E2E does."""
+    refinements: int = 0
+    """Without deformation: decode again so many times from where the last decoding ended."""
+    views: int = 1
+    """Concentric images of one field of view each (the paper's K): the last is annotated, others wider."""
+    upsampling: Upsampling = "transposed"
+    """How maps of wider views are enlarged: `transposed` (learnt) or `bilinear` (paper, Table 4)."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     """Channel means (RGB in 0..1) that the backbone was pre-trained with."""
     std: tuple[float, float, float] = IMAGENET_STD
@@ -63,6 +82,12 @@ class Config:
                 "deformable proposals need multi-scale decoding: P2PNet's grid decoder cannot follow "
                 "proposals that move; switch both off, or only the deformation"
             )
+        if self.refinements and (self.deformable or not self.multi_scale):
+            raise UserError("refinements are compared with deformable proposals: switch these off, multi-scale on")
+        if self.summed and self.multi_scale:
+            raise UserError("levels are summed for single-level decoding: switch multi-scale decoding off")
+        if self.views < 1 or self.refinements < 0:
+            raise UserError(f"there cannot be {self.views} views and {self.refinements} refinements")
         if not self.multi_scale and GRID_STRIDE % self.interval:
             raise UserError(
                 f"without multi-scale decoding the interval must divide {GRID_STRIDE}, "
@@ -70,8 +95,21 @@ class Config:
             )
 
 
+class View(nn.Module):
+    """Trunk and neck of one field of view: an image in, its pyramid out."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.backbone = create_backbone(config.arch, config.drop_path)
+        self.neck = _neck(config, self.backbone.channels)
+
+    def forward(self, image_BCHW: Tensor) -> list[Tensor]:
+        """Standardised image with sides divisible by 64 -> levels of the pyramid."""
+        return self.neck(self.backbone(image_BCHW))
+
+
 class Detector(nn.Module):
-    """The whole network (Fig. 1), for images of any size."""
+    """The whole network (Fig. 1, and Fig. 3 with several views), for images of any size."""
 
     mean: Tensor
     std: Tensor
@@ -79,33 +117,76 @@ class Detector(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
+        self.samples_smoothing = True
+        """Whether in eval mode the finest levels are only smoothed where they are sampled."""
         self.backbone = create_backbone(config.arch, config.drop_path)
-        inputs, channels = self.backbone.channels, config.channels
-        self.decoder: PointDecoder | GridDecoder
-        if config.multi_scale:
-            self.neck = FeaturePyramid(inputs, channels)
-            self.decoder = PointDecoder(config.classes, config.deformable, channels, config.hidden, config.dropout)
-        else:
-            self.neck = FeaturePyramid(inputs[2:], channels, outputs=1, extra=False)
-            self.decoder = GridDecoder(config.classes, config.interval, channels)
+        self.neck = _neck(config, self.backbone.channels)
+        self.wider = nn.ModuleList(View(config) for _ in range(config.views - 1))
+        if config.views > 1:
+            self.fusion = FieldOfViewFusion(len(_strides(config)), config.channels, config.upsampling)
+        self.decoder = _decoder(config)
         self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
 
     def forward(self, image_BCHW: Tensor) -> Detections:
-        """RGB in 0..1, any height and width -> detections; proposals cover the image, not its padding."""
+        """RGB in 0..1, any height and width -> detections; proposals cover the image, not its padding.
+
+        With K views the input is B x K x 3 x H x W, widest first; detections are those in the last.
+        """
         height, width = image_BCHW.shape[-2:]
         grid_RS2 = proposal_grid(height, width, self.config.interval, image_BCHW.device)
-        maps = self.backbone(self._prepare(image_BCHW))
-        pyramid = self.neck(maps if self.config.multi_scale else maps[2:])
+        *wider, own_BCHW = self._prepare(image_BCHW).unbind(1) if self.wider else [self._prepare(image_BCHW)]
+        pyramid = self._pyramid(own_BCHW, grid_RS2)
+        if wider:
+            pyramids = [view(image) for view, image in zip(self.wider, wider, strict=True)]
+            pyramid = self.fusion([*pyramids, pyramid], _strides(self.config), height, width)
         # 2 % of the work; in half precision coordinates would be wrong by up to half a pixel.
         with torch.autocast(image_BCHW.device.type, enabled=False):
             return self.decoder([level.float() for level in pyramid], grid_RS2)
+
+    def trunks(self) -> list[nn.Module]:
+        """The timm trunks of all views, that of the annotated image first."""
+        return [self.backbone.trunk, *(cast(View, view).backbone.trunk for view in self.wider)]
+
+    def _pyramid(self, image_BCHW: Tensor, grid_RS2: Tensor) -> Sequence[Level]:
+        maps = self.backbone(image_BCHW)
+        if self.training or self.wider or not self.config.multi_scale or not self.samples_smoothing:
+            return self.neck(maps)
+        proposals = grid_RS2.shape[0] * grid_RS2.shape[1] * (self.config.refinements + 1)
+        samplings = [1 + self.config.deformable] + [1] * (len(maps) - 1)
+        pays = [
+            times * proposals * SAMPLING_COST <= feature.shape[-2] * feature.shape[-1]
+            for times, feature in zip(samplings, maps, strict=True)
+        ]
+        return cast(FeaturePyramid, self.neck).to_sample(maps, unsmoothed=[*pays, False].index(False))
 
     def _prepare(self, image_BCHW: Tensor) -> Tensor:
         """Standardise, then pad with zeros, right and bottom, so that every level halves exactly."""
         height, width = image_BCHW.shape[-2:]
         step = PYRAMID_STRIDES[-1]
         return F.pad((image_BCHW - self.mean) / self.std, (0, -width % step, 0, -height % step))
+
+
+def _strides(config: Config) -> tuple[int, ...]:
+    """Of the pyramid that the decoder gets."""
+    return PYRAMID_STRIDES if config.multi_scale else (GRID_STRIDE,)
+
+
+def _neck(config: Config, channels: Sequence[int]) -> nn.Module:
+    if config.multi_scale:
+        return FeaturePyramid(channels, config.channels)
+    if config.summed:
+        return SummedPyramid(channels, config.channels)
+    return FeaturePyramid(channels, config.channels, first=2, outputs=1, extra=False)
+
+
+def _decoder(config: Config) -> PointDecoder | RefiningDecoder | GridDecoder:
+    if not config.multi_scale:
+        return GridDecoder(config.classes, config.interval, config.channels)
+    widths = (config.channels, config.hidden, config.dropout)
+    if config.refinements:
+        return RefiningDecoder(config.classes, config.refinements, *widths)
+    return PointDecoder(config.classes, config.deformable, *widths)
 
 
 @dataclass

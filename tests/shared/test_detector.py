@@ -43,6 +43,7 @@ def test_parameters_with_vit_adapter_are_the_papers():
 def multiply_adds(**fields) -> float:
     """Billions for one 1024 x 1024 px image, as torch counts: without norms, activations and sampling."""
     detector = Detector(Config(classes=10, **fields)).eval()
+    detector.samples_smoothing = False
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), FlopCounterMode(display=False) as flops:
         detector(torch.empty(1, 3, 1024, 1024))
     return round(flops.get_total_flops() / 2e9, 2)
@@ -71,6 +72,9 @@ def test_p2pnet_has_four_times_the_outputs_at_half_the_interval():
     [
         ({"multi_scale": False}, "deformable proposals need multi-scale decoding"),
         ({"interval": 0}, "at least one class and one pixel between its proposals, not 1 and 0"),
+        ({"refinements": 1}, "refinements are compared with deformable proposals: switch these off"),
+        ({"summed": True}, "levels are summed for single-level decoding"),
+        ({"views": 0}, "there cannot be 0 views"),
         ({"interval": 12, **BASELINE}, "the interval must divide 16, which 12 does not; use 8 or 16"),
     ],
 )
@@ -164,6 +168,88 @@ def test_p2pnet_leaves_out_only_what_makes_the_fine_maps():
     assert unused == {f"backbone.{part}" for part in ("prior.project.0", "up", "norms.0", "norms.1")}
 
 
+# --- The rest of the family ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(256, 256), (200, 330)])
+@pytest.mark.parametrize("switches", [{}, {"deformable": False}, {"deformable": False, "refinements": 1}])
+def test_smoothing_only_what_is_sampled_changes_nothing(size, switches):
+    detector, image = lively_detector(**switches), torch.rand(1, 3, *size)
+    with torch.inference_mode():
+        sampled = detector(image)
+        detector.samples_smoothing = False
+        dense = detector(image)
+    for one, other in zip(sampled, dense, strict=True):
+        assert (one - other).abs().max() < 1e-4 * max(1.0, other.abs().max().item())
+
+
+def test_smoothing_where_sampled_is_used_and_saves_most_of_two_convolutions():
+    """P2's 38.65 G become 2 x 2.57 G and P3's 9.66 G 2.57 G: for each proposal and sampling one output
+    (2.42 G) and the interpolation of nine taps from sixteen cells (0.15 G)."""
+    detector = Detector(Config(classes=10)).eval()
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), FlopCounterMode(display=False) as flops:
+        detector(torch.empty(1, 3, 1024, 1024))
+    assert flops.get_total_flops() / 2e9 == pytest.approx(148.98 - 38.65 - 9.66 + 3 * (2.416 + 0.151), abs=0.02)
+
+
+def test_refinement_decodes_every_proposal_again_and_keeps_all_sets():
+    detector = lively_detector(deformable=False, refinements=2)
+    image = torch.rand(1, 3, 64, 96)
+    with torch.inference_mode():
+        found = detector(image)
+    assert found.points_BN2.shape == (1, 3 * 24, 2) and found.logits_BNC.shape == (1, 3 * 24, 4)
+    starts, ends = found.deformed_BN2[0].split(24), found.points_BN2[0].split(24)
+    torch.testing.assert_close(starts[0], found.proposals_N2[:24])
+    torch.testing.assert_close(starts[1], ends[0])
+    torch.testing.assert_close(starts[2], ends[1])
+
+
+def test_each_stage_of_refinement_learns_by_itself():
+    detector = lively_detector(deformable=False, refinements=1).train()
+    found = detector(torch.rand(1, 3, 64, 64))
+    found.points_BN2[:, 16:].sum().backward()
+    first, second = detector.decoder.stages
+    assert not first.locate[-1].weight.grad.any()
+    assert second.locate[-1].weight.grad.abs().sum() > 0
+
+
+def test_e2e_sums_all_levels_at_stride_16():
+    fields = {**BASELINE, "summed": True}
+    assert multiply_adds(**fields) == pytest.approx(106, abs=1)  # Table 3: 107; its neck is not published
+    detector = lively_detector(**fields)
+    with torch.inference_mode():
+        found = detector(torch.rand(2, 3, 100, 140))
+    assert found.points_BN2.shape == (2, 7 * 9, 2)
+    assert without_gradient(arch="resnet50", **fields) == []
+
+
+@pytest.mark.parametrize("views", [1, 2, 3, 4])
+@pytest.mark.parametrize("upsampling", ["transposed", "bilinear"])
+def test_every_view_has_a_trunk_and_a_neck_of_its_own(views, upsampling):
+    one = parameters(classes=2)
+    trunk_and_neck = 23_508_032 + parameters_of_neck()
+    fusion = 5 * (256 * 256 * 9 + 256) + (256 * 256 * 4 + 256) * (upsampling == "transposed")
+    expected = one + (views - 1) * trunk_and_neck + (fusion if views > 1 else 0)
+    assert parameters(classes=2, views=views, upsampling=upsampling) == expected
+
+
+def parameters_of_neck() -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in Detector(Config()).neck.parameters())
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (100, 132)])
+def test_detections_are_those_in_the_last_view(height, width):
+    detector = Detector(Config(arch="vit_tiny_patch16_224", classes=2, views=3)).eval()
+    images = torch.rand(1, 3, 3, height, width)
+    with torch.inference_mode():
+        found = detector(images)
+        images[:, :2] = 0.5  # other surroundings
+        other = detector(images)
+    assert torch.equal(found.proposals_N2, proposal_grid(height, width, 16).flatten(0, 1))
+    assert not torch.equal(found.logits_BNC, other.logits_BNC)
+
+
 # --- Predictions move with the image -------------------------------------------------------------------
 #
 # Which pixels a prediction at (deformed) place p depends on, in ResNet-50 with P2..P6: the widest view is
@@ -207,7 +293,11 @@ def seen() -> tuple[Detector, list[Detections], list[list[torch.Tensor]]]:
     detector, pyramids = lively_detector(), []
     detector.neck.register_forward_hook(lambda _neck, _maps, levels: pyramids.append(levels))
     with torch.inference_mode():
-        return detector, [detector(view) for view in views], pyramids
+        found = [detector(view) for view in views]  # smoothed where it is sampled
+        detector.samples_smoothing = False
+        for view in views:
+            detector(view)
+    return detector, found, pyramids
 
 
 def deviation(first: Detections, second: Detections, axis: int) -> tuple[float, float, float, int]:

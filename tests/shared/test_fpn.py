@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from scipy.signal import correlate2d
 
-from shared.fpn import FeaturePyramid
+from shared.fpn import FeaturePyramid, SummedPyramid
 
 CHANNELS = (3, 4, 5, 6)
 
@@ -43,6 +43,23 @@ def test_a_pyramid_of_one_output_has_no_other_convolutions():
     assert level.shape == (1, 8, 4, 8)
     assert sum(p.numel() for p in neck.parameters()) == (5 + 1) * 8 + (6 + 1) * 8 + (8 * 9 + 1) * 8
     assert all(p.grad is not None for p in _backward(neck, level))
+
+
+def test_a_sum_of_levels_keeps_every_place_where_it_is():
+    """Maps that carry coordinates: averaged or interpolated they still do, away from the border."""
+    neck = SummedPyramid((2, 2, 2, 2), 2)
+    for parameter in neck.parameters():
+        torch.nn.init.zeros_(parameter)
+    for channel in (0, 1):
+        neck.smooth.weight.data[channel, channel, 1, 1] = 1
+        for lateral in neck.lateral:
+            lateral.weight.data[channel, channel] = 1
+    maps = []
+    for stride in (4, 8, 16, 32):
+        centres = (torch.arange(256 // stride) + 0.5) * stride
+        maps.append(torch.stack(torch.meshgrid(centres, centres, indexing="xy"))[None])
+    (summed,) = neck(maps)
+    torch.testing.assert_close(summed[..., 1:-1, 1:-1], 4 * maps[2][..., 1:-1, 1:-1])
 
 
 def _backward(module: torch.nn.Module, output: torch.Tensor) -> list[torch.nn.Parameter]:
