@@ -144,7 +144,7 @@ def _read_index(index: Path) -> ShardSet:
 def _entry(entry: Any) -> Shard:
     """One shard of the index."""
     name, samples, sha256 = entry["name"], entry["samples"], entry["sha256"]
-    if not isinstance(name, str) or Path(name).name != name or name in ("", ".."):
+    if not isinstance(name, str) or Path(name).name != name or name in ("", "..") or "\0" in name:
         raise ValueError(f"{name!r} is not the name of a file beside it")
     if type(samples) is not int or samples < 0:
         raise ValueError(f"{samples!r} is not a number of samples")

@@ -93,8 +93,9 @@ def _loop(plan: Plan, state: State, shard_set: ShardSet, run: Run, world: World,
                 stopping = not is_end and any_rank(stop.received is not None, world.device)
             if state.step % recipe.checkpoint_every == 0 or is_end or stopping:
                 meter.flush()
-                state.save(run, recipe.name)
-                monitor.draw(method, state.step)
+                with together(world):  # a full disk shows on the first rank only
+                    state.save(run, recipe.name)
+                    monitor.draw(method, state.step)
                 meter.restart_clock()
     return stopping
 

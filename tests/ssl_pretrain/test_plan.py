@@ -21,6 +21,7 @@ def test_batch_is_divided_exactly(ranks: int, batch: int, most: int, expected: t
 def test_early_end_keeps_the_schedule():
     short = Plan.of(changed(MAE_DEMO, max_steps=3), 1)
     assert short.last_step == 3
+    assert Plan.of(changed(MAE_DEMO, max_steps=0), 1).last_step == 0
     assert short.learning_rate(2) == Plan.of(MAE_DEMO, 1).learning_rate(2)
 
 

@@ -153,7 +153,7 @@ WHOSE_WORKERS_END = """
 import os, signal, sys, threading, time
 from pathlib import Path
 import torch
-from shared.command_line import UserError, run
+from shared.command_line import UserError
 from shared.distributed import World
 from ssl_pretrain import shard_loader
 from ssl_pretrain.crops import Crop
@@ -169,7 +169,8 @@ def take():
     arguments = shard_loader.Config(workers=2), Layout(4, 1, 2, 10), World(0, 0, 1, torch.device("cpu"))
     crops = (Crop(size=8, scale=(0.5, 1.0)),)
     with shard_loader.ShardLoader(open_shards(folder), crops, *arguments, 0, Position()) as loader:
-        threading.Timer(0.3, lambda: os.kill(loader._workers[1].pid, signal.SIGKILL)).start()
+        if not (folder / "fail").exists():
+            threading.Timer(0.3, lambda: os.kill(loader._workers[1].pid, signal.SIGKILL)).start()
         loader.take()
 
 folder = Path(sys.argv[1])
@@ -179,7 +180,7 @@ try:
 except UserError as error:
     print(error)
 (folder / "fail").touch()
-run(take)
+take()
 """
 
 

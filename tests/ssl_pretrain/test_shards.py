@@ -150,7 +150,7 @@ def test_index_with_values_that_cannot_be(tmp_path: Path):
     folder = write_shards(tmp_path, [2, 2], flat)
     good = (folder / "index.json").read_text()
     bad_channels = [[0.5, 0.5], [0.5] * 4, [0.5, 0.5, float("nan")], [0.5, 0.5, 2], [0.5, 0.5, 10**400], "abc"]
-    names = ["../shard-000000.tar", "", "..", 7, entries(folder)[1]["name"]]
+    names = ["../shard-000000.tar", "", "..", "a\0.tar", 7, entries(folder)[1]["name"]]
     changes = [{"mean": mean} for mean in bad_channels] + [{"std": std} for std in (*bad_channels, [0.1, 0.1, 0])]
     for entry in [{"name": name} for name in names] + [{"samples": n} for n in (-1, 2.5, "2", None, True)]:
         changes.append({"shards": [{**entries(folder)[0], **entry}, entries(folder)[1]]})
