@@ -89,28 +89,29 @@ def score_cells(
     predicted: Sequence[CellSet], annotated: Sequence[CellSet], classes: Sequence[str], radius: float
 ) -> Scores:
     """Score predictions against annotations, image by image, within `radius` px (inclusive)."""
-    per_class = {name: _score(predicted, annotated, label, radius) for label, name in enumerate(classes)}
-    return Scores(per_class, _score(predicted, annotated, None, radius))
+    found, cells = pool(predicted, annotated, radius)
+    per_class = {name: _score(found, cells, label, radius) for label, name in enumerate(classes)}
+    return Scores(per_class, _score(found, cells, None, radius))
+
+
+def pool(predicted: Sequence[CellSet], annotated: Sequence[CellSet], radius: float) -> tuple[CellSet, CellSet]:
+    """All images as one: a third coordinate keeps those of different images too far apart to match.
+
+    One search tree over everything is much faster than one per image, and a match within an image does not
+    depend on other images.
+    """
+    if len(predicted) != len(annotated):
+        raise ValueError(f"predictions for {len(predicted)} images, annotations for {len(annotated)}")
+    return _stacked(predicted, 4 * radius + 1), _stacked(annotated, 4 * radius + 1)
 
 
 def match_greedily(predicted: CellSet, annotated: CellSet, radius: float) -> np.ndarray:
     """For every prediction whether it is right: by falling score, each takes the nearest cell still free.
 
     This is the rule of OCELOT's official score (Ryu et al. 2023), which the paper follows. Equal scores
-    keep their order.
+    keep their order; of equally near cells the first is taken.
     """
-    right = np.zeros(len(predicted.points_N2), bool)
-    if len(annotated.points_N2) == 0 or len(right) == 0:
-        return right
-    near = KDTree(annotated.points_N2).query_ball_point(predicted.points_N2, _inclusive(radius))
-    free = np.ones(len(annotated.points_N2), bool)
-    for index in np.argsort(-predicted.scores_N, kind="stable"):
-        candidates = [cell for cell in near[index] if free[cell]]
-        if candidates:
-            gaps = np.linalg.norm(annotated.points_N2[candidates] - predicted.points_N2[index], axis=1)
-            free[candidates[int(np.argmin(gaps))]] = False
-            right[index] = True
-    return right
+    return _claim_free(len(predicted.labels_N), len(annotated.labels_N), *_near(predicted, annotated, radius))
 
 
 def match_nearest(predicted: CellSet, annotated: CellSet, radius: float) -> np.ndarray:
@@ -119,15 +120,7 @@ def match_nearest(predicted: CellSet, annotated: CellSet, radius: float) -> np.n
     Each looks only at its nearest cell, taken or not (the detection challenge's VOC rule, which the
     authors' public code uses for AP): right if that is within `radius` and no higher score claimed it.
     """
-    right = np.zeros(len(predicted.points_N2), bool)
-    if len(annotated.points_N2) == 0 or len(right) == 0:
-        return right
-    gaps, nearest = map(np.asarray, KDTree(annotated.points_N2).query(predicted.points_N2))
-    order = np.argsort(-predicted.scores_N, kind="stable")
-    claims = order[gaps[order] <= _inclusive(radius)]
-    _, first = np.unique(nearest[claims], return_index=True)
-    right[claims[first]] = True
-    return right
+    return _claim_nearest(len(predicted.labels_N), *_near(predicted, annotated, radius))
 
 
 def average_precision(right_N: np.ndarray, scores_N: np.ndarray, annotated: int) -> float:
@@ -147,17 +140,56 @@ def average_precision(right_N: np.ndarray, scores_N: np.ndarray, annotated: int)
     return float(np.sum(np.diff(hits / annotated, prepend=0.0) * envelope))
 
 
-def _score(predicted: Sequence[CellSet], annotated: Sequence[CellSet], label: int | None, radius: float) -> Score:
-    pairs = [(p.of_class(label), a.of_class(label)) for p, a in zip(predicted, annotated, strict=True)]
-    cells = sum(len(truth.points_N2) for _, truth in pairs)
-    right_N = np.concatenate([match_nearest(*pair, radius) for pair in pairs])
-    scores_N = np.concatenate([guess.scores_N for guess, _ in pairs])
+def _score(predicted: CellSet, annotated: CellSet, label: int | None, radius: float) -> Score:
+    found, cells = predicted.of_class(label), annotated.of_class(label)
+    count, annotations = len(found.labels_N), len(cells.labels_N)
+    near = _near(found, cells, radius)
     return Score(
-        true_positives=int(sum(match_greedily(*pair, radius).sum() for pair in pairs)),
-        predicted=len(scores_N),
-        annotated=cells,
-        average_precision=average_precision(right_N, scores_N, cells),
+        true_positives=int(_claim_free(count, annotations, *near).sum()),
+        predicted=count,
+        annotated=annotations,
+        average_precision=average_precision(_claim_nearest(count, *near), found.scores_N, annotations),
     )
+
+
+def _stacked(sets: Sequence[CellSet], gap: float) -> CellSet:
+    """The cells of all images, each image in a plane of its own."""
+    planes_N1 = np.repeat(np.arange(len(sets)) * gap, [len(each.labels_N) for each in sets])[:, None]
+    points_N2 = np.concatenate([each.points_N2 for each in sets] or [np.empty((0, 2))])
+    labels_N = np.concatenate([each.labels_N for each in sets] or [np.empty(0, int)])
+    scores_N = np.concatenate([each.scores_N for each in sets] or [np.empty(0)])
+    return CellSet(np.hstack([points_N2, planes_N1]), labels_N, scores_N)
+
+
+def _near(predicted: CellSet, annotated: CellSet, radius: float) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of a prediction and a cell within `radius`: by falling score, then by distance."""
+    if not (len(predicted.labels_N) and len(annotated.labels_N)):
+        return np.empty(0, int), np.empty(0, int)
+    trees = (KDTree(predicted.points_N2), KDTree(annotated.points_N2))
+    pairs = trees[0].sparse_distance_matrix(trees[1], _inclusive(radius), output_type="ndarray")
+    rank_N = np.empty(len(predicted.labels_N), int)
+    rank_N[np.argsort(-predicted.scores_N, kind="stable")] = np.arange(len(rank_N))
+    order_M = np.lexsort((pairs["j"], pairs["v"], rank_N[pairs["i"]]))
+    return pairs["i"][order_M], pairs["j"][order_M]
+
+
+def _claim_free(predicted: int, annotated: int, index_M: np.ndarray, cell_M: np.ndarray) -> np.ndarray:
+    """Which predictions get a cell if each takes its first one that is still free; pairs as from `_near`."""
+    right, taken = bytearray(predicted), bytearray(annotated)
+    for index, cell in zip(index_M.tolist(), cell_M.tolist(), strict=True):
+        if not right[index] and not taken[cell]:
+            right[index] = taken[cell] = True
+    return np.frombuffer(right, bool)
+
+
+def _claim_nearest(predicted: int, index_M: np.ndarray, cell_M: np.ndarray) -> np.ndarray:
+    """Which predictions get a cell if each asks for its first one only; pairs as from `_near`."""
+    right = np.zeros(predicted, bool)
+    first_of_prediction = np.diff(index_M, prepend=-1) != 0
+    claims, claimed = index_M[first_of_prediction], cell_M[first_of_prediction]
+    _, first_claim = np.unique(claimed, return_index=True)
+    right[claims[first_claim]] = True
+    return right
 
 
 def _inclusive(radius: float) -> float:
