@@ -48,7 +48,7 @@ SlurmdParameters=config_overrides
 GresTypes=gpu
 JobRequeue=1
 ReturnToService=2
-KillWait=5
+KillWait=30
 MinJobAge=3600
 SlurmdTimeout=60
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1
@@ -94,7 +94,7 @@ class Cluster:
         for node in NODES:
             script = ("sh", "-c", NODE, str(folder / "hosts"), node)
             self._children.append(self._start(*UNSHARE, *script, log=node))
-        self._until(lambda: self.output("sinfo", "-h", "-N", "-o", "%T").split() == ["idle"] * 2, "nodes")
+        self.wait_until_idle()
 
     def stop(self) -> None:
         """End all jobs and daemons."""
@@ -131,6 +131,10 @@ class Cluster:
         """Wait until a job is in one of the states."""
         self._until(lambda: self.job(number)["JobState"] in states, f"job {number} to be {states}", timeout)
         return self.job(number)
+
+    def wait_until_idle(self) -> None:
+        """Wait until nothing of any job runs, batch scripts included."""
+        self._until(lambda: self.output("sinfo", "-h", "-N", "-o", "%T").split() == ["idle"] * 2, "idle nodes", 40)
 
     def strays(self) -> list[str]:
         """Command lines of processes that belong to this cluster and are not its daemons' zombies."""

@@ -68,7 +68,7 @@ def test_cancelled_it_stays_cancelled(slurm: Cluster, checkout: Path):
     wait_for_steps(checkout, 2)
     slurm.run("scancel", job)
     end = slurm.wait(job, "CANCELLED")
-    time.sleep(1)  # a script that requeued would have done so by now
+    slurm.wait_until_idle()
     assert slurm.job(job)["JobState"] == "CANCELLED" and end["Restarts"] == "0"
     assert not (checkout / "mae.pth").exists() and not list(checkout.glob(".requeue-*"))
 
