@@ -82,16 +82,22 @@ class Config:
         """
         if self.arch not in VITS.values():
             raise UserError(f"MAE cannot train {self.arch}; choose --method.arch from {', '.join(VITS.values())}")
-        check_range("method.image-size", self.image_size, PATCH)
+        check_range("method.image-size", self.image_size, 2 * PATCH)
         if self.image_size % PATCH:
             raise UserError(
                 f"crops of {self.image_size} px do not divide into {PATCH} px tokens; change --method.image-size"
             )
         low, high = self.crop_scale
-        check_range("method.crop-scale", low, 1e-3, 1)
-        check_range("method.crop-scale", high, low, 1)
+        if not 0 < low <= high <= 1:
+            raise UserError(
+                f"--method.crop-scale {low} {high} are no shares from small to large; give two up to 1"
+            )
         tokens = (self.image_size // PATCH) ** 2
-        check_range("method.mask-ratio", self.mask_ratio, 1 / tokens, 1 - 1 / tokens)
+        if not (0 < self.mask_ratio < 1 and 0 < int(tokens * (1 - self.mask_ratio)) < tokens):
+            raise UserError(
+                f"--method.mask-ratio {self.mask_ratio} hides all or none of the {tokens} tokens of a crop; "
+                "give a number between 0 and 1"
+            )
         self._check_decoder()
 
     def _check_decoder(self) -> None:

@@ -89,9 +89,9 @@ def test_recipes_are_called_what_they_are_listed_as():
         ("optimiser", "final_lr", (-1.0,)),
         ("views", "horizontal_flip", (-0.1, 1.1)),
         ("views", "vertical_flip", (2.0,)),
-        ("method", "image_size", (0, -16, 100)),
+        ("method", "image_size", (0, -16, 16, 100)),
         ("method", "crop_scale", ((1.0, 0.2), (0.0, 1.0), (0.2, 1.5))),
-        ("method", "mask_ratio", (0.0, 1.0, 1.5, -1.0)),
+        ("method", "mask_ratio", (0.0, 1.0, 1.5, -1.0, 0.99, float("nan"))),
         ("method", "decoder_dim", (0, 30, 36)),  # of 8 heads
         ("method", "decoder_depth", (0,)),
         ("method", "decoder_heads", (0, 3)),
