@@ -11,7 +11,6 @@ from torch import Tensor
 from finetune import matching
 from finetune.matching import Config as Matching
 from shared.detector import Detections
-from shared.distributed import mean_over_ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +40,17 @@ class Losses(NamedTuple):
     regression: Tensor
 
 
-def detection_loss(config: Config, found: Detections, targets: Sequence[Targets]) -> Losses:
+def detection_loss(config: Config, found: Detections, targets: Sequence[Targets], cells: Tensor) -> Losses:
     """Match per image, then cross-entropy over all proposals and mean squared distance over the matched.
 
-    The cross-entropy is the weighted mean over the proposals of the batch; the squared distance is divided
-    by the number of cells, averaged over all ranks so that every cell of a step counts the same.
+    The cross-entropy is the weighted mean over the proposals of the batch.
+
+    Args:
+        config: Weights.
+        found: What the network says.
+        targets: Of each image.
+        cells: What the squared distances are divided by, at least 1: the mean number of cells in a batch like
+            this one over all ranks and passes of a step, so that every cell of the step counts the same.
     """
     points_BN2, logits_BNC = found.points_BN2.float(), found.logits_BNC.float()
     background = logits_BNC.shape[-1] - 1
@@ -53,12 +58,11 @@ def detection_loss(config: Config, found: Detections, targets: Sequence[Targets]
     squared = points_BN2.new_zeros(())
     for index, (cells_M2, labels_M) in enumerate(targets):
         matched = matching.assign(config.matching, points_BN2[index], logits_BNC[index], cells_M2, labels_M)
-        proposals, cells = (indices.to(logits_BNC.device) for indices in matched)
-        wanted_BN[index, proposals] = labels_M[cells]
-        squared = squared + F.mse_loss(points_BN2[index, proposals], cells_M2[cells].float(), reduction="sum")
+        proposals, answered = (indices.to(logits_BNC.device) for indices in matched)
+        wanted_BN[index, proposals] = labels_M[answered]
+        squared = squared + F.mse_loss(points_BN2[index, proposals], cells_M2[answered].float(), reduction="sum")
     class_weights = logits_BNC.new_ones(background + 1)
     class_weights[background] = config.background_weight
     classification = F.cross_entropy(logits_BNC.flatten(0, 1), wanted_BN.flatten(), class_weights)
-    cells_per_rank = mean_over_ranks(squared.new_tensor(float(sum(len(t.labels_M) for t in targets))))
-    regression = config.point_weight * squared / cells_per_rank.clamp(min=1)
+    regression = config.point_weight * squared / cells.clamp(min=1)
     return Losses(classification + regression, classification.detach(), regression.detach())

@@ -14,7 +14,7 @@ from finetune.datasets.annotated_data import AnnotatedData, Tile
 from finetune.metrics import CellSet, Scores, score_cells
 from finetune.pictures import comparison_sheet
 from shared.atomic import atomic_path, write_json
-from shared.command_line import UserError, as_plain, check_range, make_folder, run
+from shared.command_line import UserError, as_plain, make_folder, run
 from shared.detector import Cells, Detector, load_detector, select_cells
 from shared.runs import provenance
 
@@ -32,8 +32,6 @@ class Config:
     """The annotated data."""
     split: str = "test"
     """Which split to score: train, val or test."""
-    radius_um: float = 3.0
-    """Matching distance, um (the paper's; 6 px on CoNSeP). BCData's own protocol: 10 px at 0.25 = 2.5 um."""
     baseline: Path | None = None
     """Another detector to score on the same tiles."""
     min_gain: float | None = None
@@ -67,10 +65,10 @@ def to_cell_set(cells: Cells) -> CellSet:
     return CellSet(*(tensor.cpu().numpy() for tensor in (cells.points_N2, cells.labels_N, cells.scores_N)))
 
 
-def score_tiles(tiles: Sequence[Tile], found: Sequence[CellSet], data: AnnotatedData, radius_um: float) -> Scores:
-    """Scores of predictions against the tiles' annotations within `radius_um`."""
+def score_tiles(tiles: Sequence[Tile], found: Sequence[CellSet], data: AnnotatedData) -> Scores:
+    """Scores of predictions against the tiles' annotations within the data's radius."""
     annotated = [CellSet(tile.points_N2, tile.labels_N, np.ones(len(tile.labels_N))) for tile in tiles]
-    return score_cells(found, annotated, data.classes, radius_um / data.mpp)
+    return score_cells(found, annotated, data.classes, data.radius_um / data.mpp)
 
 
 def load_for(path: Path, data: AnnotatedData, device: torch.device) -> Detector:
@@ -108,13 +106,11 @@ def evaluate(config: Config) -> int:
     make_folder(config.out, "--out")
     print(data)
     found = predict_tiles(detector, tiles, device)
-    scores = score_tiles(tiles, found, data, config.radius_um)
-    print(f"\n{config.detector} on {config.split}, within {config.radius_um:g} um:\n{scores.table()}")
+    scores = score_tiles(tiles, found, data)
+    print(f"\n{config.detector} on {config.split}, within {data.radius_um:g} um:\n{scores.table()}")
     with atomic_path(config.out / "comparison.png") as temporary:
         comparison_sheet(tiles, found, data.classes).save(temporary, format="PNG")
-    other = (
-        score_tiles(tiles, predict_tiles(baseline, tiles, device), data, config.radius_um) if baseline else None
-    )
+    other = score_tiles(tiles, predict_tiles(baseline, tiles, device), data) if baseline else None
     _write(config, scores, other)
     return _compare(config, scores, other) if other else 0
 
@@ -125,7 +121,6 @@ def check(config: Config) -> None:
     Raises:
         UserError: names the option and what it takes.
     """
-    check_range("radius-um", config.radius_um, 0.1)
     if config.min_gain is not None and config.baseline is None:
         raise UserError("--min-gain needs a detector to compare with; give it with --baseline")
 

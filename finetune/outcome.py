@@ -39,15 +39,15 @@ def draw_proposals(run: Run, detector: Detector, data: AnnotatedData, device: to
     run.picture(f"proposals-{step:06d}", sheet)
 
 
-def finish(run: Run, out: Path, data: AnnotatedData, radius_um: float, device: torch.device) -> None:
+def finish(run: Run, out: Path, data: AnnotatedData, device: torch.device) -> None:
     """Score best and last weights on the test split once, publish the best, say where everything is."""
     tiles = data.splits.get("test", [])
     scores = {}
     for name in ("last", "best") if tiles else ():
         detector, metadata = load_detector(run.folder / f"{name}.pth")
         found = predict_tiles(detector.to(device), tiles, device)
-        scores[name] = score_tiles(tiles, found, data, radius_um)
-        print(f"\n{name} weights (step {metadata['step']}) on the test tiles, within {radius_um:g} um:")
+        scores[name] = score_tiles(tiles, found, data)
+        print(f"\n{name} weights (step {metadata['step']}) on the test tiles, within {data.radius_um:g} um:")
         print(scores[name].table())
         run.picture(f"comparison-{name}", comparison_sheet(tiles, found, data.classes))
     if scores:

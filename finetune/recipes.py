@@ -40,12 +40,14 @@ class Recipe:
     """With `no-multi-scale`: add all levels at stride 16 before decoding, as E2E does (paper, Table 3)."""
     refinements: int = 0
     """With `no-deformable`: decode again so many times from where the last decoding ended (paper's ablation)."""
-    radius_um: float = 3.0
-    """Matching distance of the scores, um (paper: about 3)."""
     epochs: int = 200
     """Passes over the training tiles (authors' public code)."""
     batch_size: int = 4
     """Tiles a step over all ranks (authors' public code)."""
+    accumulate: int = 1
+    """Passes that a rank's share of the batch is cut into, if memory runs out."""
+    ema: float = 0.0
+    """Share of itself that a moving average of the weights keeps at a step, e.g. 0.99; 0: no average."""
     learning_rate: float = 1e-4
     """AdamW (authors' public code)."""
     weight_decay: float = 1e-4
@@ -81,9 +83,9 @@ def check(recipe: Recipe) -> None:
     for option, value, least in (
         ("interval", recipe.interval, 1),
         ("refinements", recipe.refinements, 0),
-        ("radius-um", recipe.radius_um, 0.1),
         ("epochs", recipe.epochs, 0),
         ("batch-size", recipe.batch_size, 1),
+        ("accumulate", recipe.accumulate, 1),
         ("learning-rate", recipe.learning_rate, 0.0),
         ("weight-decay", recipe.weight_decay, 0.0),
         ("warmup-steps", recipe.warmup_steps, 0),
@@ -98,6 +100,7 @@ def check(recipe: Recipe) -> None:
     ):
         check_range(option, value, least)
     check_range("seed", recipe.seed, 0, 2**32 - 1)
+    check_range("ema", recipe.ema, 0, 1 - 1e-6)
     check_range("augment.flip", recipe.augment.flip, 0, 1)
     low, high = recipe.augment.scale
     check_range("augment.scale", low, 0.1, high)

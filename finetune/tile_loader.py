@@ -21,6 +21,17 @@ class Batch(NamedTuple):
     image_BCHW: Tensor
     targets: list[Targets]
 
+    @property
+    def cells(self) -> int:
+        """How many cells there are in all its images."""
+        return sum(len(each.labels_M) for each in self.targets)
+
+    def parts(self, count: int) -> list["Batch"]:
+        """The batch in `count` equal parts."""
+        size = len(self.targets) // count
+        images = self.image_BCHW.split(size)
+        return [Batch(image, self.targets[i * size : (i + 1) * size]) for i, image in enumerate(images)]
+
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device."""
         targets = [Targets(*(tensor.to(device, non_blocking=True) for tensor in each)) for each in self.targets]

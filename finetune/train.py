@@ -1,24 +1,23 @@
 """The fine-tuning loop: annotated tiles -> DPA-P2PNet -> detector.pth."""
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from finetune import outcome
 from finetune.capacity import check_interval
-from finetune.criterion import detection_loss
 from finetune.datasets import load_data
 from finetune.datasets.annotated_data import AnnotatedData, Tile
 from finetune.evaluate import predict_tiles, score_tiles
 from finetune.initialisation import held_batch_norms, initial_detector
 from finetune.recipes import Recipe, check
-from finetune.tile_loader import Batch, TileStream, tile_batches
+from finetune.state import Training, average_of
+from finetune.step import learning_rate, update
+from finetune.tile_loader import TileStream, tile_batches
 from shared import checkpoint, distributed
 from shared import detector as core
 from shared.command_line import UserError, as_plain
@@ -30,41 +29,6 @@ from shared.stop_signal import STOPPED, StopSignal, leave_marker
 
 # A run may be resumed with other values of these: they change where and when, not what.
 FREE_ON_RESUME = ("run_dir", "out", "workers", "max_steps", "checkpoint_every")
-
-
-@dataclass
-class Training:
-    """What changes from step to step, and so belongs into a checkpoint."""
-
-    detector: core.Detector
-    optimiser: torch.optim.Optimizer
-    held: list[nn.Module]
-    """Batch norms that stay in eval mode."""
-    step: int = 0
-    best_f1: float = -1.0
-    """Macro F1 of the best weights on the validation tiles."""
-    best_step: int = 0
-
-    def state(self) -> dict[str, Any]:
-        """Everything as tensors and plain values."""
-        return {
-            "detector": self.detector.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "best_f1": self.best_f1,
-            "best_step": self.best_step,
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go back to a checkpoint."""
-        self.detector.load_state_dict(state["detector"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.step, self.best_f1, self.best_step = state["step"], state["best_f1"], state["best_step"]
-
-    def training_mode(self) -> None:
-        """Train mode, but for the batch norms that are held."""
-        self.detector.train()
-        for module in self.held:
-            module.eval()
 
 
 def train(recipe: Recipe, world: World, stop: StopSignal) -> int:
@@ -97,7 +61,7 @@ def train(recipe: Recipe, world: World, stop: StopSignal) -> int:
         return _stop(stop, training, world)
     if world.is_main:
         _save_weights(recipe, training, data, run, "last")
-        outcome.finish(run, recipe.out, data, recipe.radius_um, world.device)
+        outcome.finish(run, recipe.out, data, world.device)
     run.close()
     return 0
 
@@ -118,7 +82,7 @@ def _loop(
             training.step += 1
             seed_batch(recipe.seed, training.step, world.rank)  # of the dropout
             rate = learning_rate(recipe, training.step, steps)
-            losses = _update(recipe, network, training, batch.to(world.device), rate)
+            losses = update(recipe, network, training, batch.to(world.device), rate)
             run.log(training.step, **losses)
             bar.set_postfix(loss=f"{losses['loss']:.3f}", best_f1=f"{training.best_f1:.3f}", refresh=False)
             bar.update()
@@ -164,20 +128,13 @@ def _resume(recipe: Recipe, training: Training, run: Run) -> str | None:
     return f"going on after step {training.step} of {recipe.run_dir}"
 
 
-def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
-    """The rate of step 1..steps: linear warm-up, then constant or down a half cosine towards zero."""
-    if step <= recipe.warmup_steps:
-        return recipe.learning_rate * step / recipe.warmup_steps
-    if recipe.schedule == "constant":
-        return recipe.learning_rate
-    done = (step - 1 - recipe.warmup_steps) / max(1, steps - recipe.warmup_steps)
-    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
-
-
 def _start(recipe: Recipe, data: AnnotatedData, world: World) -> tuple[Training, str]:
     """Detector and optimiser before the first step, the same on every rank; and what the trunk started from."""
-    if recipe.batch_size % world.size:
-        raise UserError(f"--batch-size {recipe.batch_size} is not a multiple of the {world.size} ranks")
+    if recipe.batch_size % (world.size * recipe.accumulate):
+        raise UserError(
+            f"--batch-size {recipe.batch_size} is not a multiple of {world.size} rank(s) x {recipe.accumulate} "
+            "accumulated passes"
+        )
     interval = recipe.interval or (8 if data.mpp >= 0.4 else 16)
     check_interval(data, interval, recipe.augment)
     wanted = core.Config(
@@ -194,44 +151,7 @@ def _start(recipe: Recipe, data: AnnotatedData, world: World) -> tuple[Training,
     detector.to(world.device)
     on_gpu = world.device.type == "cuda"
     optimiser = torch.optim.AdamW(detector.parameters(), weight_decay=recipe.weight_decay, fused=on_gpu)
-    return Training(detector, optimiser, held), origin
-
-
-def _update(recipe: Recipe, network: nn.Module, training: Training, batch: Batch, rate: float) -> dict[str, float]:
-    """One optimiser step; returns what to log, the losses as means over all ranks.
-
-    Weights are left alone if anything is not finite.
-    """
-    training.training_mode()
-    device = batch.image_BCHW.device
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        found = network(batch.image_BCHW.float() / 255)
-    _require_finite((found.points_BN2, found.logits_BNC), recipe, training.step)
-    losses = detection_loss(recipe.criterion, found, batch.targets)
-    training.optimiser.zero_grad(set_to_none=True)
-    losses.total.backward()
-    norm = nn.utils.clip_grad_norm_(training.detector.parameters(), recipe.clip_norm)
-    _require_finite((losses.total, norm), recipe, training.step)
-    for group in training.optimiser.param_groups:
-        group["lr"] = rate
-    training.optimiser.step()
-    shown = torch.stack([losses.total.detach(), losses.classification, losses.regression])
-    loss, classification, regression = distributed.mean_over_ranks(shown).tolist()
-    return {
-        "loss": loss,
-        "classification": classification,
-        "regression": regression,
-        "learning_rate": rate,
-        "gradient_norm": norm.item(),
-    }
-
-
-def _require_finite(values: Iterable[Tensor], recipe: Recipe, step: int) -> None:
-    if not all(bool(torch.isfinite(value).all()) for value in values):
-        raise UserError(
-            f"the loss is no longer finite at step {step}; the checkpoints in {recipe.run_dir} are whole. "
-            "Give a lower --learning-rate and another --run-dir"
-        )
+    return Training(detector, optimiser, held, average_of(detector, recipe.ema)), origin
 
 
 def _every(epochs: int, step: int, recipe: Recipe, tiles: Sequence[Tile]) -> bool:
@@ -242,10 +162,10 @@ def _every(epochs: int, step: int, recipe: Recipe, tiles: Sequence[Tile]) -> boo
 
 def _validate(recipe: Recipe, training: Training, data: AnnotatedData, run: Run, world: World) -> None:
     """Score the validation tiles, keep the best weights, draw the proposals."""
-    outcome.draw_proposals(run, training.detector, data, world.device, training.step)
+    outcome.draw_proposals(run, training.scored, data, world.device, training.step)
     tiles = data.splits.get("val", [])
     if tiles:
-        scores = score_tiles(tiles, predict_tiles(training.detector, tiles, world.device), data, recipe.radius_um)
+        scores = score_tiles(tiles, predict_tiles(training.scored, tiles, world.device), data)
         run.log(training.step, **{f"val/{name}": value for name, value in scores.as_dict().items()})
         tqdm.write(f"step {training.step}: validation F1 {scores.macro_f1:.3f}, AP {scores.macro_ap:.3f}")
         if scores.macro_f1 <= training.best_f1:
@@ -270,4 +190,4 @@ def _save_weights(recipe: Recipe, training: Training, data: AnnotatedData, run: 
         "run_id": run.id,
         **provenance(),
     }
-    core.save_detector(recipe.run_dir / f"{name}.pth", training.detector, metadata)
+    core.save_detector(recipe.run_dir / f"{name}.pth", training.scored, metadata)

@@ -8,7 +8,7 @@ from typing import Protocol
 from finetune.datasets import bcdata, consep, ocelot, points
 from finetune.datasets.annotated_data import AnnotatedData
 from finetune.datasets.description import NAME, Description, class_values, describe
-from shared.command_line import UserError
+from shared.command_line import UserError, check_range
 
 
 class Reader(Protocol):
@@ -48,6 +48,8 @@ class Source(Overrides):
 
     data: Path = Path("data")
     """Folder of images and point annotations."""
+    radius_um: float | None = None
+    """Matching distance of the scores, um; default: the data set's own, else 3 (the paper's)."""
 
 
 def load_data(source: Source) -> AnnotatedData:
@@ -56,13 +58,16 @@ def load_data(source: Source) -> AnnotatedData:
     Raises:
         UserError: no data there, or a file in it is wrong; the sentence says which and why.
     """
+    check_range("radius-um", source.radius_um, 0.1)
     folder = source.data
     layouts = "; ".join(reader.LAYOUT for reader in READERS.values())
     if not folder.is_dir():
         raise UserError(f"there is no annotated data at {folder}; give its folder with --data. Read are {layouts}")
     for name, reader in READERS.items():
         if reader.recognises(folder):
-            return reader.load(folder, _described(folder, name, source))
+            data = reader.load(folder, _described(folder, name, source))
+            radius_um = data.radius_um if source.radius_um is None else source.radius_um
+            return dataclasses.replace(data, radius_um=radius_um)
     raise UserError(f"{folder} has none of the known layouts: {layouts}")
 
 

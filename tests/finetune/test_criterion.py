@@ -41,7 +41,7 @@ def test_loss_equals_its_definition(counts: tuple[int, ...]) -> None:
             found.points_BN2[index].detach().double().numpy()[proposals.numpy()] - cells.numpy()[matched.numpy()]
         )
         squares += (gaps**2).sum()
-    losses = detection_loss(config, found, truth)
+    losses = detection_loss(config, found, truth, torch.tensor(float(sum(counts))))
     assert losses.classification.item() == pytest.approx(entropy / weight, rel=1e-5)
     assert losses.regression.item() == pytest.approx(2e-3 * squares / max(sum(counts), 1), rel=1e-5, abs=1e-9)
     assert losses.total.item() == pytest.approx(losses.classification.item() + losses.regression.item(), rel=1e-6)
@@ -50,6 +50,6 @@ def test_loss_equals_its_definition(counts: tuple[int, ...]) -> None:
 def test_both_terms_have_gradients() -> None:
     """In P2PNet's published code a misspelt key keeps the regression loss out of the sum."""
     found = detections(3)
-    detection_loss(Config(), found, targets(4, (5, 9))).total.backward()
+    detection_loss(Config(), found, targets(4, (5, 9)), torch.tensor(14.0)).total.backward()
     assert (found.points_BN2.grad.abs().sum(-1) > 0).sum() == 14
     assert found.logits_BNC.grad.abs().sum() > 0

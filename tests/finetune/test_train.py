@@ -17,8 +17,9 @@ import torch
 from finetune.criterion import Targets
 from finetune.datasets import Source, load_data
 from finetune.recipes import RECIPES
+from finetune.step import update
 from finetune.tile_loader import Batch, TileStream, tile_batches
-from finetune.train import _start, _update, learning_rate, train
+from finetune.train import _start, train
 from shared.command_line import UserError, parse
 from shared.detector import load_detector
 from shared.distributed import World
@@ -39,7 +40,7 @@ TINY = (
     1,
 )
 # Four tiles, two a step: an epoch is two steps.
-FEW = (*TINY, "--epochs", 3, "--evaluate-every", 1, "--checkpoint-every", 1)
+FEW = (*TINY, "--ema", 0.9, "--epochs", 3, "--evaluate-every", 1, "--checkpoint-every", 1)
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +227,7 @@ def test_the_optimiser_gets_the_recipe_s_numbers(tiles: Path) -> None:
     before = parameter.detach().clone()
     targets = [Targets(torch.rand(5, 2) * 64, torch.zeros(5, dtype=torch.long))]
     image_BCHW = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
-    logged = _update(recipe, training.detector, training, Batch(image_BCHW, targets), 0.01)
+    logged = update(recipe, training.detector, training, Batch(image_BCHW, targets), 0.01)
     gradients = [p.grad for p in training.detector.parameters() if p.grad is not None]
     assert logged["gradient_norm"] > 1e-2
     assert torch.stack([g.norm() for g in gradients]).norm().item() == pytest.approx(1e-3, rel=1e-3)
@@ -293,11 +294,3 @@ def start(*words: object) -> int:
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, signal.SIG_DFL)  # the tests themselves can still be told to stop
     return train(recipe, World(0, 0, 1, torch.device("cpu")), stop)
-
-
-def test_the_learning_rate_warms_up_and_falls_along_a_cosine() -> None:
-    demo = RECIPES["demo"]
-    rates = [learning_rate(demo, step, 100) for step in range(1, 101)]
-    assert rates[:10] == pytest.approx([demo.learning_rate * step / 10 for step in range(1, 11)])
-    assert rates[55] == pytest.approx(demo.learning_rate / 2, rel=1e-2)
-    assert 0 < rates[-1] < demo.learning_rate / 1000

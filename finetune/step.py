@@ -1,0 +1,84 @@
+"""One optimiser step of the fine-tuning loop."""
+
+import contextlib
+import math
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from finetune.criterion import detection_loss
+from finetune.recipes import Recipe
+from finetune.state import Training
+from finetune.tile_loader import Batch
+from shared.command_line import UserError
+from shared.distributed import mean_over_ranks
+
+
+def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
+    """The rate of step 1..steps: linear warm-up, then constant or down a half cosine towards zero."""
+    if step <= recipe.warmup_steps:
+        return recipe.learning_rate * step / recipe.warmup_steps
+    if recipe.schedule == "constant":
+        return recipe.learning_rate
+    done = (step - 1 - recipe.warmup_steps) / max(1, steps - recipe.warmup_steps)
+    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def update(recipe: Recipe, network: nn.Module, training: Training, batch: Batch, rate: float) -> dict[str, float]:
+    """One step, in as many passes as the recipe accumulates; returns what to log, losses as means over ranks.
+
+    Raises:
+        UserError: something is not finite; the weights are left alone.
+    """
+    training.training_mode()
+    training.optimiser.zero_grad(set_to_none=True)
+    shown = _backward(recipe, network, batch, training.step)
+    norm = nn.utils.clip_grad_norm_(training.detector.parameters(), recipe.clip_norm)
+    _require_finite((shown, norm), recipe, training.step)
+    for group in training.optimiser.param_groups:
+        group["lr"] = rate
+    training.optimiser.step()
+    if training.average is not None:
+        training.average.update(training.detector, step=training.step + 1)  # timm counts from 1
+    loss, classification, regression = mean_over_ranks(shown).tolist()
+    return {
+        "loss": loss,
+        "classification": classification,
+        "regression": regression,
+        "learning_rate": rate,
+        "gradient_norm": norm.item(),
+    }
+
+
+def _backward(recipe: Recipe, network: nn.Module, batch: Batch, step: int) -> Tensor:
+    """Gradients of the batch; returns total, classification and regression loss."""
+    device, parts = batch.image_BCHW.device, batch.parts(recipe.accumulate)
+    cells = mean_over_ranks(torch.tensor(batch.cells / len(parts), device=device))
+    shown = torch.zeros(3, device=device)
+    for part in parts:
+        with _exchange_gradients(network, only_if=part is parts[-1]):
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                found = network(part.image_BCHW.float() / 255)
+            _require_finite((found.points_BN2, found.logits_BNC), recipe, step)
+            losses = detection_loss(recipe.criterion, found, part.targets, cells)
+            (losses.total / len(parts)).backward()
+        shown += torch.stack([each.detach() for each in losses]) / len(parts)
+    return shown
+
+
+def _exchange_gradients(network: nn.Module, only_if: bool) -> AbstractContextManager[None]:
+    """Lets ranks exchange gradients in the last of the accumulated passes only."""
+    if isinstance(network, DistributedDataParallel) and not only_if:
+        return network.no_sync()
+    return contextlib.nullcontext()
+
+
+def _require_finite(values: Iterable[Tensor], recipe: Recipe, step: int) -> None:
+    if not all(bool(torch.isfinite(value).all()) for value in values):
+        raise UserError(
+            f"the loss is no longer finite at step {step}; the checkpoints in {recipe.run_dir} are whole. "
+            "Give a lower --learning-rate and another --run-dir"
+        )

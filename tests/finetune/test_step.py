@@ -1,0 +1,75 @@
+"""One optimiser step: accumulated passes, the moving average, the learning rate."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from finetune.criterion import Config as Criterion
+from finetune.criterion import Targets
+from finetune.recipes import RECIPES, Recipe
+from finetune.state import Training, average_of
+from finetune.step import learning_rate, update
+from finetune.tile_loader import Batch
+from shared.command_line import UserError
+from shared.detector import Config, Detector
+
+PLAIN = dataclasses.replace(RECIPES["dpa_p2pnet"], clip_norm=1e9, criterion=Criterion(background_weight=1.0))
+
+
+def training(recipe: Recipe) -> Training:
+    """A small detector without anything that differs between a batch and its parts: dropout, batch norms."""
+    torch.manual_seed(0)
+    detector = Detector(Config(arch="resnet50", classes=2, dropout=0.0, channels=16, hidden=16))
+    held = [module for module in detector.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    return Training(detector, torch.optim.SGD(detector.parameters(), 0.1), held, average_of(detector, recipe.ema))
+
+
+def batch(counts: tuple[int, ...], side: int = 64) -> Batch:
+    random = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (len(counts), 3, side, side), dtype=torch.uint8, generator=random)
+    cells = [Targets(torch.rand(n, 2, generator=random) * side, torch.arange(n) % 2) for n in counts]
+    return Batch(images, cells)
+
+
+def test_accumulated_passes_are_one_batch() -> None:
+    """With equal weights of all proposals; else each pass has its own weighted mean, as each rank has."""
+    gradients, logged = [], []
+    for passes in (1, 2):
+        recipe = dataclasses.replace(PLAIN, accumulate=passes)
+        state = training(recipe)
+        logged.append(update(recipe, state.detector, state, batch((3, 5, 0, 9)), 0.0))
+        gradients.append([p.grad for p in state.detector.parameters()])
+    assert logged[1] == pytest.approx(logged[0], rel=1e-4)
+    assert logged[0]["regression"] > 0
+    for whole, summed in zip(*gradients, strict=True):
+        torch.testing.assert_close(summed, whole, rtol=1e-3, atol=1e-6)
+
+
+def test_the_moving_average_is_what_is_scored() -> None:
+    recipe = dataclasses.replace(PLAIN, ema=0.6)
+    state = training(recipe)
+    by_hand = state.detector.decoder.locate[0].bias.detach().clone()
+    for state.step in (1, 2, 3):
+        update(recipe, state.detector, state, batch((3, 4)), 0.1)
+        keep = min(0.6, 1 - 1 / (state.step + 1))
+        by_hand = keep * by_hand + (1 - keep) * state.detector.decoder.locate[0].bias.detach()
+    assert not torch.allclose(by_hand, state.detector.decoder.locate[0].bias)
+    torch.testing.assert_close(state.scored.decoder.locate[0].bias.detach(), by_hand)
+
+
+def test_weights_are_left_alone_when_the_loss_is_not_finite() -> None:
+    state = training(PLAIN)
+    torch.nn.init.constant_(state.detector.decoder.classify[-1].bias, float("nan"))
+    before = state.detector.decoder.locate[0].bias.detach().clone()
+    with pytest.raises(UserError, match=r"no longer finite at step 0; .* lower --learning-rate"):
+        update(PLAIN, state.detector, state, batch((3, 4)), 0.1)
+    assert torch.equal(state.detector.decoder.locate[0].bias, before)
+
+
+def test_the_learning_rate_warms_up_and_falls_along_a_cosine() -> None:
+    demo = RECIPES["demo"]
+    rates = [learning_rate(demo, step, 100) for step in range(1, 101)]
+    assert rates[:10] == pytest.approx([demo.learning_rate * step / 10 for step in range(1, 11)])
+    assert rates[55] == pytest.approx(demo.learning_rate / 2, rel=1e-2)
+    assert 0 < rates[-1] < demo.learning_rate / 1000
