@@ -9,9 +9,9 @@ import timm
 from torch import nn
 
 from shared import detector as core
-from shared.backbones import create_backbone
+from shared.backbones import BACKBONES, create_backbone
 from shared.command_line import UserError
-from shared.weights import Weights, load_into, read
+from shared.weights import LoadReport, Weights, load_into, read
 
 
 class Start(NamedTuple):
@@ -29,8 +29,8 @@ def initial_detector(config: core.Config, init: str, arch: str | None) -> Start:
 
     Args:
         config: The detector wanted; `arch`, `mean` and `std` are replaced by those of the weights.
-        init: Path of a weights file, "imagenet" (timm's hub) or "random".
-        arch: timm name of the trunk; None: from the weights, or ResNet-50.
+        init: Path of a weights file (`shared.weights.read` says whose), "imagenet" (timm's hub) or "random".
+        arch: Name of the trunk in `shared.backbones`; None: from the weights, or ResNet-50.
 
     Raises:
         UserError: no such file, another network's file, or no way to the hub.
@@ -46,7 +46,7 @@ def initial_detector(config: core.Config, init: str, arch: str | None) -> Start:
     config = dataclasses.replace(config, arch=arch or weights.arch, mean=weights.mean, std=weights.std)
     detector = core.Detector(config)
     report = load_into(detector.backbone.trunk, weights)
-    return Start(detector, set(report.used), f"{config.arch} from {init}: {report}")
+    return Start(detector, set(report.used), _origin(config, init, weights, report))
 
 
 def held_batch_norms(trunk: nn.Module, loaded: Iterable[str]) -> list[nn.Module]:
@@ -63,8 +63,17 @@ def held_batch_norms(trunk: nn.Module, loaded: Iterable[str]) -> list[nn.Module]
     ]
 
 
+def _origin(config: core.Config, init: str, weights: Weights, report: LoadReport) -> str:
+    mean, std = (", ".join(f"{value:.3f}" for value in values) for values in (config.mean, config.std))
+    whose = "its own" if "mean" in weights.metadata else "ImageNet's"
+    return f"{config.arch} from {init} ({weights.found}), {whose} mean {mean} and std {std}\n{report}"
+
+
 def _imagenet(arch: str) -> Weights:
-    create_backbone(arch)  # an unknown name ends here, with the list of known ones
+    if arch not in BACKBONES:
+        create_backbone(arch)  # ends with the list of known ones
+    if not timm.models.is_model_pretrained(arch):
+        raise UserError(f"timm has no weights of {arch}; pass a file with --init")
     try:
         trunk = timm.create_model(arch, pretrained=True)
     except Exception as error:  # the hub client raises whatever its transport does

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from shared.command_line import UserError
 from shared.vit_adapter import ViTAdapter
-from shared.weights import VITS
+from shared.weights import LAYER_SCALED_VITS, VITS
 
 STRIDES = (4, 8, 16, 32)
 
@@ -33,7 +33,7 @@ Backbone = ResNet | ViTAdapter
 
 BACKBONES: dict[str, Callable[[str, float], Backbone]] = {
     "resnet50": ResNet,
-    **dict.fromkeys(VITS.values(), ViTAdapter),
+    **dict.fromkeys([*VITS.values(), *LAYER_SCALED_VITS.values()], ViTAdapter),
 }
 
 

@@ -7,12 +7,13 @@ gives the parameter counts of the DPA-P2PNet paper: no extra extractors, no laye
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, resample_abs_pos_embed
-from timm.models.vision_transformer import Attention, Block
+from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 
 from shared.deformable_attention import DeformableAttention, Size
@@ -21,19 +22,19 @@ INTERACTIONS = 4  # the blocks are cut into four equal runs, each followed by an
 WINDOW = 14  # tokens; the last block of each run attends globally, the others within windows
 STEM_WIDTH = 64  # channels of the convolutional branch at stride 4
 FEEDFORWARD_RATIO = 0.25  # hidden width of the extractors' feed-forward part
+PATCH = 16  # px; the adapter's levels are 8, 16 and 32 px
+DINOV2_GRID = 37  # side of the grid that DINOv2's position embeddings were trained for: 518 px of 14 px patches
 
 
 class ViTAdapter(nn.Module):
     """A plain ViT of timm with 16 px patches and its adapter; outputs as wide as the ViT.
 
-    `trunk` is the ViT without class token, head and final norm.
+    `trunk` is the ViT without class token, registers, head and final norm.
     """
 
     def __init__(self, arch: str, drop_path: float = 0.0) -> None:
         super().__init__()
-        self.trunk = timm.create_model(
-            arch, class_token=False, global_pool="", num_classes=0, final_norm=False, drop_path_rate=drop_path
-        )
+        self.trunk = create_vit(arch, drop_path)
         width, heads = self.trunk.embed_dim, self.trunk.blocks[0].attn.num_heads
         self.channels: tuple[int, ...] = (width,) * 4
         self.prior = SpatialPrior(width)
@@ -91,6 +92,30 @@ class ViTAdapter(nn.Module):
             resized = F.interpolate(vit_BDHW, scale_factor=scale, mode="bilinear", align_corners=False)
             levels[index] = self.norms[index](levels[index] + resized)
         return levels
+
+
+def create_vit(arch: str, drop_path: float = 0.0) -> VisionTransformer:
+    """The trunk of an adapter, with patches of 16 px whatever its name says.
+
+    Args:
+        arch: timm name of a plain ViT, with layer scale if it is DINOv2's; `vit_giant24_patch14_dinov2` is that
+            giant with 24 blocks (UNI2-h).
+        drop_path: Stochastic depth rate.
+    """
+    changes: dict[str, Any] = {}
+    if arch.endswith("dinov2"):
+        changes = {"patch_size": PATCH, "img_size": PATCH * DINOV2_GRID}
+    if arch.startswith("vit_giant24_"):
+        arch, changes["depth"] = arch.replace("giant24", "giant"), 24
+    return timm.create_model(
+        arch,
+        class_token=False,
+        global_pool="",
+        num_classes=0,
+        final_norm=False,
+        drop_path_rate=drop_path,
+        **changes,
+    )
 
 
 class SpatialPrior(nn.Module):

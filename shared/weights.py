@@ -3,12 +3,15 @@
 A weights file is `{"state_dict": tensors, "metadata": JSON string}` (`.pth`) or the same in `.safetensors`.
 Metadata of a backbone: `kind` ("backbone"), `arch` (timm name), `method`, `recipe`, `mean`, `std` (of RGB in
 0..1), `samples_seen`, `run_id`, `git_commit`, `versions`. Of a detector see `shared/detector.py`.
+A file without our metadata is another project's: `shared/foreign_weights.py` finds the trunk in it.
 """
 
 import json
+import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,25 +19,45 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from shared.atomic import atomic_path, without_nan
 from shared.checkpoint import FORMAT as TRAINING_STATE
 from shared.command_line import UserError
+from shared.foreign_weights import find_trunk
+from shared.tensor_files import first_line, load_content
+from shared.tensor_fitting import fit
 
 SUFFIXES = (".pth", ".safetensors")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # Under this share of matched trunk tensors a file is taken for another network's.
 LEAST_MATCHED = 0.95
-# (width, blocks, patch size) of a plain ViT -> timm name.
+# (width, blocks) of a plain ViT -> timm name.
 VITS = {
-    (192, 12, 16): "vit_tiny_patch16_224",
-    (384, 12, 16): "vit_small_patch16_224",
-    (768, 12, 16): "vit_base_patch16_224",
-    (1024, 24, 16): "vit_large_patch16_224",
+    (192, 12): "vit_tiny_patch16_224",
+    (384, 12): "vit_small_patch16_224",
+    (768, 12): "vit_base_patch16_224",
+    (1024, 24): "vit_large_patch16_224",
 }
+# The same of ViTs with layer scale: timm's names of DINOv2's networks, which other projects took over with
+# patches of 14 or 16 px and with or without registers. Here all have patches of 16 px and no registers.
+LAYER_SCALED_VITS = {
+    (384, 12): "vit_small_patch14_dinov2",
+    (768, 12): "vit_base_patch14_dinov2",
+    (1024, 24): "vit_large_patch14_dinov2",  # UNI, Phikon-v2
+    (1536, 40): "vit_giant_patch14_dinov2",  # H-optimus, Prov-GigaPath
+    (1536, 24): "vit_giant24_patch14_dinov2",  # UNI2-h; not among timm's names
+}
+# Where hubs keep a model's normalisation (timm; transformers), and what they call its weights.
+HUB_SETTINGS = ("config.json", "preprocessor_config.json")
+HUB_STEMS = ("model", "pytorch_model")
+# Tensors without which a trunk's features are noise, however many others match.
+ESSENTIAL = ("conv1.weight", "patch_embed.proj.weight", "pos_embed")
+# Parts of a network that change its features: a trunk that lacks some of the file's is another network.
+PARTS = re.compile(r"(?:blocks|layer[1-4]|conv1|bn1|patch_embed|norm_pre)\.")
+# Batch norms count their batches, for averages of a kind that no network here uses; old files do not hold it.
+COUNTER = ".num_batches_tracked"
 
 
 @dataclass(frozen=True)
@@ -44,6 +67,10 @@ class Weights:
     path: Path
     tensors: dict[str, Tensor]
     metadata: dict[str, Any] = field(default_factory=dict)
+    set_aside: tuple[str, ...] = ()
+    """Names of further tensors in the file, which are not the trunk's."""
+    found: str = "timm names"
+    """Whose names the tensors had, and where in the file they were."""
 
     @property
     def mean(self) -> tuple[float, float, float]:
@@ -62,7 +89,7 @@ class Weights:
         """The trunk's timm name, from the metadata or else from the tensors' names and shapes.
 
         Raises:
-            UserError: it is no ResNet-50 and no plain ViT with 16 px patches.
+            UserError: it is no ResNet-50 and no plain ViT of a known size.
         """
         return self.metadata.get("arch") or _recognise(self)
 
@@ -76,10 +103,9 @@ class LoadReport:
     missing: list[str]  # in the trunk, not in the file: they keep their initial values
 
     def __str__(self) -> str:
-        line = f"{len(self.used)} tensors used, {len(self.dropped)} dropped, {len(self.missing)} missing"
-        names = [f"dropped: {_shortened(self.dropped)}"] if self.dropped else []
-        names += [f"missing: {_shortened(self.missing)}"] if self.missing else []
-        return "; ".join([line, *names])
+        """A table: how many tensors of which parts."""
+        rows = {"used": self.used, "dropped": self.dropped, "missing": self.missing}
+        return "\n".join(f"  {title:<8}{len(names):>4}  {_parts(names)}".rstrip() for title, names in rows.items())
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
@@ -97,50 +123,77 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
             else:
                 torch.save({"state_dict": plain, "metadata": text}, temporary)
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        raise UserError(f"cannot write {path} ({_first_line(error)}); make room and try again") from error
+        raise UserError(f"cannot write {path} ({first_line(error)}); make room and try again") from error
 
 
 def read(path: Path) -> Weights:
-    """Read a weights file: ours, or bare tensors under names (optionally inside "state_dict" or "model").
+    """Read a weights file: ours, or any project's whose trunk `find_trunk` recognises.
 
     Raises:
         UserError: no such file; cut short; holds anything but tensors and plain values; training state.
     """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give the weights file in it")
     if not path.is_file():
         raise UserError(f"there is no weights file {path}")
-    content, text = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
-    if not tensors:
+    content, text = load_content(path)
+    if content.get("format") == TRAINING_STATE:
+        raise UserError(f"{path} is the training state of a run; give the weights it exported (NAME.pth)")
+    if isinstance(content.get("metadata"), str) and isinstance(content.get("state_dict"), Mapping):
+        content, text = content["state_dict"], content["metadata"]
+    if text is None:
+        trunk = find_trunk(content)
+        weights = Weights(path, trunk.tensors, _published_with(path), trunk.set_aside, trunk.found)
+    else:
+        tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+        weights = Weights(path, tensors, _metadata(path, text))
+    if not weights.tensors:
         raise UserError(f"{path} holds no tensors under names; give the weights of a backbone")
-    return Weights(path, tensors, _metadata(path, text))
+    return weights
 
 
 def load_into(trunk: nn.Module, weights: Weights) -> LoadReport:
-    """Copy a file's tensors into a timm trunk, resampling position embeddings to the trunk's grid.
+    """Copy a file's tensors into a timm trunk.
+
+    Position embeddings are resampled to the trunk's grid, and the kernel of the patch embedding to its patches.
 
     Raises:
-        UserError: less than 95 % of the trunk's tensors are in the file, or its position embeddings do not fit.
+        UserError: less than 95 % of the trunk's tensors are in the file, one of the first layers is not, or the
+            file has more of a network than the trunk.
     """
     wanted = trunk.state_dict()
-    fitted = {name: _fit(name, tensor, wanted[name]) for name, tensor in weights.tensors.items() if name in wanted}
+    fitted = {name: fit(name, wanted[name], weights.tensors) for name in weights.tensors.keys() & wanted.keys()}
     usable = {name: tensor for name, tensor in fitted.items() if tensor.shape == wanted[name].shape}
     report = LoadReport(
         used=sorted(usable),
-        dropped=sorted(weights.tensors.keys() - usable.keys()),
-        missing=sorted(wanted.keys() - usable.keys()),
+        dropped=sorted([*(weights.tensors.keys() - usable.keys()), *weights.set_aside]),
+        missing=sorted(name for name in wanted.keys() - usable.keys() if not name.endswith(COUNTER)),
     )
-    if len(report.used) < LEAST_MATCHED * len(wanted):
-        raise UserError(
-            f"{weights.path} fits only {len(report.used)} of {len(wanted)} tensors of the trunk "
-            f"({type(trunk).__name__}); name its architecture with --arch, or give another file"
-        )
-    if "pos_embed" in weights.tensors and "pos_embed" in report.missing:
-        raise UserError(
-            f"the position embeddings in {weights.path} {tuple(weights.tensors['pos_embed'].shape)} do not fit a "
-            "plain ViT: register tokens or a grid that is not square; give weights without them"
-        )
+    _require_match(trunk, weights, report)
     trunk.load_state_dict(usable, strict=False)
     return report
+
+
+def _require_match(trunk: nn.Module, weights: Weights, report: LoadReport) -> None:
+    used, total = len(report.used), len(report.used) + len(report.missing)
+    if used < LEAST_MATCHED * total:
+        raise UserError(
+            f"{weights.path} fits only {used} of {total} tensors of the trunk "
+            f"({type(trunk).__name__}); name its architecture with --arch, or give another file"
+        )
+    for name in ESSENTIAL:
+        if name in report.missing:
+            shape = tuple(weights.tensors[name].shape) if name in weights.tensors else "(none)"
+            raise UserError(
+                f"{name} in {weights.path} {shape} does not fit the trunk, which takes RGB images, and learned "
+                "position embeddings only of a square grid; give other weights"
+            )
+    more = [name for name in report.dropped if name in weights.tensors and PARTS.match(name)]
+    if more:
+        raise UserError(
+            f"{weights.path} is another network than the trunk ({type(trunk).__name__}), which lacks its "
+            f"{more[0]} and {len(more) - 1} more; name its architecture with --arch, or give another file"
+        )
 
 
 def check_destination(out: Path) -> None:
@@ -189,6 +242,22 @@ def _metadata(path: Path, text: str | None) -> dict[str, Any]:
     return metadata
 
 
+def _published_with(path: Path) -> dict[str, Any]:
+    """Mean and std from the settings that model hubs keep beside `model.safetensors` or `pytorch_model.bin`."""
+    found: dict[str, Any] = {}
+    for name in HUB_SETTINGS if path.stem in HUB_STEMS else ():
+        settings = path.with_name(name)
+        if settings.is_file():
+            try:
+                content = dict(json.loads(settings.read_text(encoding="utf-8")))
+                content |= content.get("pretrained_cfg") or {}  # timm's are one level down
+            except (ValueError, TypeError) as error:
+                raise UserError(f"{settings}, beside the weights, is damaged ({error}); copy it again") from error
+            found |= {key: content[key] for key in ("mean", "std") if key in content}
+            found |= {key: content[f"image_{key}"] for key in ("mean", "std") if f"image_{key}" in content}
+    return _metadata(path, json.dumps(found))
+
+
 def _run_id(path: Path) -> str | None:
     try:
         return read(path).metadata.get("run_id")
@@ -196,70 +265,34 @@ def _run_id(path: Path) -> str | None:
         return None
 
 
-def _read_torch(path: Path) -> tuple[Mapping[str, Any], str | None]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen types, with advice that would be unsafe to follow
-        raise UserError(
-            f"{path} is cut short or holds more than tensors, so it is not loaded; copy it again"
-        ) from error
-    if not isinstance(content, Mapping):
-        raise UserError(f"{path} holds a {type(content).__name__}, not tensors under names")
-    if content.get("format") == TRAINING_STATE:
-        raise UserError(f"{path} is the training state of a run; give the weights it exported (NAME.pth)")
-    for wrapper in ("state_dict", "model"):
-        if isinstance(content.get(wrapper), Mapping):
-            text = content.get("metadata")
-            return content[wrapper], text if isinstance(text, str) else None
-    return content, None
-
-
-def _read_safetensors(path: Path) -> tuple[Mapping[str, Any], str | None]:
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get("metadata")
-            return {name: file.get_tensor(name) for name in file.keys()}, text  # noqa: SIM118 (no mapping)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read as safetensors: {_first_line(error)}") from error
-
-
-def _fit(name: str, tensor: Tensor, target: Tensor) -> Tensor:
-    """Position embeddings of another image size, or with a class token that the trunk lacks, made to fit."""
-    if name != "pos_embed" or tensor.shape == target.shape or tensor.ndim != 3:
-        return tensor
-    tokens, wanted = tensor.shape[1], target.shape[1]
-    prefix, wanted_prefix = _prefix_tokens(tokens), _prefix_tokens(wanted)
-    if prefix is None or wanted_prefix is None or wanted_prefix > prefix:
-        return tensor
-    side = round((wanted - wanted_prefix) ** 0.5)
-    grid = resample_abs_pos_embed(tensor[:, prefix:].float(), [side, side], num_prefix_tokens=0)
-    return torch.cat([tensor[:, prefix - wanted_prefix : prefix].float(), grid], dim=1)
-
-
-def _prefix_tokens(tokens: int) -> int | None:
-    """How many tokens stand before a square grid: none, or one class token."""
-    return next((n for n in (0, 1) if round((tokens - n) ** 0.5) ** 2 == tokens - n), None)
-
-
 def _recognise(weights: Weights) -> str:
     names = weights.tensors.keys()
     patch = weights.tensors.get("patch_embed.proj.weight")
-    if patch is not None:
+    size = ""
+    if patch is not None and patch.ndim == 4:
         blocks = len({name.split(".")[1] for name in names if name.startswith("blocks.")})
-        if (vit := VITS.get((patch.shape[0], blocks, patch.shape[-1]))) is not None:
+        known = LAYER_SCALED_VITS if "blocks.0.ls1.gamma" in names else VITS
+        if (vit := known.get((patch.shape[0], blocks))) is not None:
             return vit
+        size = f"it has {blocks} blocks of width {patch.shape[0]}; "
     # Blocks of the third stage: 6 in ResNet-50, 23 in ResNet-101.
     if {"layer1.0.conv3.weight", "layer3.5.conv1.weight"} <= names and "layer3.6.conv1.weight" not in names:
         return "resnet50"
     raise UserError(
-        f"{weights.path} is no ResNet-50 and no plain ViT with 16 px patches under timm's names "
-        f"(it begins with {', '.join(sorted(weights.tensors)[:3])})"
+        f"{weights.path} is no ResNet-50 and no plain ViT of a known size "
+        f"({size}its names begin with {', '.join(sorted(names)[:3])}); give weights of one of "
+        f"resnet50, {', '.join([*VITS.values(), *LAYER_SCALED_VITS.values()])}"
     )
 
 
-def _shortened(names: list[str], most: int = 4) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def _parts(names: Iterable[str], most: int = 8) -> str:
+    """Parts of a network with how many tensors each has: `blocks.* (144), patch_embed.proj (2), pos_embed`."""
+    counts = Counter(_part(name) for name in names)
+    shown = [part if count == 1 else f"{part} ({count})" for part, count in counts.items()]
+    return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _part(name: str) -> str:
+    """The first two words of a tensor's place, a number standing for all of its kind."""
+    words = re.sub(r"\.(?:weight|bias|running_mean|running_var|num_batches_tracked)$", "", name).split(".")[:2]
+    return ".".join("*" if word.isdecimal() else word for word in words)

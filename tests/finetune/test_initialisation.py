@@ -1,5 +1,6 @@
 """Where the trunk's weights come from, and what that means for batch norms."""
 
+import argparse
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,44 @@ def test_arch_and_normalisation_come_from_the_file(tiny_weights: Path) -> None:
     for name in ("patch_embed.proj.weight", "blocks.11.mlp.fc2.bias"):
         assert torch.equal(trunk[name], source.state_dict()[name])
     assert held_batch_norms(detector.backbone.trunk, loaded) == []
+
+
+def test_another_project_s_file_is_taken_and_accounted_for(tmp_path: Path) -> None:
+    source = timm.create_model("resnet50").state_dict()
+    student = {f"module.backbone.{name}": torch.zeros(()).expand(tensor.shape) for name, tensor in source.items()}
+    teacher = {f"module.backbone.{name}": tensor for name, tensor in source.items()}
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"student": student, "teacher": teacher, "args": argparse.Namespace(arch="resnet50")}, path)
+    detector, loaded, origin = initial_detector(core.Config(), str(path), None)
+    path.unlink()
+    trunk = detector.backbone.trunk.state_dict()
+    assert loaded == trunk.keys()
+    assert all(torch.equal(trunk[name], source[name]) for name in trunk)
+    title, used, dropped, missing = origin.splitlines()
+    assert title == (
+        f'resnet50 from {path} (torchvision names under "module.backbone." in "teacher"), '
+        "ImageNet's mean 0.485, 0.456, 0.406 and std 0.229, 0.224, 0.225"
+    )
+    assert used.split()[:2] == ["used", "318"]
+    assert (dropped, missing) == ("  dropped    2  fc (2)", "  missing    0")
+
+
+def test_a_detector_on_a_vit_with_layer_scale_is_saved_and_built_again(tmp_path: Path) -> None:
+    """Patches of 14 px and registers end here: the file that training writes knows nothing of them."""
+    with torch.device("meta"):
+        source = timm.create_model("vit_small_patch14_reg4_dinov2", num_classes=0)
+    source = source.to_empty(device="cpu")
+    for parameter in source.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    torch.save(source.state_dict(), tmp_path / "dinov2.pth")
+    detector, loaded, _ = initial_detector(core.Config(classes=2), str(tmp_path / "dinov2.pth"), None)
+    assert detector.config.arch == "vit_small_patch14_dinov2"
+    assert loaded == detector.backbone.trunk.state_dict().keys()
+    core.save_detector(tmp_path / "detector.pth", detector, {})
+    again, _ = core.load_detector(tmp_path / "detector.pth")
+    image = torch.rand(1, 3, 64, 96)
+    with torch.inference_mode():
+        torch.testing.assert_close(again(image).points_BN2, detector.eval()(image).points_BN2)
 
 
 def test_only_batch_norms_with_loaded_statistics_are_held(tmp_path: Path) -> None:
@@ -71,3 +110,7 @@ def test_imagenet_offline_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"cannot be fetched from timm's hub .*pass that file with --init"):
         initial_detector(core.Config(), "imagenet", "resnet50")
+    with pytest.raises(UserError, match="timm has no weights of vit_giant24_patch14_dinov2; pass a file"):
+        initial_detector(core.Config(), "imagenet", "vit_giant24_patch14_dinov2")
+    with pytest.raises(UserError, match="there is no backbone 'resnet51'"):
+        initial_detector(core.Config(), "imagenet", "resnet51")

@@ -1,11 +1,13 @@
 """Weights files: round trips, foreign files, what fits and what does not."""
 
+import argparse
 import json
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 
 from shared import checkpoint
 from shared.command_line import UserError
@@ -57,7 +59,7 @@ def test_another_network_s_file_is_refused(tmp_path: Path) -> None:
         load_into(timm.create_model("vit_small_patch16_224"), read(tmp_path / "a.pth"))
 
 
-def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
+def test_files_that_are_no_weights_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     class Payload:
         def __reduce__(self):
             return (print, ("code from a pickle ran",))
@@ -66,10 +68,18 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
     torch.save({"step": 3, "name": "x"}, tmp_path / "plain.pth")
     torch.save([torch.zeros(1)], tmp_path / "list.pth")
     (tmp_path / "a.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}")
+    torch.save({"model": {"a": torch.zeros(9)}, "args": Path("x")}, tmp_path / "path.pth")
+    (tmp_path / "text.pth").write_text("no weights")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "path.pth").read_bytes()[:500])
+    (tmp_path / "folder").mkdir()
     checkpoint.save(tmp_path, 1, "mae", {})
     for name, sentence in {
         "none.pth": "there is no weights file",
-        "pickle.pth": "is cut short or holds more than tensors",
+        "pickle.pth": "holds print beside its tensors, and loading that could run code; if you trust its source",
+        "path.pth": "holds pathlib.PosixPath beside its tensors",
+        "text.pth": "is cut short or holds more than tensors",
+        "cut.pth": "is cut short or holds more than tensors",
+        "folder": "is a folder; give the weights file in it",
         "plain.pth": "holds no tensors under names",
         "list.pth": "holds a list, not tensors under names",
         "a.safetensors": "cannot be read as safetensors",
@@ -78,6 +88,20 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=sentence) as caught:
             read(tmp_path / name)
         assert str(tmp_path / name) in str(caught.value)
+    assert "code from a pickle ran" not in capfd.readouterr().out
+
+
+def test_an_argument_parser_s_namespace_is_let_through_and_runs_nothing(tmp_path: Path) -> None:
+    """Official MAE and DINO files hold one; its attributes may be anything but other classes."""
+    args = argparse.Namespace(model="mae", nested=argparse.Namespace(lr=0.1), __reduce__="x")
+    for zipped in (True, False):
+        path = tmp_path / "training.pth"
+        torch.save({"model": {"a": torch.ones(2)}, "args": args}, path, _use_new_zipfile_serialization=zipped)
+        assert torch.equal(read(path).tensors["a"], torch.ones(2))
+    assert argparse.Namespace not in torch.serialization.get_safe_globals()  # nobody else's loading is widened
+    torch.save({"model": {"a": torch.ones(2)}, "args": argparse.Namespace(run=print)}, path)
+    with pytest.raises(UserError, match="holds print beside its tensors"):
+        read(path)
 
 
 def test_publishing_keeps_another_run_s_file(tmp_path: Path) -> None:
@@ -98,11 +122,50 @@ def test_residual_networks_and_transformers_of_other_depths_are_not_mistaken(tmp
             _ = read(tmp_path / name).arch
 
 
+def test_registers_give_up_their_position_embeddings(tmp_path: Path) -> None:
+    source = timm.create_model(TINY, num_classes=0, reg_tokens=4)
+    write(tmp_path / "registers.pth", source.state_dict(), {"arch": TINY})
+    trunk = timm.create_model(TINY, num_classes=0, class_token=False, global_pool="avg")
+    report = load_into(trunk, read(tmp_path / "registers.pth"))
+    assert "reg_token" in report.dropped
+    assert torch.equal(trunk.pos_embed, source.pos_embed[:, 5:])
+
+
 def test_position_embeddings_that_cannot_be_fitted_are_refused(tmp_path: Path) -> None:
-    tensors = timm.create_model(TINY, num_classes=0, reg_tokens=4).state_dict()
-    write(tmp_path / "registers.pth", tensors, {"arch": TINY})
-    with pytest.raises(UserError, match=r"position embeddings in .*registers.pth \(1, 201, 192\) do not fit"):
-        load_into(timm.create_model(TINY, num_classes=0), read(tmp_path / "registers.pth"))
+    tensors = timm.create_model(TINY, num_classes=0, img_size=(224, 160)).state_dict()
+    write(tmp_path / "oblong.pth", tensors, {"arch": TINY})
+    with pytest.raises(UserError, match=r"pos_embed in .*oblong.pth \(1, 141, 192\) does not fit the trunk"):
+        load_into(timm.create_model(TINY, num_classes=0), read(tmp_path / "oblong.pth"))
+
+
+@pytest.mark.parametrize(
+    ("file", "settings", "text", "mean"),
+    [
+        ("model.safetensors", "config.json", '{"pretrained_cfg": {"mean": [0.7, 0.5, 0.6]}}', (0.7, 0.5, 0.6)),
+        ("pytorch_model.bin", "preprocessor_config.json", '{"image_mean": [0.5, 0.5, 0.5]}', (0.5, 0.5, 0.5)),
+        ("mine.safetensors", "config.json", '{"pretrained_cfg": {"mean": [0.7, 0.5, 0.6]}}', IMAGENET_MEAN),
+        ("model.safetensors", "config.json", '{"architectures": ["ViTModel"]}', IMAGENET_MEAN),
+        ("model.safetensors", "config.json", '{"pretrained_cfg": null}', IMAGENET_MEAN),
+    ],
+)
+def test_a_hub_s_normalisation_lies_beside_the_weights(
+    tmp_path: Path, file: str, settings: str, text: str, mean: tuple[float, ...]
+) -> None:
+    tensors = {"conv1.weight": torch.zeros(1)}
+    save_file(tensors, tmp_path / file) if file.endswith("s") else torch.save(tensors, tmp_path / file)
+    (tmp_path / settings).write_text(text)
+    assert read(tmp_path / file).mean == mean
+
+
+def test_a_hub_s_damaged_settings_are_refused(tmp_path: Path) -> None:
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "pytorch_model.bin")
+    for text, sentence in {
+        "{": r"config\.json, beside the weights, is damaged",
+        '{"pretrained_cfg": {"mean": 3}}': r"metadata in .*pytorch_model\.bin are damaged",
+    }.items():
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(UserError, match=sentence):
+            read(tmp_path / "pytorch_model.bin")
 
 
 @pytest.mark.parametrize("metadata", ["{", "[1]", '{"mean": 0.5}', '{"std": [1, 2]}', '{"mean": [1, 2, 300]}'])

@@ -1,0 +1,194 @@
+"""Trunks in other projects' checkpoints, recognised by the names of their tensors, under timm's names.
+
+A checkpoint is opened in three steps, none of which looks at the file's name:
+
+1. its dictionaries are unwrapped (`{"state_dict": ...}`, DINO's `{"teacher": ...}`, VISSL's four levels);
+2. a tensor that every network of a kind has tells the kind, and what stands before its name is the trunk's
+   prefix (MoCo's `module.encoder_q.`, lightly's `backbone.`); a teacher goes before other trunks in the file;
+3. the names below the prefix are changed to timm's.
+
+A ResNet's strides do not show in its tensors: torchvision's first version (stride in the 1x1 convolution) and
+the usual one (in the 3x3) have the same names and shapes.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Tensors = dict[str, Tensor]
+Rules = tuple[tuple[str, str], ...]
+
+# Names of dictionaries around the tensors, what is wanted first: VISSL (classy_state_dict, base_model, model,
+# trunk), DINO and DINOv2 (teacher, student), MoCo, SwAV, Lightning (state_dict), MAE and DeiT (model).
+WRAPPERS = ("classy_state_dict", "base_model", "teacher", "student", "state_dict", "model", "trunk")
+DEEPEST = 8  # wrappers around wrappers; VISSL has four
+# torch.compile and FSDP put these into the names, at any depth.
+INFIXES = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module)\.")
+# Words in the prefix of a trunk that is a copy of the one wanted: student of a teacher, key of a query.
+COPIES = {"student", "momentum", "k", "key", "ema", "target"}
+
+# Each rule is a regular expression and its replacement, used one after another.
+TIMM: Rules = (
+    (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),  # DINOv2 in training: blocks in chunks, numbered through
+    (r"^register_tokens$", "reg_token"),  # DINOv2
+    (r"\.mlp\.w12\.", ".mlp.fc1."),  # DINOv2: gate and value in one layer, in timm's order
+    (r"\.mlp\.w3\.", ".mlp.fc2."),
+    (r"\.gamma_([12])$", r".ls\1.gamma"),  # DeiT III
+)
+# ViT, ViTMAE, Dinov2 and Dinov2WithRegisters of transformers: in its files, and (`layers`, `_proj`) in the
+# memory of its version 5.
+HUGGING_FACE: Rules = (
+    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^embeddings\.position_embeddings$", "pos_embed"),
+    (r"^embeddings\.register_tokens$", "reg_token"),
+    (r"^embeddings\.", ""),
+    (r"^layernorm\.", "norm."),
+    (r"^(?:encoder\.layer|layers)\.", "blocks."),
+    (r"\.attention\.attention\.(query|key|value)\.", r".attn.\1."),
+    (r"\.attention\.q_proj\.", ".attn.query."),
+    (r"\.attention\.k_proj\.", ".attn.key."),
+    (r"\.attention\.v_proj\.", ".attn.value."),
+    (r"\.attention\.(?:output\.dense|o_proj)\.", ".attn.proj."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"\.output\.dense\.", ".mlp.fc2."),
+    (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
+    (r"\.mlp\.weights_in\.", ".mlp.fc1."),
+    (r"\.mlp\.(?:weights_out|down_proj)\.", ".mlp.fc2."),
+)
+# Layers of transformers that are one layer in timm, row after row.
+JOINED = {
+    "attn.qkv": ("attn.query", "attn.key", "attn.value"),
+    "mlp.fc1": ("mlp.gate_proj", "mlp.up_proj"),
+}
+TORCHVISION_VIT: Rules = (
+    (r"^class_token$", "cls_token"),
+    (r"^conv_proj\.", "patch_embed.proj."),
+    (r"^encoder\.pos_embedding$", "pos_embed"),
+    (r"^encoder\.ln\.", "norm."),
+    (r"^encoder\.layers\.encoder_layer_", "blocks."),
+    (r"\.ln_([12])\.", r".norm\1."),
+    (r"\.self_attention\.in_proj_(weight|bias)$", r".attn.qkv.\1"),
+    (r"\.self_attention\.out_proj\.", ".attn.proj."),
+    (r"\.mlp\.(?:0|linear_1)\.", ".mlp.fc1."),
+    (r"\.mlp\.(?:3|linear_2)\.", ".mlp.fc2."),
+)
+# The children of a torchvision ResNet in a Sequential, as lightly's examples cut off the classifier:
+# convolution, norm, ReLU, pooling, four stages, pooling.
+RESNET_CHILDREN: Rules = (
+    (r"^0\.", "conv1."),
+    (r"^1\.", "bn1."),
+    *((rf"^{stage + 3}\.", f"layer{stage}.") for stage in (1, 2, 3, 4)),
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A way to name a trunk's tensors."""
+
+    name: str
+    signs: tuple[str, ...]
+    """Tensors that every such trunk has, and together no other; the first one finds the prefix."""
+    rules: Rules
+    merge: Callable[[Tensors], Tensors] = field(default=lambda tensors: tensors)
+    """What is left to do once the names are timm's."""
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """The tensors of a trunk under timm's names, and the rest of the file."""
+
+    tensors: Tensors
+    set_aside: tuple[str, ...] = ()
+    """Names, as in the file, of the tensors that are not the trunk's."""
+    found: str = "unknown names"
+    """In words: whose names they were, and where in the file."""
+
+
+def find_trunk(content: Mapping[str, Any]) -> Trunk:
+    """Find the trunk in what a checkpoint holds; names that no layout knows are left as they are."""
+    content, wrappers = _unwrapped(content)
+    tensors = {
+        INFIXES.sub("", name): value
+        for name, value in content.items()
+        if isinstance(name, str) and isinstance(value, Tensor)
+    }
+    places = [(layout, prefix) for layout in LAYOUTS for prefix in _prefixes(tensors, layout.signs)]
+    if not places:
+        return Trunk(tensors)
+    layout, prefix = min(places, key=lambda place: (_rank(place[1]), len(place[1]), place[1]))
+    inside = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    where = " in ".join(f'"{place}"' for place in (prefix, *reversed(wrappers)) if place)
+    return Trunk(
+        layout.merge({_renamed(name, layout.rules): value for name, value in inside.items()}),
+        tuple(name for name in tensors if not name.startswith(prefix)),
+        layout.name + (f" under {where}" if where else ""),
+    )
+
+
+def _unwrapped(content: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]:
+    """The innermost dictionary, and the names of those around it."""
+    wrappers: list[str] = []
+    while len(wrappers) < DEEPEST:  # a dictionary may hold itself
+        wrapper = next((name for name in WRAPPERS if isinstance(content.get(name), Mapping)), None)
+        if wrapper is None:
+            break
+        wrappers.append(wrapper)
+        content = content[wrapper]
+    return content, wrappers
+
+
+def _prefixes(tensors: Tensors, signs: tuple[str, ...]) -> list[str]:
+    """What stands before the signs, wherever all of them are."""
+    first = signs[0]
+    prefixes = [name.removesuffix(first) for name in tensors if name == first or name.endswith(f".{first}")]
+    return [prefix for prefix in prefixes if all(prefix + sign in tensors for sign in signs)]
+
+
+def _rank(prefix: str) -> int:
+    words = set(re.split(r"[._]", prefix.lower()))
+    if "teacher" in words:
+        return 0
+    return 2 if words & COPIES else 1
+
+
+def _renamed(name: str, rules: Rules) -> str:
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _joined(tensors: Tensors) -> Tensors:
+    """Layers of transformers that timm has in one: rows of the first, then of the others."""
+    joined = dict(tensors)
+    for name in tensors:
+        for whole, parts in JOINED.items():
+            start, found, kind = name.partition(f".{parts[0]}.")
+            names = [f"{start}.{part}.{kind}" for part in parts]
+            if found and _stackable(rows := [tensors[part] for part in names if part in tensors], len(parts)):
+                joined = {part: tensor for part, tensor in joined.items() if part not in names}
+                joined[f"{start}.{whole}.{kind}"] = torch.cat(rows)
+    return joined
+
+
+def _stackable(rows: list[Tensor], wanted: int) -> bool:
+    return len(rows) == wanted and rows[0].ndim > 0 and len({tensor.shape for tensor in rows}) == 1
+
+
+LAYOUTS = (
+    Layout("timm names", ("patch_embed.proj.weight",), TIMM),
+    Layout("torchvision names", ("layer1.0.conv1.weight", "conv1.weight"), ()),
+    Layout("names of a Sequential", ("4.0.conv1.weight", "0.weight"), RESNET_CHILDREN),
+    Layout(
+        "transformers names",
+        ("embeddings.patch_embeddings.projection.weight",),
+        HUGGING_FACE,
+        _joined,
+    ),
+    Layout("torchvision names", ("conv_proj.weight", "encoder.pos_embedding"), TORCHVISION_VIT),
+)
