@@ -45,7 +45,7 @@ def initial_detector(config: core.Config, init: str, arch: str | None) -> Start:
         )
     config = dataclasses.replace(config, arch=arch or weights.arch, mean=weights.mean, std=weights.std)
     detector = core.Detector(config)
-    report = load_into(detector.backbone.trunk, weights)
+    report, *_ = [load_into(trunk, weights) for trunk in detector.trunks()]  # the same in every field of view
     return Start(detector, set(report.used), _origin(config, init, weights, report))
 
 

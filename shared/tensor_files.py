@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ def first_line(error: Exception) -> str:
 
 def _load_torch(path: Path) -> Mapping[str, Any]:
     try:
-        with torch.serialization.safe_globals(list(HARMLESS)):
+        with torch.serialization.safe_globals(list(HARMLESS)), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*TorchScript")  # it is refused below
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen types, with advice that would be unsafe to follow
         raise UserError(_refusal(path, error)) from error
@@ -42,6 +44,8 @@ def _load_torch(path: Path) -> Mapping[str, Any]:
 
 
 def _refusal(path: Path, error: Exception) -> str:
+    if "TorchScript" in str(error):
+        return f"{path} is a TorchScript program, which is not run; give the tensors of its state_dict"
     foreign = re.search(r"Unsupported (?:global|class|type)\S*:?\s+(?:GLOBAL )?([\w.]+)", str(error))
     if foreign is None:
         return f"{path} is cut short or holds more than tensors, so it is not loaded; copy it again"

@@ -75,6 +75,12 @@ def test_a_detector_on_a_vit_with_layer_scale_is_saved_and_built_again(tmp_path:
         torch.testing.assert_close(again(image).points_BN2, detector.eval()(image).points_BN2)
 
 
+def test_every_field_of_view_starts_from_the_same_weights(tiny_weights: Path) -> None:
+    detector, _, _ = initial_detector(core.Config(views=2), str(tiny_weights), None)
+    own, wider = (trunk.state_dict() for trunk in detector.trunks())
+    assert all(torch.equal(own[name], wider[name]) for name in own)
+
+
 def test_only_batch_norms_with_loaded_statistics_are_held(tmp_path: Path) -> None:
     path = tmp_path / "resnet.pth"
     torch.save(timm.create_model("resnet50").state_dict(), path)

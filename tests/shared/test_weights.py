@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,8 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path, capfd: pytest.Cap
     torch.save([torch.zeros(1)], tmp_path / "list.pth")
     (tmp_path / "a.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}")
     torch.save({"model": {"a": torch.zeros(9)}, "args": Path("x")}, tmp_path / "path.pth")
+    with warnings.catch_warnings(action="ignore"):
+        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "script.pth")
     (tmp_path / "text.pth").write_text("no weights")
     (tmp_path / "cut.pth").write_bytes((tmp_path / "path.pth").read_bytes()[:500])
     (tmp_path / "folder").mkdir()
@@ -79,6 +82,7 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path, capfd: pytest.Cap
         "path.pth": "holds pathlib.PosixPath beside its tensors",
         "text.pth": "is cut short or holds more than tensors",
         "cut.pth": "is cut short or holds more than tensors",
+        "script.pth": "is a TorchScript program, which is not run",
         "folder": "is a folder; give the weights file in it",
         "plain.pth": "holds no tensors under names",
         "list.pth": "holds a list, not tensors under names",
