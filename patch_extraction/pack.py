@@ -52,6 +52,7 @@ def pack(
     source = _digest(records, shard_size, seed)
     index = read_index(out)
     if index is not None and index["source"] == source and _shards_whole(out, index):
+        (out / JOURNAL).unlink(missing_ok=True)  # of a process killed between the index and here
         return index
     _check_tars(out, records)
     samples = [sample for record in records for sample in _samples(tar_path(out, record.slide_id))]

@@ -90,7 +90,7 @@ def refuse_other_settings(folder: Path, settings: Mapping[str, Any], free: Colle
     # Through JSON and back, as the saved ones went: tuples become lists.
     now = dict(flat(json.loads(json.dumps(decisive))))
     then = dict(flat({name: before[name] for name in decisive}))
-    for name in sorted(now.keys() | then.keys()):
+    for name in sorted(now.keys() | then.keys(), key=lambda name: (name != "name", name)):  # the recipe first
         if now.get(name) != then.get(name):
             raise UserError(
                 f"{folder} was started with {name}={then.get(name)}, not {now.get(name)}; "
