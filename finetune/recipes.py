@@ -21,7 +21,7 @@ class Recipe:
     name: Annotated[str, tyro.conf.Fixed] = "dpa_p2pnet"
     """Of the recipe."""
     init: str = "imagenet"
-    """Weights of the trunk: a file (.pth, .safetensors), imagenet (timm's hub) or random."""
+    """Weights of the trunk: a file (of ssl_pretrain or of another project), imagenet (timm's hub) or random."""
     arch: str | None = None
     """Trunk as timm names it, where the weights do not say it (resnet50, vit_base_patch16_224, ...)."""
     source: Annotated[Source, tyro.conf.arg(name="")] = Source()

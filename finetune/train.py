@@ -147,7 +147,7 @@ def _start(recipe: Recipe, data: AnnotatedData, world: World) -> tuple[Training,
     )
     torch.manual_seed(recipe.seed)
     detector, loaded, origin = initial_detector(wanted, recipe.init, recipe.arch)
-    held = held_batch_norms(detector.backbone.trunk, loaded)
+    held = [norm for trunk in detector.trunks() for norm in held_batch_norms(trunk, loaded)]
     detector.to(world.device)
     on_gpu = world.device.type == "cuda"
     optimiser = torch.optim.AdamW(detector.parameters(), weight_decay=recipe.weight_decay, fused=on_gpu)
