@@ -10,15 +10,23 @@ detector.pth and a run folder. The same command goes on where the last attempt w
 
 
 def main() -> int:
-    """Train; returns the exit code (0 finished, 85 stopped at a checkpoint by a signal)."""
+    """Train; returns the exit code (0 finished, 2 refused, 85 stopped at a checkpoint by a signal)."""
     stop = StopSignal()  # before torch, whose import takes seconds in which a warning would kill the process
     from finetune.recipes import RECIPES
     from finetune.train import train
     from shared import distributed
+    from shared.ranks import SharedError
 
     recipe = parse(RECIPES, "dpa_p2pnet", "python -m finetune", DESCRIPTION)
     world = distributed.start()
-    code = train(recipe, world, stop)
+    try:
+        code = train(recipe, world, stop)
+    except SharedError:
+        # Only where all ranks leave: one that left the group alone would wait for the others' goodbye.
+        distributed.stop()
+        if world.is_main:
+            raise
+        return 2
     distributed.stop()
     return code
 

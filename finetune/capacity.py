@@ -41,11 +41,9 @@ def densest_window(tile: Tile, side: int) -> int:
 def _check_place(tile: Tile, cells: int, size: tuple[int, int], interval: int, where: str) -> None:
     if cells <= _proposals(size, interval):
         return
-    enough = next(px for px in range(interval - 1, 0, -1) if cells <= _proposals(size, px) or px == 1)
-    smaller = next((px for px in (16, 8, 4, 2) if px <= enough), 1)
-    raise UserError(
-        f"{tile.image} has {cells} cells{where}, more than proposals at {interval} px; give --interval {smaller}"
-    )
+    smaller = next((px for px in (16, 8, 4, 2, 1) if px < interval and cells <= _proposals(size, px)), None)
+    remedy = "raise --augment.crop" if smaller is None else f"give --interval {smaller}"
+    raise UserError(f"{tile.image} has {cells} cells{where}, more than proposals at {interval} px; {remedy}")
 
 
 def _proposals(size: tuple[int, int], interval: int) -> int:

@@ -40,17 +40,26 @@ class Losses(NamedTuple):
     regression: Tensor
 
 
-def detection_loss(config: Config, found: Detections, targets: Sequence[Targets], cells: Tensor) -> Losses:
-    """Match per image, then cross-entropy over all proposals and mean squared distance over the matched.
+def sums_of(config: Config, targets: Sequence[Targets], proposals: int) -> Tensor:
+    """What a batch's losses are divided by: the weights of all its proposals, and its number of cells.
 
-    The cross-entropy is the weighted mean over the proposals of the batch.
+    Known before anything is matched, as min(cells, proposals) of an image will be. Averaged over the ranks of a
+    step, they make every proposal and every cell of the step count the same, on whatever rank it is.
+    """
+    cells = [len(each.labels_M) for each in targets]
+    matched = sum(min(count, proposals) for count in cells)
+    background = len(targets) * proposals - matched
+    return torch.tensor([matched + config.background_weight * background, max(1.0, sum(cells))])
+
+
+def detection_loss(config: Config, found: Detections, targets: Sequence[Targets], sums_2: Tensor) -> Losses:
+    """Match per image, then cross-entropy over all proposals and squared distance over the matched.
 
     Args:
         config: Weights.
         found: What the network says.
         targets: Of each image.
-        cells: What the squared distances are divided by, at least 1: the mean number of cells in a batch like
-            this one over all ranks and passes of a step, so that every cell of the step counts the same.
+        sums_2: What the two terms are divided by (`sums_of`).
     """
     points_BN2, logits_BNC = found.points_BN2.float(), found.logits_BNC.float()
     background = logits_BNC.shape[-1] - 1
@@ -63,6 +72,7 @@ def detection_loss(config: Config, found: Detections, targets: Sequence[Targets]
         squared = squared + F.mse_loss(points_BN2[index, proposals], cells_M2[answered].float(), reduction="sum")
     class_weights = logits_BNC.new_ones(background + 1)
     class_weights[background] = config.background_weight
-    classification = F.cross_entropy(logits_BNC.flatten(0, 1), wanted_BN.flatten(), class_weights)
-    regression = config.point_weight * squared / cells.clamp(min=1)
+    entropy = F.cross_entropy(logits_BNC.flatten(0, 1), wanted_BN.flatten(), class_weights, reduction="sum")
+    classification = entropy / sums_2[0]
+    regression = config.point_weight * squared / sums_2[1]
     return Losses(classification + regression, classification.detach(), regression.detach())

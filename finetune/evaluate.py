@@ -78,6 +78,8 @@ def load_for(path: Path, data: AnnotatedData, device: torch.device) -> Detector:
         UserError: no detector file, or one with other classes or trained at another resolution.
     """
     detector, metadata = load_detector(path)
+    if missing := {"classes", "mpp"} - metadata.keys():
+        raise UserError(f"the metadata in {path} lack {' and '.join(sorted(missing))}; train the detector again")
     if tuple(metadata["classes"]) != data.classes:
         raise UserError(
             f"{path} detects {', '.join(metadata['classes'])}, but {data.folder} is annotated with "

@@ -20,7 +20,7 @@ class Start(NamedTuple):
     detector: core.Detector
     loaded: set[str]
     """The trunk's tensors that came with the weights."""
-    origin: str
+    trunk_source: str
     """What was taken from where, in words."""
 
 

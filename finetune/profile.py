@@ -97,18 +97,28 @@ def profile(config: Config) -> int:
         names = ", ".join(variant.name for variant in VARIANTS)
         raise UserError(f"there is no variant {min(unknown)!r}; choose from: {names}")
     print(
-        f"{'variant':<26} {'params M':>9} {'paper':>6} {'MACs G':>8} {'paper':>6} {'sampled':>8} {'images/s':>9}"
+        f"{'variant':<26} {'params M':>9} {'paper':>6} {'MACs G':>8} {'paper':>6} {'sampled':>8} {'images/s':>9} "
+        f"{'paper':>6}"
     )
+    settings = [_settings(variant, config) for variant in chosen]
+    try:
+        config.out.parent.mkdir(parents=True, exist_ok=True)
+        config.out.touch()
+    except OSError as error:
+        raise UserError(f"--out {config.out} cannot be written ({error.strerror}); give another file") from error
     rows = []
-    for variant in chosen:
-        rows.append(_measure(variant, config))
+    for variant, each in zip(chosen, settings, strict=True):
+        rows.append(_measure(variant, each, config))
         print(_line(rows[-1]), flush=True)
     _write(config, rows)
     return 0
 
 
-def _measure(variant: Variant, config: Config) -> Row:
-    settings = DetectorConfig(classes=config.classes, interval=config.interval, **variant.fields)  # type: ignore[arg-type]
+def _settings(variant: Variant, config: Config) -> DetectorConfig:
+    return DetectorConfig(classes=config.classes, interval=config.interval, **variant.fields)  # type: ignore[arg-type]
+
+
+def _measure(variant: Variant, settings: DetectorConfig, config: Config) -> Row:
     detector = Detector(settings).eval()
     detector.samples_smoothing = False
     dense = multiply_adds(detector, config.size)

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from finetune.criterion import detection_loss
+from finetune.criterion import detection_loss, sums_of
 from finetune.recipes import Recipe
 from finetune.state import Training
 from finetune.tile_loader import Batch
-from shared.command_line import UserError
-from shared.distributed import mean_over_ranks
+from shared.distributed import any_rank, mean_over_ranks
+from shared.ranks import SharedError
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
@@ -56,16 +56,18 @@ def update(recipe: Recipe, network: nn.Module, training: Training, batch: Batch,
 def _backward(recipe: Recipe, network: nn.Module, batch: Batch, step: int) -> Tensor:
     """Gradients of the batch; returns total, classification and regression loss."""
     device, parts = batch.image_BCHW.device, batch.parts(recipe.accumulate)
-    cells = mean_over_ranks(torch.tensor(batch.cells / len(parts), device=device))
-    shown = torch.zeros(3, device=device)
+    shown, sums_2 = torch.zeros(3, device=device), torch.zeros(2, device=device)
     for part in parts:
         with _exchange_gradients(network, only_if=part is parts[-1]):
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                 found = network(part.image_BCHW.float() / 255)
             _require_finite((found.points_BN2, found.logits_BNC), recipe, step)
-            losses = detection_loss(recipe.criterion, found, part.targets, cells)
-            (losses.total / len(parts)).backward()
-        shown += torch.stack([each.detach() for each in losses]) / len(parts)
+            if part is parts[0]:  # of the whole batch: its parts are summed
+                proposals = found.points_BN2.shape[1]
+                sums_2 = mean_over_ranks(sums_of(recipe.criterion, batch.targets, proposals).to(device))
+            losses = detection_loss(recipe.criterion, found, part.targets, sums_2)
+            losses.total.backward()
+        shown += torch.stack([each.detach() for each in losses])
     return shown
 
 
@@ -77,8 +79,11 @@ def _exchange_gradients(network: nn.Module, only_if: bool) -> AbstractContextMan
 
 
 def _require_finite(values: Iterable[Tensor], recipe: Recipe, step: int) -> None:
-    if not all(bool(torch.isfinite(value).all()) for value in values):
-        raise UserError(
+    """On every rank, if it is so on one: none may wait for the others."""
+    values = list(values)
+    finite = all(bool(torch.isfinite(value).all()) for value in values)
+    if any_rank(not finite, values[0].device):
+        raise SharedError(
             f"the loss is no longer finite at step {step}; the checkpoints in {recipe.run_dir} are whole. "
             "Give a lower --learning-rate and another --run-dir"
         )

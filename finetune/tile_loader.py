@@ -21,11 +21,6 @@ class Batch(NamedTuple):
     image_BCHW: Tensor
     targets: list[Targets]
 
-    @property
-    def cells(self) -> int:
-        """How many cells there are in all its images."""
-        return sum(len(each.labels_M) for each in self.targets)
-
     def parts(self, count: int) -> list["Batch"]:
         """The batch in `count` equal parts."""
         size = len(self.targets) // count

@@ -23,6 +23,7 @@ from shared import detector as core
 from shared.command_line import UserError, as_plain
 from shared.distributed import World
 from shared.loader_workers import deaths_named
+from shared.ranks import refuse_differences, together
 from shared.runs import Run, progress, provenance
 from shared.seeds import seed_batch
 from shared.stop_signal import STOPPED, StopSignal, leave_marker
@@ -39,31 +40,42 @@ def train(recipe: Recipe, world: World, stop: StopSignal) -> int:
     Raises:
         UserError: data, weights, run folder or batch size do not fit; the loss is not finite.
     """
-    check(recipe)
-    checkpoint.refuse_other_settings(recipe.run_dir, as_plain(recipe), FREE_ON_RESUME)
-    data = load_data(recipe.source)
-    if not (tiles := data.splits.get("train", [])):
-        raise UserError(f"{data.folder} has no training tiles, only {', '.join(data.splits)}")
-    training, origin = _start(recipe, data, world)
-    distributed.wait_for_all()  # every rank has compared the settings before the first writes its own
-    run = Run(recipe.run_dir, recipe, writes=world.is_main)
-    resumed = _resume(recipe, training, run)
+    with together(world):  # every rank has compared the settings before the first writes its own
+        check(recipe)
+        checkpoint.refuse_other_settings(recipe.run_dir, as_plain(recipe), FREE_ON_RESUME)
+        data = load_data(recipe.source)
+        if not (tiles := data.splits.get("train", [])):
+            raise UserError(f"{data.folder} has no training tiles, only {', '.join(data.splits)}")
+        training, trunk_source = _start(recipe, data, world)
+    with together(world):
+        run = Run(recipe.run_dir, recipe, writes=world.is_main)
+        resumed = _resume(recipe, training, run, data)
+    refuse_differences(str(training.step), world, f"the ranks see different checkpoints in {recipe.run_dir}")
     if world.is_main:
-        print(f"data    {data}\ntrunk   {origin}")
+        print(f"data    {data}\ntrunk   {trunk_source}")
         print(f"device  {world.size} x {world.device.type}, {recipe.batch_size} tiles a step")
         print(f"state   {resumed or f'begins in {run.folder}'}", flush=True)
-    if world.is_main and not resumed:
-        outcome.draw_augmented(run, TileStream(tiles, recipe.augment, recipe.seed), data.classes)
-        _validate(recipe, training, data, run, world)
+    with together(world):
+        if world.is_main and not resumed:
+            outcome.draw_augmented(run, TileStream(tiles, recipe.augment, recipe.seed), data.classes)
+            _validate(recipe, training, data, run, world)
     with deaths_named("--workers"):
         stopped = _loop(recipe, training, data, run, world, stop)
     if stopped:
         return _stop(stop, training, world)
-    if world.is_main:
-        _save_weights(recipe, training, data, run, "last")
-        outcome.finish(run, recipe.out, data, world.device)
+    with together(world):
+        if world.is_main:
+            _publish(recipe, training, data, run, world)
     run.close()
     return 0
+
+
+def _publish(recipe: Recipe, training: Training, data: AnnotatedData, run: Run, world: World) -> None:
+    """The end: last and best weights, their scores, the best where the recipe says."""
+    _save_weights(recipe, training, data, run, "last")
+    if not training.best_step:  # tried out for less than the steps between two scores
+        _save_weights(recipe, training, data, run, "best")
+    outcome.finish(run, recipe.out, data, world.device)
 
 
 def _loop(
@@ -88,10 +100,11 @@ def _loop(
             bar.update()
             stops = distributed.any_rank(stop.received is not None, world.device)
             ends = training.step == last_step
-            if world.is_main and (ends or _every(recipe.evaluate_every, training.step, recipe, tiles)):
-                _validate(recipe, training, data, run, world)
-            if world.is_main and (ends or stops or _every(recipe.checkpoint_every, training.step, recipe, tiles)):
-                checkpoint.save(recipe.run_dir, training.step, recipe.name, training.state())
+            scores = training.step == steps or _every(recipe.evaluate_every, training.step, recipe, tiles)
+            saves = ends or stops or _every(recipe.checkpoint_every, training.step, recipe, tiles)
+            if scores or saves:
+                with together(world):
+                    _keep(recipe, training, data, run, world, scores, saves)
             if stops and not ends:
                 return True
     return False
@@ -117,12 +130,21 @@ def _stop(stop: StopSignal, training: Training, world: World) -> int:
     return STOPPED
 
 
-def _resume(recipe: Recipe, training: Training, run: Run) -> str | None:
-    """Go back to the newest checkpoint of the run folder, and say so; None if there is none."""
+def _resume(recipe: Recipe, training: Training, run: Run, data: AnnotatedData) -> str | None:
+    """Go back to the newest checkpoint of the run folder, and say so; None if there is none.
+
+    Raises:
+        UserError: the data are not those that the run began with.
+    """
     saved = checkpoint.resume(recipe.run_dir, recipe.name)
     if saved is None:
         run.rewind(-1)
         return None
+    if saved["data"] != data.digest():
+        raise UserError(
+            f"the tiles or cells in {data.folder} have changed since step {saved['step']} of {recipe.run_dir}; "
+            "give another run folder with --run-dir"
+        )
     training.restore(saved)
     run.rewind(training.step)
     return f"going on after step {training.step} of {recipe.run_dir}"
@@ -146,18 +168,28 @@ def _start(recipe: Recipe, data: AnnotatedData, world: World) -> tuple[Training,
         refinements=recipe.refinements,
     )
     torch.manual_seed(recipe.seed)
-    detector, loaded, origin = initial_detector(wanted, recipe.init, recipe.arch)
+    detector, loaded, trunk_source = initial_detector(wanted, recipe.init, recipe.arch)
     held = [norm for trunk in detector.trunks() for norm in held_batch_norms(trunk, loaded)]
     detector.to(world.device)
     on_gpu = world.device.type == "cuda"
     optimiser = torch.optim.AdamW(detector.parameters(), weight_decay=recipe.weight_decay, fused=on_gpu)
-    return Training(detector, optimiser, held, average_of(detector, recipe.ema)), origin
+    return Training(detector, optimiser, held, average_of(detector, recipe.ema)), trunk_source
 
 
 def _every(epochs: int, step: int, recipe: Recipe, tiles: Sequence[Tile]) -> bool:
     """Whether this step completes a multiple of `epochs` passes over the tiles."""
     samples = epochs * len(tiles)
     return step * recipe.batch_size // samples > (step - 1) * recipe.batch_size // samples
+
+
+def _keep(
+    recipe: Recipe, training: Training, data: AnnotatedData, run: Run, world: World, scores: bool, saves: bool
+) -> None:
+    """What the first rank does between two steps: score, save."""
+    if scores and world.is_main:
+        _validate(recipe, training, data, run, world)
+    if saves and world.is_main:
+        checkpoint.save(recipe.run_dir, training.step, recipe.name, {**training.state(), "data": data.digest()})
 
 
 def _validate(recipe: Recipe, training: Training, data: AnnotatedData, run: Run, world: World) -> None:

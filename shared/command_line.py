@@ -25,7 +25,7 @@ def run(command: Callable[[], int | None]) -> NoReturn:
         print(f"error: {error}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        print("interrupted; a run or harvest goes on from what it saved last", file=sys.stderr)
         code = 130
     except BrokenPipeError:  # the reader of our output (`| head`) went away
         sys.stderr.close()

@@ -28,6 +28,7 @@ from shared.decoders import (
 from shared.fields_of_view import FieldOfViewFusion, Upsampling
 from shared.fpn import FeaturePyramid, SummedPyramid
 from shared.proposals import Level, proposal_grid
+from shared.tensor_files import first_line
 from shared.weights import IMAGENET_MEAN, IMAGENET_STD, Weights, read, write
 
 # Smoothing a level under one point costs about as much as smoothing so many cells of it (measured on a CPU).
@@ -83,9 +84,9 @@ class Config:
                 "proposals that move; switch both off, or only the deformation"
             )
         if self.refinements and (self.deformable or not self.multi_scale):
-            raise UserError("refinements are compared with deformable proposals: switch these off, multi-scale on")
+            raise UserError("refinements are for multi-scale decoding without deformation: add --no-deformable")
         if self.summed and self.multi_scale:
-            raise UserError("levels are summed for single-level decoding: switch multi-scale decoding off")
+            raise UserError("levels are summed for single-level decoding: add --no-multi-scale --no-deformable")
         if self.views < 1 or self.refinements < 0:
             raise UserError(f"there cannot be {self.views} views and {self.refinements} refinements")
         if not self.multi_scale and GRID_STRIDE % self.interval:
@@ -236,8 +237,14 @@ def load_detector(path: Path) -> tuple[Detector, dict[str, Any]]:
             f"{path} holds {_contents(weights)}, not a detector; give the detector.pth that "
             "python -m finetune writes"
         )
-    detector = Detector(_config(weights.metadata["config"]))
-    detector.load_state_dict(weights.tensors)
+    try:
+        detector = Detector(_config(weights.metadata["config"]))
+        detector.load_state_dict(weights.tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"{path} is no detector that this version can build ({type(error).__name__}: {first_line(error)}); "
+            "train it again, or use the version that wrote it"
+        ) from error
     return detector.eval(), weights.metadata
 
 

@@ -36,6 +36,8 @@ def _load_torch(path: Path) -> Mapping[str, Any]:
         with torch.serialization.safe_globals(list(HARMLESS)), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*TorchScript")  # it is refused below
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError) as error:  # of the machine, not of the file
+        raise UserError(f"{path} cannot be read now ({first_line(error)}); try again") from error
     except Exception as error:  # torch raises a dozen types, with advice that would be unsafe to follow
         raise UserError(_refusal(path, error)) from error
     if not isinstance(content, Mapping):

@@ -216,15 +216,23 @@ def check_destination(out: Path) -> None:
 
 
 def publish(path: Path, destination: Path) -> None:
-    """Copy a weights file atomically to where users look for it; another run's file is kept as .bak."""
-    if destination.exists() and _run_id(destination) != _run_id(path):
-        destination.replace(destination.with_name(destination.name + ".bak"))
-    if destination.suffix == path.suffix:
+    """Copy a weights file atomically to where users look for it; another run's file is kept as .bak.
+
+    Raises:
+        UserError: the disk is full or cannot be written; what was there before stays.
+    """
+    try:
         with atomic_path(destination) as temporary:
-            shutil.copyfile(path, temporary)
-    else:
-        weights = read(path)
-        write(destination, weights.tensors, weights.metadata)
+            if destination.suffix == path.suffix:
+                shutil.copyfile(path, temporary)
+            else:
+                weights = read(path)
+                write(temporary.with_suffix(destination.suffix), weights.tensors, weights.metadata)
+                temporary.with_suffix(destination.suffix).replace(temporary)
+            if destination.exists() and _run_id(destination) != _run_id(path):
+                destination.replace(destination.with_name(destination.name + ".bak"))
+    except OSError as error:
+        raise UserError(f"cannot write {destination} ({error.strerror}); the weights are in {path}") from error
 
 
 def _metadata(path: Path, text: str | None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ def main() -> int:
     """Train; returns the exit code (0 finished, 2 refused, 85 stopped at a checkpoint by a signal)."""
     stop = StopSignal()  # before torch, whose import takes seconds in which a warning would kill the process
     from shared import distributed
-    from ssl_pretrain.ranks import SharedError
+    from shared.ranks import SharedError
     from ssl_pretrain.recipes import RECIPES
     from ssl_pretrain.train import train
 

@@ -7,12 +7,12 @@ import torch
 from shared.checkpoint import refuse_other_settings
 from shared.command_line import UserError, as_plain
 from shared.distributed import World, any_rank
+from shared.ranks import refuse_differences, together
 from shared.runs import Run
 from shared.stop_signal import StopSignal
 from shared.weights import IMAGENET_MEAN, IMAGENET_STD, check_destination
 from ssl_pretrain.epochs import Layout
 from ssl_pretrain.plan import Plan
-from ssl_pretrain.ranks import refuse_differences, together
 from ssl_pretrain.recipes import Recipe, check
 from ssl_pretrain.shard_loader import check_batch
 from ssl_pretrain.shards import ShardSet, check_sums, fingerprint, open_shards, remember, same_as_remembered

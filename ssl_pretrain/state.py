@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from shared import checkpoint
+from shared.ranks import SharedError
 from shared.runs import Run
 from ssl_pretrain.epochs import Layout, Position
 from ssl_pretrain.methods import Method
-from ssl_pretrain.ranks import SharedError
 
 
 @dataclass

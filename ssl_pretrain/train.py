@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from shared.distributed import World, any_rank, wait_for_all
+from shared.ranks import together
 from shared.runs import Run
 from shared.seeds import seed_batch
 from shared.stop_signal import STOPPED, StopSignal, leave_marker
@@ -16,7 +17,6 @@ from ssl_pretrain.meter import Meter
 from ssl_pretrain.methods import Method
 from ssl_pretrain.monitors import Monitor
 from ssl_pretrain.plan import Plan
-from ssl_pretrain.ranks import together
 from ssl_pretrain.recipes import Recipe
 from ssl_pretrain.shard_loader import ShardLoader
 from ssl_pretrain.shards import ShardSet

@@ -1,5 +1,6 @@
 """What every reader of annotated data returns: tiles with their cells, in one convention."""
 
+import hashlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -49,6 +50,16 @@ class AnnotatedData:
     splits: dict[str, list[Tile]]
     radius_um: float = RADIUS_UM
     """Matching distance of the published scores, um."""
+
+    def digest(self) -> str:
+        """Tells other tiles, sizes, splits, cells and classes apart; the pixels are not looked at."""
+        summed = hashlib.sha256(f"{self.mpp} {self.classes}".encode())
+        for name, tiles in self.splits.items():
+            for tile in tiles:
+                path = tile.image.relative_to(self.folder).as_posix()
+                summed.update(f"{name} {path} {tile.slide} {tile.size} ".encode())
+                summed.update(tile.points_N2.tobytes() + tile.labels_N.tobytes())
+        return summed.hexdigest()
 
     def __str__(self) -> str:
         parts = [

@@ -41,7 +41,7 @@ def load(folder: Path, description: Description) -> AnnotatedData:
     tiles = {
         name: _read_tiles(folder, inner, description)
         for name, inner in FOLDERS.items()
-        if (folder / "images" / inner).is_dir()
+        if any((folder / part / inner).is_dir() for part in ("images", "annotations"))
     }
     splits = arrange(folder, tiles, description)
     return AnnotatedData(folder, mpp, tuple(description.classes), splits, RADIUS * mpp)

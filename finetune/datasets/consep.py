@@ -21,9 +21,10 @@ from finetune.datasets.splits import arrange, slide_of
 from shared.command_line import UserError
 
 LAYOUT = "CoNSeP's {Train,Test}/{Images,Labels}"
+MPP = 0.5  # of the tiles as read (paper: 20x)
 # The values that classes have in the files of points; Table 2's classes.
 KNOWN = Description(
-    mpp=0.5,  # of the tiles as read (paper: 20x)
+    mpp=MPP,
     classes={"inflammatory": "1", "epithelial": "2", "stromal": "3"},
     origin="pixel_index",
     # The validation tiles behind the paper's counts (MCSpatNet's published split).
@@ -54,6 +55,11 @@ def load(folder: Path, description: Description) -> AnnotatedData:
     if not roots:
         return points.load(folder, description)
     mpp = checked(folder, description)
+    if abs(mpp / MPP - 1) > 0.05:
+        raise UserError(
+            f"{folder} is CoNSeP at 40x, whose tiles are reduced to {MPP} um/px as they are read; leave out "
+            f'--slide-mpp and "mpp" in {NAME}'
+        )
     tiles = {name: _read_tiles(folder, root, description) for name, root in roots.items()}
     return AnnotatedData(folder, mpp, tuple(description.classes), arrange(folder, tiles, description))
 

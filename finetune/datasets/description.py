@@ -110,5 +110,5 @@ def _split_of(splits: dict[str, list[str]]) -> dict[str, str]:
         raise ValueError(f"split {unknown[0]!r} is none of {', '.join(SPLITS)}")
     pairs = [(str(image), name) for name, images in splits.items() for image in images]
     if len(dict(pairs)) < len(pairs):
-        raise ValueError("an image stands in two splits")
+        raise ValueError("an image is listed twice in the splits")
     return dict(pairs)

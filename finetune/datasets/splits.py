@@ -70,11 +70,14 @@ def _listed(folder: Path, tiles: Sequence[Tile], description: Description) -> di
 
 
 def _dealt(tiles: Mapping[str, list[Tile]], val: frozenset[str]) -> dict[str, list[Tile]]:
-    """Tiles without a split dealt out 6:2:2 by slide; else the folders, with a fifth of train where no val is."""
+    """Tiles without a split dealt out 6:2:2 by slide; else the folders.
+
+    Where no folder is `val`, it is made of the training tiles that `val` names, or of a fifth of their slides.
+    """
     if "" in tiles:
         return split_by_slide(tiles[""], SHARES)
     train = tiles.get("train", [])
-    if val:
+    if val and "val" not in tiles:
         chosen = [tile for tile in train if tile.image.stem in val]
         rest = [tile for tile in train if tile.image.stem not in val]
         return {**tiles, "train": rest, "val": chosen}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.criterion import Config, Targets, detection_loss
+from finetune.criterion import Config, Targets, detection_loss, sums_of
 from finetune.matching import assign
 from shared.detector import Detections
 
@@ -41,7 +41,7 @@ def test_loss_equals_its_definition(counts: tuple[int, ...]) -> None:
             found.points_BN2[index].detach().double().numpy()[proposals.numpy()] - cells.numpy()[matched.numpy()]
         )
         squares += (gaps**2).sum()
-    losses = detection_loss(config, found, truth, torch.tensor(float(sum(counts))))
+    losses = detection_loss(config, found, truth, sums_of(config, truth, found.points_BN2.shape[1]))
     assert losses.classification.item() == pytest.approx(entropy / weight, rel=1e-5)
     assert losses.regression.item() == pytest.approx(2e-3 * squares / max(sum(counts), 1), rel=1e-5, abs=1e-9)
     assert losses.total.item() == pytest.approx(losses.classification.item() + losses.regression.item(), rel=1e-6)
@@ -49,7 +49,7 @@ def test_loss_equals_its_definition(counts: tuple[int, ...]) -> None:
 
 def test_both_terms_have_gradients() -> None:
     """In P2PNet's published code a misspelt key keeps the regression loss out of the sum."""
-    found = detections(3)
-    detection_loss(Config(), found, targets(4, (5, 9)), torch.tensor(14.0)).total.backward()
+    found, truth = detections(3), targets(4, (5, 9))
+    detection_loss(Config(), found, truth, sums_of(Config(), truth, 64)).total.backward()
     assert (found.points_BN2.grad.abs().sum(-1) > 0).sum() == 14
     assert found.logits_BNC.grad.abs().sum() > 0

@@ -12,6 +12,7 @@ from finetune.evaluate import Config, evaluate
 from shared import detector as core
 from shared.command_line import UserError
 from shared.sample_slides import write_tiles
+from shared.weights import write
 from tests.conftest import Command
 
 
@@ -51,12 +52,16 @@ def test_what_does_not_fit_is_refused(tiles: Path, tmp_path: Path) -> None:
     detector = untrained(tmp_path / "a.pth", ["negative", "positive"])
     other = untrained(tmp_path / "other.pth", ["tumour", "stroma"])
     torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "no_detector.pth")
+    write(tmp_path / "empty.pth", {"a": torch.zeros(1)}, {"kind": "detector"})
+    core.save_detector(tmp_path / "nameless.pth", core.Detector(core.Config(arch="vit_tiny_patch16_224")), {})
     (tmp_path / "file").touch()
     right = Config(detector=detector, source=Source(data=tiles), out=tmp_path / "evaluation")
     for changes, sentence in [
         ({"detector": other}, "detects tumour, stroma, but .* is annotated with negative, positive"),
         ({"split": "holdout"}, "has no split 'holdout', only train, val, test"),
         ({"detector": tmp_path / "no_detector.pth"}, "not a detector"),
+        ({"detector": tmp_path / "empty.pth"}, "is no detector that this version can build"),
+        ({"detector": tmp_path / "nameless.pth"}, "nameless.pth lack classes and mpp"),
         ({"source": Source(data=tiles, slide_mpp=0.25)}, "was trained at 0.5 um/px, but .* has 0.25"),
         ({"min_gain": 0.1}, "--min-gain needs a detector to compare with"),
         ({"baseline": other}, "detects tumour, stroma"),

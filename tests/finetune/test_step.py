@@ -5,7 +5,6 @@ import dataclasses
 import pytest
 import torch
 
-from finetune.criterion import Config as Criterion
 from finetune.criterion import Targets
 from finetune.recipes import RECIPES, Recipe
 from finetune.state import Training, average_of
@@ -14,7 +13,7 @@ from finetune.tile_loader import Batch
 from shared.command_line import UserError
 from shared.detector import Config, Detector
 
-PLAIN = dataclasses.replace(RECIPES["dpa_p2pnet"], clip_norm=1e9, criterion=Criterion(background_weight=1.0))
+PLAIN = dataclasses.replace(RECIPES["dpa_p2pnet"], clip_norm=1e9)
 
 
 def training(recipe: Recipe) -> Training:
@@ -32,13 +31,14 @@ def batch(counts: tuple[int, ...], side: int = 64) -> Batch:
     return Batch(images, cells)
 
 
-def test_accumulated_passes_are_one_batch() -> None:
-    """With equal weights of all proposals; else each pass has its own weighted mean, as each rank has."""
+@pytest.mark.parametrize("counts", [(3, 5, 0, 9), (0, 0, 0, 9), (1, 0, 0, 0)])
+def test_accumulated_passes_are_one_batch(counts: tuple[int, ...]) -> None:
+    """Whatever the counts of cells in the parts."""
     gradients, logged = [], []
     for passes in (1, 2):
         recipe = dataclasses.replace(PLAIN, accumulate=passes)
         state = training(recipe)
-        logged.append(update(recipe, state.detector, state, batch((3, 5, 0, 9)), 0.0))
+        logged.append(update(recipe, state.detector, state, batch(counts), 0.0))
         gradients.append([p.grad for p in state.detector.parameters()])
     assert logged[1] == pytest.approx(logged[0], rel=1e-4)
     assert logged[0]["regression"] > 0

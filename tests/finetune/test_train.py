@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,8 +63,8 @@ def weights(folder: Path, name: str = "last.pth") -> dict[str, torch.Tensor]:
     return torch.load(folder / "runs/finetune" / name, weights_only=True)["state_dict"]
 
 
-def assert_same_weights(first: Path, second: Path) -> None:
-    a, b = weights(first), weights(second)
+def assert_same_weights(first: Path, second: Path, name: str = "last.pth") -> None:
+    a, b = weights(first, name), weights(second, name)
     assert a.keys() == b.keys()
     assert all(torch.equal(a[name], b[name]) for name in a)
 
@@ -94,6 +95,7 @@ def test_two_halves_equal_the_whole(command: Command, tiles: Path, tmp_path: Pat
     done = command("finetune", *FEW, "--data", tiles)
     assert "going on after step 3" in done.stdout, done.stderr
     assert_same_weights(tmp_path, undisturbed)
+    assert_same_weights(tmp_path, undisturbed, "best.pth")
     assert steps_logged(tmp_path) == [1, 2, 3, 4, 5, 6]
 
 
@@ -167,6 +169,28 @@ def test_two_ranks_train_as_one(tiles: Path, tmp_path: Path) -> None:
     assert len(losses["two"]) == 2
     assert losses["two"][0] == pytest.approx(losses["one"][0], rel=0.02)
     assert losses["two"][1] == pytest.approx(losses["one"][1], rel=0.2)
+
+
+def test_what_fails_on_one_rank_ends_all_in_one_sentence(tiles: Path, tmp_path: Path) -> None:
+    """Only the first rank writes into the run folder, and finds that it is none."""
+    (tmp_path / "runs/finetune").mkdir(parents=True)
+    (tmp_path / "runs/finetune/slide.svs").touch()
+    words = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
+    words += ["-m", "finetune", *map(str, TINY), "--data", str(tiles)]
+    done = subprocess.run([sys.executable, *words], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.stderr.count("error: runs/finetune is no run folder (it holds slide.svs)") == 1
+    assert "Connection closed" not in done.stderr and "finetune/train.py" not in done.stderr
+
+
+def test_other_data_are_not_gone_on_with(command: Command, tiles: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(tiles, data)
+    assert command("finetune", *FEW, "--max-steps", 1).returncode == 0
+    path = next(data.glob("train/points/*.csv"))
+    path.write_text(path.read_text() + "5,5,1\n")
+    done = command("finetune", *FEW)
+    assert done.returncode == 2
+    assert "the tiles or cells in data have changed since step 1 of runs/finetune" in done.stderr
 
 
 def test_the_ranks_of_a_step_get_different_tiles(tiles: Path) -> None:

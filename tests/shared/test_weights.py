@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import resource
 import warnings
 from pathlib import Path
 
@@ -177,6 +178,20 @@ def test_damaged_metadata_are_refused(tmp_path: Path, metadata: str) -> None:
     torch.save({"state_dict": {"a": torch.zeros(1)}, "metadata": metadata}, tmp_path / "a.pth")
     with pytest.raises(UserError, match=r"the metadata in .*a\.pth are damaged"):
         read(tmp_path / "a.pth")
+
+
+def test_publishing_on_a_full_disk_keeps_what_was_there(tmp_path: Path) -> None:
+    write(tmp_path / "mae.pth", {"a": torch.tensor(1)}, {"run_id": "old"})
+    write(tmp_path / "run.pth", {"a": torch.zeros(9999)}, {"run_id": "new"})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*mae\.pth .*; the weights are in .*run\.pth"):
+            publish(tmp_path / "run.pth", tmp_path / "mae.pth")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert read(tmp_path / "mae.pth").metadata == {"run_id": "old"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mae.pth", "run.pth"]
 
 
 def test_publishing_under_another_suffix_writes_the_other_format(tmp_path: Path) -> None:

@@ -146,3 +146,9 @@ def test_damaged_and_missing_files_are_named(published: Path) -> None:
     write_tile(published, "train_1", np.zeros((500, 500, 3), np.uint8), [], [])
     with pytest.raises(UserError, match=r"train_1\.png has 500x500 px, not the 1000x1000"):
         load_data(Source(data=published))
+
+
+def test_the_resolution_of_the_files_is_not_taken_for_that_of_the_tiles(published: Path) -> None:
+    with pytest.raises(UserError, match=r"is CoNSeP at 40x, whose tiles are reduced to 0\.5 um/px .*--slide-mpp"):
+        load_data(Source(data=published, slide_mpp=0.25))
+    assert load_data(Source(data=published, slide_mpp=0.5)).mpp == 0.5

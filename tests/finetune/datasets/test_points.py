@@ -8,7 +8,12 @@ import pytest
 from PIL import Image
 
 from finetune.datasets import Source, load_data
+from finetune.datasets.annotated_data import Tile
+from finetune.datasets.description import Description
+from finetune.datasets.splits import arrange
 from shared.command_line import UserError
+
+NOTHING = (np.zeros((0, 2), np.float32), np.zeros(0, np.int64))
 
 
 def write(folder: Path, names: list[str], rows: str = "x,y,class\n1.5,2.5,1\n3,4,2\n", size: int = 32) -> None:
@@ -194,3 +199,10 @@ def test_images_that_cannot_be_used_are_refused_before_training(tmp_path: Path) 
     Image.fromarray(np.full((32, 32), 3000, np.uint16)).save(path)
     with pytest.raises(UserError, match=r"a\.png has pixels of mode I;16, .* write it as an 8-bit RGB image"):
         load_data(Source(data=tmp_path))
+
+
+def test_a_val_folder_goes_before_the_validation_tiles_that_a_data_set_is_known_for(tmp_path: Path) -> None:
+    tiles = {name: [Tile(tmp_path / f"{name}.png", name, (1, 1), *NOTHING)] for name in ("train", "val")}
+    known = Description(val=frozenset({"train"}))
+    assert arrange(tmp_path, tiles, known) == tiles
+    assert arrange(tmp_path, {"train": tiles["train"]}, known) == {"val": tiles["train"]}

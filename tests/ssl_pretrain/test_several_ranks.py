@@ -22,7 +22,7 @@ from shared import distributed
 from shared.command_line import run
 from shared.stop_signal import StopSignal
 from ssl_pretrain.__main__ import main
-from ssl_pretrain.ranks import SharedError
+from shared.ranks import SharedError
 from ssl_pretrain.train import train
 from tests.ssl_pretrain import stub
 
