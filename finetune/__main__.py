@@ -14,21 +14,10 @@ def main() -> int:
     stop = StopSignal()  # before torch, whose import takes seconds in which a warning would kill the process
     from finetune.recipes import RECIPES
     from finetune.train import train
-    from shared import distributed
-    from shared.ranks import SharedError
+    from shared.ranks import on_all_ranks
 
     recipe = parse(RECIPES, "dpa_p2pnet", "python -m finetune", DESCRIPTION)
-    world = distributed.start()
-    try:
-        code = train(recipe, world, stop)
-    except SharedError:
-        # Only where all ranks leave: one that left the group alone would wait for the others' goodbye.
-        distributed.stop()
-        if world.is_main:
-            raise
-        return 2
-    distributed.stop()
-    return code
+    return on_all_ranks(lambda world: train(recipe, world, stop))
 
 
 if __name__ == "__main__":

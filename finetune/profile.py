@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
@@ -32,7 +33,7 @@ class Variant:
     """One detector, and what the paper prints for it (0: nothing)."""
 
     name: str
-    fields: Mapping[str, object]
+    fields: Mapping[str, Any]
     """Of the detector's config, besides classes and interval."""
     paper_params_m: float = 0.0
     paper_macs_g: float = 0.0
@@ -115,7 +116,7 @@ def profile(config: Config) -> int:
 
 
 def _settings(variant: Variant, config: Config) -> DetectorConfig:
-    return DetectorConfig(classes=config.classes, interval=config.interval, **variant.fields)  # type: ignore[arg-type]
+    return DetectorConfig(classes=config.classes, interval=config.interval, **variant.fields)
 
 
 def _measure(variant: Variant, settings: DetectorConfig, config: Config) -> Row:

@@ -1,19 +1,16 @@
 """One optimiser step of the fine-tuning loop."""
 
-import contextlib
 import math
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from finetune.criterion import detection_loss, sums_of
 from finetune.recipes import Recipe
 from finetune.state import Training
 from finetune.tile_loader import Batch
-from shared.distributed import any_rank, mean_over_ranks
+from shared.distributed import any_rank, exchange_gradients, mean_over_ranks
 from shared.ranks import SharedError
 
 
@@ -58,7 +55,7 @@ def _backward(recipe: Recipe, network: nn.Module, batch: Batch, step: int) -> Te
     device, parts = batch.image_BCHW.device, batch.parts(recipe.accumulate)
     shown, sums_2 = torch.zeros(3, device=device), torch.zeros(2, device=device)
     for part in parts:
-        with _exchange_gradients(network, only_if=part is parts[-1]):
+        with exchange_gradients(network, only_if=part is parts[-1]):
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                 found = network(part.image_BCHW.float() / 255)
             _require_finite((found.points_BN2, found.logits_BNC), recipe, step)
@@ -69,13 +66,6 @@ def _backward(recipe: Recipe, network: nn.Module, batch: Batch, step: int) -> Te
             losses.total.backward()
         shown += torch.stack([each.detach() for each in losses])
     return shown
-
-
-def _exchange_gradients(network: nn.Module, only_if: bool) -> AbstractContextManager[None]:
-    """Lets ranks exchange gradients in the last of the accumulated passes only."""
-    if isinstance(network, DistributedDataParallel) and not only_if:
-        return network.no_sync()
-    return contextlib.nullcontext()
 
 
 def _require_finite(values: Iterable[Tensor], recipe: Recipe, step: int) -> None:

@@ -4,8 +4,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from finetune import outcome
@@ -86,7 +84,8 @@ def _loop(
     steps = math.ceil(recipe.epochs * len(tiles) / recipe.batch_size)
     last_step = steps if recipe.max_steps is None else min(steps, recipe.max_steps)
     stream = TileStream(tiles, recipe.augment, recipe.seed)
-    network = _replicated(training.detector, world)
+    # P2PNet's single level leaves the finest map of a ViT-Adapter unused.
+    network = distributed.replicated(training.detector, world, some_unused=not recipe.multi_scale)
     remaining = range(training.step, last_step)
 
     with progress(last_step, "step", training.step, "fine-tuning", hidden=not world.is_main) as bar:
@@ -108,17 +107,6 @@ def _loop(
             if stops and not ends:
                 return True
     return False
-
-
-def _replicated(detector: core.Detector, world: World) -> nn.Module:
-    """The detector as it is called in the loop: averaging gradients among the ranks, if there are several."""
-    if world.size == 1:
-        return detector
-    devices = [world.device] if world.device.type == "cuda" else None
-    # P2PNet's single level leaves the finest map of a ViT-Adapter unused.
-    return DistributedDataParallel(
-        detector, device_ids=devices, find_unused_parameters=not detector.config.multi_scale
-    )
 
 
 def _stop(stop: StopSignal, training: Training, world: World) -> int:

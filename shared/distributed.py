@@ -1,12 +1,16 @@
 """Ranks: the process group from SLURM, torchrun or a single process, and the wish to stop."""
 
+import contextlib
 import datetime
 import os
 import sys
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from shared.command_line import UserError
 from shared.stop_signal import StopSignal, ignore_signals_in_worker
@@ -18,8 +22,10 @@ __all__ = [
     "StopSignal",
     "World",
     "any_rank",
+    "exchange_gradients",
     "ignore_signals_in_worker",
     "mean_over_ranks",
+    "replicated",
     "start",
     "stop",
     "wait_for_all",
@@ -92,6 +98,26 @@ def mean_over_ranks(value: torch.Tensor) -> torch.Tensor:
         dist.all_reduce(value)
         value /= dist.get_world_size()
     return value
+
+
+def replicated(module: nn.Module, world: World, some_unused: bool = False) -> nn.Module:
+    """The module as a training loop calls it: averaging gradients among the ranks, if there are several.
+
+    `some_unused`: parameters may get no gradient; looking for them takes time.
+    """
+    if world.size == 1:
+        return module
+    devices = [world.device] if world.device.type == "cuda" else None
+    return DistributedDataParallel(
+        module, device_ids=devices, gradient_as_bucket_view=True, find_unused_parameters=some_unused
+    )
+
+
+def exchange_gradients(module: nn.Module, only_if: bool) -> AbstractContextManager[None]:
+    """Lets the ranks of a `replicated` module exchange gradients in the last of the accumulated passes only."""
+    if isinstance(module, DistributedDataParallel) and not only_if:
+        return module.no_sync()
+    return contextlib.nullcontext()
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:

@@ -1,17 +1,37 @@
 """What several ranks do as one: they see the same files, and what fails on one fails on all, with one sentence."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 
+from shared import distributed
 from shared.command_line import UserError
 from shared.distributed import World
 
 
 class SharedError(UserError):
     """An error that every rank raises at the same place: all can leave, and one says why."""
+
+
+def on_all_ranks(train: Callable[[World], int]) -> int:
+    """Join the process group, train, leave it; returns the exit code of this rank.
+
+    Raises:
+        SharedError: on the first rank, which says it; the others just end with code 2.
+    """
+    world = distributed.start()
+    try:
+        code = train(world)
+    except SharedError:
+        # Only where all ranks leave: one that left the group alone would wait for the others' goodbye.
+        distributed.stop()
+        if world.is_main:
+            raise
+        return 2
+    distributed.stop()
+    return code
 
 
 @contextmanager

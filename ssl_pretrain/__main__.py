@@ -13,23 +13,12 @@ The same command goes on where the last attempt was interrupted. Several GPUs: t
 def main() -> int:
     """Train; returns the exit code (0 finished, 2 refused, 85 stopped at a checkpoint by a signal)."""
     stop = StopSignal()  # before torch, whose import takes seconds in which a warning would kill the process
-    from shared import distributed
-    from shared.ranks import SharedError
+    from shared.ranks import on_all_ranks
     from ssl_pretrain.recipes import RECIPES
     from ssl_pretrain.train import train
 
     recipe = parse(RECIPES, "mae_vitb", "python -m ssl_pretrain", DESCRIPTION)
-    world = distributed.start()
-    try:
-        code = train(recipe, world, stop)
-    except SharedError:
-        # Only where all ranks leave: one that left the group alone would wait for the others' goodbye.
-        distributed.stop()
-        if world.is_main:
-            raise
-        return 2
-    distributed.stop()
-    return code
+    return on_all_ranks(lambda world: train(recipe, world, stop))
 
 
 if __name__ == "__main__":

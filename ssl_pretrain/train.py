@@ -5,16 +5,14 @@ from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from shared.distributed import World, any_rank, wait_for_all
+from shared.distributed import World, any_rank, exchange_gradients, replicated, wait_for_all
 from shared.ranks import together
 from shared.runs import Run
 from shared.seeds import seed_batch
 from shared.stop_signal import STOPPED, StopSignal, leave_marker
 from ssl_pretrain.export import export, is_finished
 from ssl_pretrain.meter import Meter
-from ssl_pretrain.methods import Method
 from ssl_pretrain.monitors import Monitor
 from ssl_pretrain.plan import Plan
 from ssl_pretrain.recipes import Recipe
@@ -109,27 +107,12 @@ def _add_gradients(
         with meter.waiting():
             crops = [crop.to(world.device, non_blocking=True) for crop in loader.take()]
         seed_batch(plan.recipe.seed, step * plan.accumulation + part, world.rank)
-        with _exchange_gradients(model, only_if=part == plan.accumulation - 1):
+        with exchange_gradients(model, only_if=part == plan.accumulation - 1):
             with _bfloat16_on_gpu(world):
                 part_loss = model(views(crops), step) / plan.accumulation
             part_loss.backward()
         loss += part_loss.detach()
     return loss
-
-
-def replicated(method: Method, world: World) -> nn.Module:
-    """The method as it is called in the loop: averaging gradients among the ranks, if there are several."""
-    if world.size == 1:
-        return method
-    devices = [world.device] if world.device.type == "cuda" else None
-    return DistributedDataParallel(method, device_ids=devices, gradient_as_bucket_view=True)
-
-
-def _exchange_gradients(model: nn.Module, only_if: bool) -> AbstractContextManager[None]:
-    """Lets ranks exchange gradients in the last of the accumulated passes only."""
-    if isinstance(model, DistributedDataParallel) and not only_if:
-        return model.no_sync()
-    return contextlib.nullcontext()
 
 
 def _bfloat16_on_gpu(world: World) -> AbstractContextManager[None]:

@@ -6,14 +6,15 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import h5py  # type: ignore[import-untyped]
+import h5py
 import numpy as np
 
-from finetune.datasets.annotated_data import AnnotatedData, Tile, image_sizes
-from finetune.datasets.cells import ListedCell, place_cells
-from finetune.datasets.description import ORIGIN_OFFSETS, Description, checked
+from finetune.datasets.annotated_data import AnnotatedData, Tile
+from finetune.datasets.cells import ListedCell
+from finetune.datasets.description import Description, checked
 from finetune.datasets.pairing import by_stem, images_in, paired, refuse_other_folders
-from finetune.datasets.splits import arrange, slide_of
+from finetune.datasets.splits import arrange
+from finetune.datasets.tiles import read_tiles
 from shared.command_line import UserError
 
 LAYOUT = "BCData's {images,annotations}/{train,validation,test}"
@@ -50,16 +51,8 @@ def load(folder: Path, description: Description) -> AnnotatedData:
 def _read_tiles(folder: Path, inner: str, description: Description) -> list[Tile]:
     images = images_in(folder / "images" / inner)
     annotations = [_annotations(folder / "annotations" / inner / kind, images) for kind in KINDS]
-    offset = ORIGIN_OFFSETS[description.origin]
-    return [
-        Tile(
-            image,
-            slide_of(folder, image, description),
-            size,
-            *place_cells(_list_cells([each[image] for each in annotations]), size, description.classes, offset),
-        )
-        for image, size in zip(images.values(), image_sizes(images.values()), strict=True)
-    ]
+    pairs = [(image, [each[image] for each in annotations]) for image in images.values()]
+    return read_tiles(folder, pairs, _list_cells, description.classes, description)
 
 
 def _annotations(folder: Path, images: dict[str, Path]) -> dict[Path, Path]:

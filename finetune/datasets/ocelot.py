@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.datasets.annotated_data import SPLITS, AnnotatedData, Tile, image_sizes
-from finetune.datasets.cells import ListedCell, place_cells
-from finetune.datasets.description import ORIGIN_OFFSETS, Description, checked
+from finetune.datasets.annotated_data import SPLITS, AnnotatedData
+from finetune.datasets.cells import ListedCell
+from finetune.datasets.description import Description, checked
 from finetune.datasets.pairing import by_stem, images_in, paired, refuse_other_folders
-from finetune.datasets.splits import arrange, slide_of
+from finetune.datasets.splits import arrange
+from finetune.datasets.tiles import read_tiles
 from shared.command_line import UserError
 
 LAYOUT = "OCELOT's {images,annotations}/{train,val,test}/cell with metadata.json"
@@ -63,7 +64,11 @@ def load(folder: Path, description: Description) -> AnnotatedData:
     pairs = {name: _pairs(folder, name) for name in SPLITS if (folder / "annotations" / name / "cell").is_dir()}
     patches = _patches(folder / METADATA, [image.stem for each in pairs.values() for image, _ in each])
     mpp = checked(folder, description) if description.mpp is not None else _common_mpp(folder, patches)
-    tiles = {name: _read_tiles(folder, each, patches, description) for name, each in pairs.items()}
+    slides = {stem: patch.slide for stem, patch in patches.items()}
+    tiles = {
+        name: read_tiles(folder, each, _list_cells, description.classes, description, slides)
+        for name, each in pairs.items()
+    }
     splits = arrange(folder, {"": tiles["train"]} if tiles.keys() == {"train"} else tiles, description)
     return AnnotatedData(folder, mpp, tuple(description.classes), splits, RADIUS * mpp)
 
@@ -104,21 +109,6 @@ def _common_mpp(folder: Path, patches: Mapping[str, Patch]) -> float:
                 "resample its patch or leave it out"
             )
     return mpp
-
-
-def _read_tiles(
-    folder: Path, pairs: list[tuple[Path, Path]], patches: Mapping[str, Patch], description: Description
-) -> list[Tile]:
-    offset = ORIGIN_OFFSETS[description.origin]
-    return [
-        Tile(
-            image,
-            slide_of(folder, image, description, patches[image.stem].slide),
-            size,
-            *place_cells(_list_cells(annotation), size, description.classes, offset),
-        )
-        for (image, annotation), size in zip(pairs, image_sizes(image for image, _ in pairs), strict=True)
-    ]
 
 
 def _list_cells(path: Path) -> Iterator[ListedCell]:

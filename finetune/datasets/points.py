@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from finetune.datasets import cells_csv, cells_json
-from finetune.datasets.annotated_data import SPLITS, AnnotatedData, Tile, image_sizes
-from finetune.datasets.cells import ListedCell, ordered_values, place_cells
-from finetune.datasets.description import ORIGIN_OFFSETS, Description, checked
+from finetune.datasets.annotated_data import SPLITS, AnnotatedData
+from finetune.datasets.cells import ListedCell, ordered_values
+from finetune.datasets.description import Description, checked
 from finetune.datasets.pairing import by_stem, images_in, paired
-from finetune.datasets.splits import arrange, slide_of
+from finetune.datasets.splits import arrange
+from finetune.datasets.tiles import read_tiles
 from shared.command_line import UserError
 
 KNOWN = Description()
@@ -40,7 +41,7 @@ def load(folder: Path, description: Description) -> AnnotatedData:
     values = description.classes or _values_in([points for each in pairs.values() for _, points in each])
     if not values:
         raise UserError(f"no annotation in {folder} has a cell, so there are no classes; name them with --classes")
-    tiles = {name: _read_tiles(folder, each, values, description) for name, each in pairs.items()}
+    tiles = {name: read_tiles(folder, each, _list_cells, values, description) for name, each in pairs.items()}
     return AnnotatedData(folder, mpp, tuple(values), arrange(folder, tiles, description))
 
 
@@ -75,18 +76,3 @@ def _list_cells(path: Path) -> Iterator[ListedCell]:
 def _values_in(paths: list[Path]) -> dict[str, str]:
     """Classes as found in the files."""
     return ordered_values({cell.value for path in paths for cell in _list_cells(path)} - {""})
-
-
-def _read_tiles(
-    folder: Path, pairs: list[tuple[Path, Path]], values: Mapping[str, str], description: Description
-) -> list[Tile]:
-    offset = ORIGIN_OFFSETS[description.origin]
-    return [
-        Tile(
-            image,
-            slide_of(folder, image, description),
-            size,
-            *place_cells(_list_cells(points), size, values, offset),
-        )
-        for (image, points), size in zip(pairs, image_sizes(image for image, _ in pairs), strict=True)
-    ]

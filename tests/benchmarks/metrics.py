@@ -5,18 +5,14 @@ measures for every prediction the distances to all cells of its image; on the sl
 the predictions and scaled up, since the whole takes minutes. Both sides must count the same hits.
 """
 
-import csv
-import datetime
-import platform
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import scipy
 
 from finetune.metrics import CellSet, match_greedily, score_cells
 from finetune.ocelot_score import RADIUS, ocelot_score
+from tests.benchmarks.measuring import Result, timed, write
 from tests.finetune.literal_rules import hits_by_distances, literal_ocelot
 
 CELLS, SIDE, PER_PATCH = 116_000, 1024, 175
@@ -26,18 +22,7 @@ OUT = Path(__file__).with_name("metrics.csv")
 
 def main() -> None:
     """Time both, print the ratios, write the CSV."""
-    rows = [compare_patches(), compare_slide()]
-    about = {
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.machine()}, {platform.processor() or cpu_name()}",
-        "versions": f"python {platform.python_version()}, numpy {np.__version__}, scipy {scipy.__version__}",
-    }
-    with OUT.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*rows[0], *about])
-        writer.writeheader()
-        writer.writerows({**row, **about} for row in rows)
-    for row in rows:
-        print(", ".join(f"{name} {value}" for name, value in row.items()))
+    write(OUT, [compare_patches(), compare_slide()])
 
 
 def compare_patches() -> dict[str, object]:
@@ -46,10 +31,10 @@ def compare_patches() -> dict[str, object]:
     random = np.random.default_rng(0)
     annotated = [scattered(random, PER_PATCH, SIDE) for _ in range(count)]
     predicted = [detected(random, cells, SIDE) for cells in annotated]
-    fast, score = timed(lambda: ocelot_score(predicted, annotated).as_dict(), repeats=3)
+    fast, score = shortest(lambda: ocelot_score(predicted, annotated).as_dict(), repeats=3)
     slow, literal = timed(lambda: literal_ocelot(predicted, annotated))
     assert score == literal
-    everything, _ = timed(lambda: score_cells(predicted, annotated, ["BC", "TC"], RADIUS), repeats=3)
+    everything, _ = shortest(lambda: score_cells(predicted, annotated, ["BC", "TC"], RADIUS), repeats=3)
     return row(f"{count} patches", fast, slow, "all", everything)
 
 
@@ -59,12 +44,12 @@ def compare_slide() -> dict[str, object]:
     random = np.random.default_rng(1)
     annotated = scattered(random, CELLS, side)
     predicted = detected(random, annotated, side)
-    fast, right = timed(lambda: match_greedily(predicted, annotated, RADIUS), repeats=3)
+    fast, right = shortest(lambda: match_greedily(predicted, annotated, RADIUS), repeats=3)
     surest = np.argsort(-predicted.scores_N, kind="stable")[: CELLS // SHARE]
     some = CellSet(predicted.points_N2[surest], predicted.labels_N[surest], predicted.scores_N[surest])
     slow, hits = timed(lambda: hits_by_distances(some, annotated, RADIUS))
     assert hits == right[surest].sum()
-    everything, _ = timed(lambda: score_cells([predicted], [annotated], ["BC", "TC"], RADIUS), repeats=3)
+    everything, _ = shortest(lambda: score_cells([predicted], [annotated], ["BC", "TC"], RADIUS), repeats=3)
     whole = slow * len(predicted.labels_N) / len(surest)
     return row("one slide", fast, whole, f"the surest {len(surest):,} of {len(predicted.labels_N):,}", everything)
 
@@ -86,14 +71,9 @@ def detected(random: np.random.Generator, cells: CellSet, side: float) -> CellSe
     return CellSet(points_N2, np.concatenate([labels_N, extra.labels_N]), scores_N)
 
 
-def timed(work: Callable[[], object], repeats: int = 1) -> tuple[float, object]:
-    """The shortest time of some repeats, and the result."""
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        result = work()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds), result
+def shortest(work: Callable[[], Result], repeats: int) -> tuple[float, Result]:
+    """The shortest time of some repeats, and a result."""
+    return min((timed(work) for _ in range(repeats)), key=lambda pair: pair[0])
 
 
 def row(what: str, fast: float, slow: float, timed_on: str, everything: float) -> dict[str, object]:
@@ -107,13 +87,6 @@ def row(what: str, fast: float, slow: float, timed_on: str, everything: float) -
         "ratio": round(slow / fast, 1),
         "f1_and_ap_s": round(everything, 3),
     }
-
-
-def cpu_name() -> str:
-    """The processor as Linux names it."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "unknown processor")
 
 
 if __name__ == "__main__":

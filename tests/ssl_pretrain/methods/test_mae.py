@@ -15,10 +15,9 @@ from torch import Tensor
 
 from shared import distributed
 from shared.command_line import UserError
-from shared.distributed import World
+from shared.distributed import World, replicated
 from ssl_pretrain.methods import mae
 from ssl_pretrain.optimisation import parameter_groups
-from ssl_pretrain.train import replicated
 from tests.conftest import ENVIRONMENT, free_port
 
 SMALL = mae.Config(arch="vit_tiny_patch16_224", image_size=64, decoder_dim=32, decoder_depth=2, decoder_heads=4)

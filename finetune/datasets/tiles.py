@@ -1,0 +1,45 @@
+"""Images and their listed cells -> tiles, the same for every data set whose images are read as they are."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from finetune.datasets.annotated_data import Tile, image_sizes
+from finetune.datasets.cells import ListedCell, place_cells
+from finetune.datasets.description import ORIGIN_OFFSETS, Description
+from finetune.datasets.splits import slide_of
+
+Annotation = TypeVar("Annotation")
+
+
+def read_tiles(
+    folder: Path,
+    pairs: Sequence[tuple[Path, Annotation]],
+    list_cells: Callable[[Annotation], Iterable[ListedCell]],
+    values: Mapping[str, str],
+    description: Description,
+    known_slides: Mapping[str, str] | None = None,
+) -> list[Tile]:
+    """One tile for each image.
+
+    Args:
+        folder: The data folder.
+        pairs: Images, each with what `list_cells` takes.
+        list_cells: The cells of one annotation.
+        values: Class name -> its value in the files; the order gives the labels.
+        description: Its `slides` go before everything else.
+        known_slides: Image stem -> slide, where the data set says it; else an image is its own slide.
+
+    Raises:
+        UserError: an image cannot be decoded; a bad row.
+    """
+    offset, slides = ORIGIN_OFFSETS[description.origin], known_slides or {}
+    return [
+        Tile(
+            image,
+            slide_of(folder, image, description, slides.get(image.stem)),
+            size,
+            *place_cells(list_cells(annotation), size, values, offset),
+        )
+        for (image, annotation), size in zip(pairs, image_sizes(image for image, _ in pairs), strict=True)
+    ]
