@@ -16,6 +16,7 @@ from finetune.pictures import comparison_sheet
 from shared.atomic import atomic_path, write_json
 from shared.command_line import UserError, as_plain, make_folder, run
 from shared.detector import Cells, Detector, load_detector, select_cells
+from shared.precision import autocast
 from shared.runs import provenance
 
 # Slides of one scanner differ by less; twice the resolution makes other objects of cells.
@@ -50,7 +51,7 @@ def predict_tiles(detector: Detector, tiles: Sequence[Tile], device: torch.devic
 def predict_image(detector: Detector, image_HWC: np.ndarray, device: torch.device) -> CellSet:
     """Cells in one uint8 RGB image."""
     height, width = image_HWC.shape[:2]
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+    with autocast(device):
         found = detector(to_batch(image_HWC, device))
     return to_cell_set(select_cells(found, height, width)[0])
 

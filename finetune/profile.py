@@ -19,6 +19,7 @@ from shared.atomic import atomic_path
 from shared.command_line import UserError, check_range, run
 from shared.detector import Config as DetectorConfig
 from shared.detector import Detector
+from shared.precision import autocast
 from shared.runs import provenance
 
 VIT = "vit_base_patch16_224"
@@ -175,7 +176,7 @@ def images_per_second(detector: Detector, config: Config) -> float:
     image = image_of(detector, config.size).to(device)
     detector.to(device)
     count, start = 0, 0.0
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+    with autocast(device):
         for warm in (False, True):
             start, count = time.perf_counter(), 0
             while count < 1 or (warm and time.perf_counter() - start < config.seconds):

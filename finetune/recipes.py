@@ -11,6 +11,8 @@ from finetune.augment import Config as Augment
 from finetune.criterion import Config as Criterion
 from finetune.datasets import Source
 from shared.command_line import check_range
+from shared.fields_of_view import Upsampling
+from shared.precision import Precision
 from shared.weights import check_destination
 
 
@@ -40,6 +42,10 @@ class Recipe:
     """With `no-multi-scale`: add all levels at stride 16 before decoding, as E2E does (paper, Table 3)."""
     refinements: int = 0
     """With `no-deformable`: decode again so many times from where the last decoding ended (paper's ablation)."""
+    views: int = 1
+    """Concentric fields of view (the paper's K): 2 wants an image of twice the width and height beside each."""
+    upsampling: Upsampling = "transposed"
+    """How feature maps of wider views are enlarged: transposed (learnt) or bilinear (paper, Table 4)."""
     epochs: int = 200
     """Passes over the training tiles (authors' public code)."""
     batch_size: int = 4
@@ -52,6 +58,8 @@ class Recipe:
     """AdamW (authors' public code)."""
     weight_decay: float = 1e-4
     """AdamW (paper, Implementation Details)."""
+    precision: Precision = "auto"
+    """Of convolutions and matrix products in training: float32, bfloat16, or auto: bfloat16 on a GPU."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """Learning rate over the run: to zero along a cosine, or constant (authors' public code)."""
     warmup_steps: int = 0
@@ -83,6 +91,7 @@ def check(recipe: Recipe) -> None:
     for option, value, least in (
         ("interval", recipe.interval, 1),
         ("refinements", recipe.refinements, 0),
+        ("views", recipe.views, 1),
         ("epochs", recipe.epochs, 0),
         ("batch-size", recipe.batch_size, 1),
         ("accumulate", recipe.accumulate, 1),

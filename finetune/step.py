@@ -11,6 +11,7 @@ from finetune.recipes import Recipe
 from finetune.state import Training
 from finetune.tile_loader import Batch
 from shared.distributed import any_rank, exchange_gradients, mean_over_ranks
+from shared.precision import autocast
 from shared.ranks import SharedError
 
 
@@ -56,7 +57,7 @@ def _backward(recipe: Recipe, network: nn.Module, batch: Batch, step: int) -> Te
     shown, sums_2 = torch.zeros(3, device=device), torch.zeros(2, device=device)
     for part in parts:
         with exchange_gradients(network, only_if=part is parts[-1]):
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            with autocast(device, recipe.precision):
                 found = network(part.image_BCHW.float() / 255)
             _require_finite((found.points_BN2, found.logits_BNC), recipe, step)
             if part is parts[0]:  # of the whole batch: its parts are summed

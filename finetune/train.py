@@ -154,6 +154,8 @@ def _start(recipe: Recipe, data: AnnotatedData, world: World) -> tuple[Training,
         deformable=recipe.deformable,
         summed=recipe.summed,
         refinements=recipe.refinements,
+        views=recipe.views,
+        upsampling=recipe.upsampling,
     )
     torch.manual_seed(recipe.seed)
     detector, loaded, trunk_source = initial_detector(wanted, recipe.init, recipe.arch)

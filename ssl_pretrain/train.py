@@ -1,12 +1,12 @@
 """The one training loop of all self-supervised methods, to be read from top to bottom."""
 
 import contextlib
-from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
 
 from shared.distributed import World, any_rank, exchange_gradients, replicated, wait_for_all
+from shared.precision import autocast
 from shared.ranks import together
 from shared.runs import Run
 from shared.seeds import seed_batch
@@ -108,16 +108,11 @@ def _add_gradients(
             crops = [crop.to(world.device, non_blocking=True) for crop in loader.take()]
         seed_batch(plan.recipe.seed, step * plan.accumulation + part, world.rank)
         with exchange_gradients(model, only_if=part == plan.accumulation - 1):
-            with _bfloat16_on_gpu(world):
+            with autocast(world.device):
                 part_loss = model(views(crops), step) / plan.accumulation
             part_loss.backward()
         loss += part_loss.detach()
     return loss
-
-
-def _bfloat16_on_gpu(world: World) -> AbstractContextManager[None]:
-    """Matrix products in bfloat16 on a GPU; it needs no loss scaling."""
-    return torch.autocast(world.device.type, torch.bfloat16, enabled=world.device.type == "cuda")
 
 
 def _stopped(when: str, world: World, stop: StopSignal) -> int:
