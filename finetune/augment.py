@@ -1,5 +1,6 @@
-"""Random scaling, shifting and flipping of an image and its points together."""
+"""Random scaling, shifting and flipping of an image, its wider views and its points together."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,35 +21,40 @@ class Config:
 
 def augment(
     config: Config,
-    image_HWC: np.ndarray,
+    views_KHWC: np.ndarray,
     points_N2: np.ndarray,
     labels_N: np.ndarray,
     random: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One random view of an annotated image.
+    """A random crop of an annotated image, and of wider views around the same place.
 
     Args:
         config: Crop side and ranges.
-        image_HWC: uint8 RGB.
+        views_KHWC: uint8 RGB, the annotated image last; view k shows 2^(K-k) times the width.
         points_N2: px, corner origin.
         labels_N: Class of every point.
         random: Source of all random numbers.
 
     Returns:
-        Image of crop x crop px, and the points that fall on it with their labels.
+        K images of crop x crop px, and the points that fall on the last with their labels.
     """
     magnification = np.exp(random.uniform(*np.log(config.scale)))
     window = max(1, round(config.crop / magnification))
-    left, top = (_offset(length, window, random) for length in (image_HWC.shape[1], image_HWC.shape[0]))
-    view_HWC = _resize(_window(image_HWC, left, top, window), config.crop)
+    height, width = views_KHWC.shape[1:3]
+    left, top = (_offset(length, window, random) for length in (width, height))
+    doublings = range(len(views_KHWC) - 1, -1, -1)
+    crops = [
+        _crop(view, (left, top), window, 2**n, config.crop) for view, n in zip(views_KHWC, doublings, strict=True)
+    ]
+    cut_KHWC = np.stack(crops)
     # The window is whole px, so the exact magnification is crop / window, not the number drawn.
     xy_N2 = (points_N2 - np.array([left, top])) * (config.crop / window)
     if random.random() < config.flip:
-        view_HWC, xy_N2[:, 0] = view_HWC[:, ::-1], config.crop - xy_N2[:, 0]
+        cut_KHWC, xy_N2[:, 0] = cut_KHWC[:, :, ::-1], config.crop - xy_N2[:, 0]
     if random.random() < config.flip:
-        view_HWC, xy_N2[:, 1] = view_HWC[::-1], config.crop - xy_N2[:, 1]
+        cut_KHWC, xy_N2[:, 1] = cut_KHWC[:, ::-1], config.crop - xy_N2[:, 1]
     inside = ((xy_N2 >= 0) & (xy_N2 < config.crop)).all(axis=1)
-    return np.ascontiguousarray(view_HWC), xy_N2[inside].astype(np.float32), labels_N[inside]
+    return np.ascontiguousarray(cut_KHWC), xy_N2[inside].astype(np.float32), labels_N[inside]
 
 
 def _offset(length: int, window: int, random: np.random.Generator) -> int:
@@ -57,19 +63,35 @@ def _offset(length: int, window: int, random: np.random.Generator) -> int:
     return int(random.integers(min(slack, 0), max(slack, 0) + 1))
 
 
-def _window(image_HWC: np.ndarray, left: int, top: int, side: int) -> np.ndarray:
-    """A square cut-out; white, like glass, where it reaches beyond the image."""
-    cut = image_HWC[max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)]
-    if cut.shape[:2] == (side, side):
+def _crop(image_HWC: np.ndarray, corner: tuple[int, int], window: int, factor: int, side: int) -> np.ndarray:
+    """What a view shows of `factor` times the width of a square window, around the window's centre.
+
+    Args:
+        image_HWC: The view, which shows `factor` times the width of the annotated image around its centre.
+        corner: Left and top of the window, px of the annotated image.
+        window: Its side, which is also the side of the crop in px of the view.
+        factor: 2^(K-k).
+        side: Px of the result, antialiased, edges on edges.
+    """
+    sides = (image_HWC.shape[1], image_HWC.shape[0])
+    left, top = (
+        length / 2 + (begin + window / 2 - length / 2) / factor - window / 2
+        for begin, length in zip(corner, sides, strict=True)
+    )
+    x, y = math.floor(left), math.floor(top)
+    cut_HWC = _window(image_HWC, x, y, math.ceil(left + window) - x, math.ceil(top + window) - y)
+    if (window, left, top) == (side, x, y):
+        return cut_HWC
+    box = (left - x, top - y, left - x + window, top - y + window)
+    return np.asarray(Image.fromarray(cut_HWC).resize((side, side), Image.Resampling.BILINEAR, box))
+
+
+def _window(image_HWC: np.ndarray, left: int, top: int, width: int, height: int) -> np.ndarray:
+    """A cut-out; white, like glass, where it reaches beyond the image."""
+    cut = image_HWC[max(top, 0) : max(top + height, 0), max(left, 0) : max(left + width, 0)]
+    if cut.shape[:2] == (height, width):
         return cut
-    canvas = np.full((side, side, 3), 255, np.uint8)
+    canvas = np.full((height, width, 3), 255, np.uint8)
     y, x = max(-top, 0), max(-left, 0)
     canvas[y : y + cut.shape[0], x : x + cut.shape[1]] = cut
     return canvas
-
-
-def _resize(image_HWC: np.ndarray, side: int) -> np.ndarray:
-    """Antialiased bilinear resize with corner-aligned geometry: px edges map to px edges."""
-    if image_HWC.shape[0] == side:
-        return image_HWC
-    return np.asarray(Image.fromarray(image_HWC).resize((side, side), Image.Resampling.BILINEAR))

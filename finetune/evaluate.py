@@ -1,5 +1,6 @@
 """`python -m finetune.evaluate DETECTOR --data DIR`: the table of scores, beside another detector's if asked."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,11 @@ import tyro
 
 from finetune.datasets import Source, load_data
 from finetune.datasets.annotated_data import AnnotatedData, Tile
+from finetune.datasets.wider_views import require_views
 from finetune.metrics import CellSet, Scores, score_cells
+from finetune.official import official_score
 from finetune.pictures import comparison_sheet
+from finetune.tile_loader import to_image
 from shared.atomic import atomic_path, write_json
 from shared.command_line import UserError, as_plain, make_folder, run
 from shared.detector import Cells, Detector, load_detector, select_cells
@@ -45,20 +49,20 @@ class Config:
 def predict_tiles(detector: Detector, tiles: Sequence[Tile], device: torch.device) -> list[CellSet]:
     """Cells the detector finds in every tile, one image at a time; leaves the detector in eval mode."""
     detector.eval()
-    return [predict_image(detector, tile.read(), device) for tile in tiles]
+    return [predict_image(detector, tile.read_views(detector.config.views), device) for tile in tiles]
 
 
-def predict_image(detector: Detector, image_HWC: np.ndarray, device: torch.device) -> CellSet:
-    """Cells in one uint8 RGB image."""
-    height, width = image_HWC.shape[:2]
+def predict_image(detector: Detector, views_KHWC: np.ndarray, device: torch.device) -> CellSet:
+    """Cells in one uint8 RGB image, which comes last after the wider views that the detector takes."""
+    height, width = views_KHWC.shape[1:3]
     with autocast(device):
-        found = detector(to_batch(image_HWC, device))
+        found = detector(to_batch(views_KHWC, device))
     return to_cell_set(select_cells(found, height, width)[0])
 
 
-def to_batch(image_HWC: np.ndarray, device: torch.device) -> torch.Tensor:
-    """A batch of one image, float in 0..1."""
-    return torch.from_numpy(image_HWC.copy()).to(device).permute(2, 0, 1)[None].float() / 255
+def to_batch(views_KHWC: np.ndarray, device: torch.device) -> torch.Tensor:
+    """A batch of one image with its wider views, float in 0..1."""
+    return to_image(views_KHWC).to(device)[None].float() / 255
 
 
 def to_cell_set(cells: Cells) -> CellSet:
@@ -67,16 +71,19 @@ def to_cell_set(cells: Cells) -> CellSet:
 
 
 def score_tiles(tiles: Sequence[Tile], found: Sequence[CellSet], data: AnnotatedData) -> Scores:
-    """Scores of predictions against the tiles' annotations within the data's radius."""
+    """Scores of predictions against the tiles' annotations within the data's radius; the official one too."""
     annotated = [CellSet(tile.points_N2, tile.labels_N, np.ones(len(tile.labels_N))) for tile in tiles]
-    return score_cells(found, annotated, data.classes, data.radius_um / data.mpp)
+    scores = score_cells(found, annotated, data.classes, data.radius_um / data.mpp)
+    official = official_score(data.official, found, annotated) if data.official else None
+    return dataclasses.replace(scores, official=official)
 
 
 def load_for(path: Path, data: AnnotatedData, device: torch.device) -> Detector:
     """Load a detector that fits the data.
 
     Raises:
-        UserError: no detector file, or one with other classes or trained at another resolution.
+        UserError: no detector file, or one with other classes or trained at another resolution,
+            or wider views than the data has.
     """
     detector, metadata = load_detector(path)
     if missing := {"classes", "mpp"} - metadata.keys():
@@ -91,6 +98,7 @@ def load_for(path: Path, data: AnnotatedData, device: torch.device) -> Detector:
             f"{path} was trained at {metadata['mpp']:g} um/px, but {data.folder} has {data.mpp:g}; resample the "
             "images, or correct the data's resolution with --slide-mpp"
         )
+    require_views(data, detector.config.views)
     return detector.to(device)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from scipy.spatial import KDTree
@@ -49,12 +50,23 @@ class Score:
         return 2 * self.true_positives / max(self.predicted + self.annotated, 1)
 
 
+class OfficialScore(Protocol):
+    """What the data set's own challenge makes of the same predictions (`finetune.official`)."""
+
+    def table(self) -> str:
+        """For people."""
+
+    def as_dict(self) -> dict[str, float]:
+        """Values under the challenge's names."""
+
+
 @dataclass(frozen=True)
 class Scores:
     """Scores per class, and of detection regardless of class."""
 
     classes: dict[str, Score]
     detection: Score
+    official: OfficialScore | None = None
 
     @property
     def macro_f1(self) -> float:
@@ -67,7 +79,7 @@ class Scores:
         return _mean([score.average_precision for score in self.classes.values() if score.annotated])
 
     def table(self) -> str:
-        """One line per class, the macro mean and the class-agnostic detection, in percent."""
+        """One line per class, the macro mean and the class-agnostic detection, in percent; the official score."""
         lines = [f"{'class':<20}{'cells':>8}{'found':>8}{'P':>8}{'R':>8}{'F1':>8}{'AP':>8}"]
         rows = {**self.classes, "any cell": self.detection}
         for name, score in rows.items():
@@ -75,14 +87,15 @@ class Scores:
             percents = "".join(f"{100 * rate:>8.1f}" for rate in rates)
             lines.append(f"{name:<20}{score.annotated:>8}{score.predicted:>8}{percents}")
         lines.insert(-1, f"{'macro mean':<20}{'':>32}{100 * self.macro_f1:>8.1f}{100 * self.macro_ap:>8.1f}")
-        return "\n".join(lines)
+        return "\n".join([*lines, "", self.official.table()] if self.official else lines)
 
     def as_dict(self) -> dict[str, float]:
         """Flat names and values for a log."""
         values = {"macro_f1": self.macro_f1, "macro_ap": self.macro_ap, "detection_f1": self.detection.f1}
         for name, score in self.classes.items():
             values |= {f"f1/{name}": score.f1, f"ap/{name}": score.average_precision}
-        return values
+        official = self.official.as_dict() if self.official else {}
+        return values | {f"official/{name}": value for name, value in official.items()}
 
 
 def score_cells(

@@ -46,6 +46,13 @@ class OcelotScore:
             values |= {f"Pre/{name}": rates.precision, f"Rec/{name}": rates.recall, f"F1/{name}": rates.f1}
         return {**values, "mF1": self.mean_f1}
 
+    def table(self) -> str:
+        """One line per class, and the mean, with all decimals."""
+        lines = [f"{'OCELOT, official rule':<36}{'P':>8}{'R':>8}{'F1':>8}"]
+        for name, rates in (("BC, background cells", self.background), ("TC, tumour cells", self.tumour)):
+            lines.append(f"{name:<36}{rates.precision:>8.4f}{rates.recall:>8.4f}{rates.f1:>8.4f}")
+        return "\n".join([*lines, f"{'mF1':<52}{self.mean_f1:>8.4f}"])
+
 
 def ocelot_score(predicted: Sequence[CellSet], annotated: Sequence[CellSet]) -> OcelotScore:
     """Score predictions against annotations, image by image.

@@ -19,7 +19,7 @@ def draw_augmented(run: Run, stream: TileStream, classes: Sequence[str], count: 
     """The first samples of the stream as the network will get them."""
     samples = [stream[position] for position in range(count)]
     sheet = annotated_sheet(
-        [image for image, _, _ in samples], [(xy, labels) for _, xy, labels in samples], classes
+        [views for views, _, _ in samples], [(xy, labels) for _, xy, labels in samples], classes
     )
     run.picture("augmented", sheet)
 
@@ -28,14 +28,14 @@ def draw_augmented(run: Run, stream: TileStream, classes: Sequence[str], count: 
 def draw_proposals(run: Run, detector: Detector, data: AnnotatedData, device: torch.device, step: int) -> None:
     """Proposals that became cells on the first validation tile (else training tile)."""
     tile = (data.splits.get("val") or data.splits["train"])[0]
-    image_HWC = tile.read()
+    views_KHWC = tile.read_views(detector.config.views)
     detector.eval()
-    found = detector(to_batch(image_HWC, device))
+    found = detector(to_batch(views_KHWC, device))
     labels_N = found.logits_BNC[0].argmax(-1)
     kept = labels_N != len(data.classes)
     stages = (found.proposals_N2, found.deformed_BN2[0], found.points_BN2[0])
     before, after, final = (points_N2[kept].cpu().numpy() for points_N2 in stages)
-    sheet = proposals_sheet(image_HWC, before, after, final, labels_N[kept].cpu().numpy(), data.classes)
+    sheet = proposals_sheet(views_KHWC[-1], before, after, final, labels_N[kept].cpu().numpy(), data.classes)
     run.picture(f"proposals-{step:06d}", sheet)
 
 

@@ -13,15 +13,16 @@ ZOOM = 2
 
 
 def annotated_sheet(
-    images_HWC: Sequence[np.ndarray], cells: Sequence[tuple[np.ndarray, np.ndarray]], classes: Sequence[str]
+    samples_KHWC: Sequence[np.ndarray], cells: Sequence[tuple[np.ndarray, np.ndarray]], classes: Sequence[str]
 ) -> Image.Image:
-    """Images as the network gets them, with the cells it shall find."""
-    pictures = [
-        draw_points(_zoomed(image), points_N2 * ZOOM, labels_N)
-        for image, (points_N2, labels_N) in zip(images_HWC, cells, strict=True)
-    ]
+    """Images as the network gets them, wider views first, with the cells it shall find."""
+    pictures = []
+    for views_KHWC, (points_N2, labels_N) in zip(samples_KHWC, cells, strict=True):
+        pictures += [_framed(view_HWC) for view_HWC in views_KHWC[:-1]]
+        pictures.append(draw_points(_zoomed(views_KHWC[-1]), points_N2 * ZOOM, labels_N))
+    views = len(samples_KHWC[0])
     title = "augmented training tiles with their cells"
-    return contact_sheet(pictures, columns=4, side=448, title=title, legend=classes)
+    return contact_sheet(pictures, max(1, 4 // views) * views, side=448, title=title, legend=classes)
 
 
 def proposals_sheet(
@@ -54,6 +55,14 @@ def comparison_sheet(
         panels.append(draw_points(image, cells.points_N2 * ZOOM, cells.labels_N, radius=5))
         captions += [f"{tile.image.name}: {len(tile.labels_N)} annotated", f"{len(cells.labels_N)} predicted"]
     return contact_sheet(panels, 4, captions, side=448, title="left annotated, right predicted", legend=classes)
+
+
+def _framed(view_HWC: np.ndarray) -> Image.Image:
+    """A wider view with what the next one shows of it in a frame."""
+    image = _zoomed(view_HWC)
+    left, top, right, bottom = image.width / 4, image.height / 4, image.width * 3 / 4, image.height * 3 / 4
+    corners_42 = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
+    return draw_lines(image, corners_42, np.roll(corners_42, -1, axis=0), colour="#000000")
 
 
 def _zoomed(image_HWC: np.ndarray) -> Image.Image:

@@ -16,7 +16,7 @@ from shared.distributed import World, ignore_signals_in_worker
 
 
 class Batch(NamedTuple):
-    """Images as uint8 (B, 3, H, W), with the cells of each."""
+    """Images as uint8 (B, 3, H, W), or (B, K, 3, H, W) with K > 1 views of each, with the cells of each."""
 
     image_BCHW: Tensor
     targets: list[Targets]
@@ -34,19 +34,23 @@ class Batch(NamedTuple):
 
 
 class TileStream(Dataset[tuple[np.ndarray, np.ndarray, np.ndarray]]):
-    """Position n of the stream: tile n of a sequence of permutations, augmented by a generator of (seed, n)."""
+    """Position n of the stream: tile n of a sequence of permutations, augmented by a generator of (seed, n).
 
-    def __init__(self, tiles: Sequence[Tile], config: AugmentConfig, seed: int) -> None:
+    A sample is K images (K, H, W, 3), the annotated one last, with the points and labels of its cells.
+    """
+
+    def __init__(self, tiles: Sequence[Tile], config: AugmentConfig, seed: int, views: int = 1) -> None:
         self.tiles = tiles
         self.config = config
         self.seed = seed
+        self.views = views
 
     def __getitem__(self, position: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         epoch, place = divmod(position, len(self.tiles))
         order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.tiles))
         tile = self.tiles[order[place]]
         random = np.random.default_rng([self.seed, 1, position])
-        return augment(self.config, tile.read(), tile.points_N2, tile.labels_N, random)
+        return augment(self.config, tile.read_views(self.views), tile.points_N2, tile.labels_N, random)
 
 
 def tile_batches(stream: TileStream, batch_size: int, steps: range, world: World, workers: int) -> Iterable[Batch]:
@@ -73,5 +77,13 @@ def tile_batches(stream: TileStream, batch_size: int, steps: range, world: World
 
 
 def _collate(samples: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Batch:
-    images = torch.from_numpy(np.stack([image for image, _, _ in samples])).permute(0, 3, 1, 2).contiguous()
-    return Batch(images, [Targets(torch.from_numpy(xy), torch.from_numpy(labels)) for _, xy, labels in samples])
+    image_BCHW = torch.stack([to_image(views_KHWC) for views_KHWC, _, _ in samples])
+    return Batch(
+        image_BCHW, [Targets(torch.from_numpy(xy), torch.from_numpy(labels)) for _, xy, labels in samples]
+    )
+
+
+def to_image(views_KHWC: np.ndarray) -> Tensor:
+    """Views as the detector takes them: uint8 (3, H, W), or (K, 3, H, W) if there are several."""
+    views_KCHW = torch.from_numpy(views_KHWC).permute(0, 3, 1, 2).contiguous()
+    return views_KCHW[0] if len(views_KCHW) == 1 else views_KCHW

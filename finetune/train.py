@@ -10,6 +10,7 @@ from finetune import outcome
 from finetune.capacity import check_interval
 from finetune.datasets import load_data
 from finetune.datasets.annotated_data import AnnotatedData, Tile
+from finetune.datasets.wider_views import require_views
 from finetune.evaluate import predict_tiles, score_tiles
 from finetune.initialisation import held_batch_norms, initial_detector
 from finetune.recipes import Recipe, check
@@ -44,6 +45,7 @@ def train(recipe: Recipe, world: World, stop: StopSignal) -> int:
         data = load_data(recipe.source)
         if not (tiles := data.splits.get("train", [])):
             raise UserError(f"{data.folder} has no training tiles, only {', '.join(data.splits)}")
+        require_views(data, recipe.views)
         training, trunk_source = _start(recipe, data, world)
     with together(world):
         run = Run(recipe.run_dir, recipe, writes=world.is_main)
@@ -55,7 +57,7 @@ def train(recipe: Recipe, world: World, stop: StopSignal) -> int:
         print(f"state   {resumed or f'begins in {run.folder}'}", flush=True)
     with together(world):
         if world.is_main and not resumed:
-            outcome.draw_augmented(run, TileStream(tiles, recipe.augment, recipe.seed), data.classes)
+            outcome.draw_augmented(run, TileStream(tiles, recipe.augment, recipe.seed, recipe.views), data.classes)
             _validate(recipe, training, data, run, world)
     with deaths_named("--workers"):
         stopped = _loop(recipe, training, data, run, world, stop)
@@ -83,7 +85,7 @@ def _loop(
     tiles = data.splits["train"]
     steps = math.ceil(recipe.epochs * len(tiles) / recipe.batch_size)
     last_step = steps if recipe.max_steps is None else min(steps, recipe.max_steps)
-    stream = TileStream(tiles, recipe.augment, recipe.seed)
+    stream = TileStream(tiles, recipe.augment, recipe.seed, recipe.views)
     # P2PNet's single level leaves the finest map of a ViT-Adapter unused.
     network = distributed.replicated(training.detector, world, some_unused=not recipe.multi_scale)
     remaining = range(training.step, last_step)

@@ -12,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from shared.command_line import UserError
 
 SPLITS = ("train", "val", "test")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 # Pillow's modes that become RGB without changing a colour: 16-bit images would be cut off at 255.
 EIGHT_BIT = ("RGB", "RGBA", "L", "P", "1")
 # Matching distance of the scores where a data set has no published one, um (paper, Table 2: 6 px at 0.5 um/px).
@@ -32,11 +33,35 @@ class Tile:
     """Class of each cell, 0..C-1."""
     reduction: int = 1
     """By how much the file is finer: each px of the tile is the mean of reduction x reduction px of it."""
+    wider: tuple[Path, ...] = ()
+    """Images of ..., 4 and 2 times the width around the same centre, widest first."""
 
     def read(self) -> np.ndarray:
         """The image as uint8 (H, W, 3)."""
-        with Image.open(self.image) as image:
+        return self._pixels(self.image)
+
+    def views(self, count: int) -> tuple[Path, ...]:
+        """The annotated image, last, and `count` - 1 that show more around it, widest first."""
+        return (*self.wider[len(self.wider) - count + 1 :], self.image)
+
+    def read_views(self, count: int) -> np.ndarray:
+        """The views as uint8 (K, H, W, 3)."""
+        return np.stack([self._pixels(path) for path in self.views(count)])
+
+    def _pixels(self, path: Path) -> np.ndarray:
+        with Image.open(path) as image:
             return np.asarray(image.convert("RGB").reduce(self.reduction))
+
+
+@dataclass(frozen=True)
+class OfficialRule:
+    """The score that a data set's own challenge ranks by, as `finetune.official` knows it."""
+
+    name: str
+    labels: tuple[int, ...] = ()
+    """The score's classes in its own order, as labels of ours."""
+    absent: str = ""
+    """Why these data cannot be scored by it; empty if they can."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +75,8 @@ class AnnotatedData:
     splits: dict[str, list[Tile]]
     radius_um: float = RADIUS_UM
     """Matching distance of the published scores, um."""
+    official: OfficialRule | None = None
+    """The score of the data set's own challenge, if it has one with a rule of its own."""
 
     def digest(self) -> str:
         """Tells other tiles, sizes, splits, cells and classes apart; the pixels are not looked at."""
@@ -57,7 +84,8 @@ class AnnotatedData:
         for name, tiles in self.splits.items():
             for tile in tiles:
                 path = tile.image.relative_to(self.folder).as_posix()
-                summed.update(f"{name} {path} {tile.slide} {tile.size} ".encode())
+                wider = " ".join(view.name for view in tile.wider)
+                summed.update(f"{name} {path} {tile.slide} {tile.size} {wider}".encode())
                 summed.update(tile.points_N2.tobytes() + tile.labels_N.tobytes())
         return summed.hexdigest()
 

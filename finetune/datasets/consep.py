@@ -18,6 +18,7 @@ from finetune.datasets.cells import ListedCell, place_cells
 from finetune.datasets.description import NAME, ORIGIN_OFFSETS, Description, checked
 from finetune.datasets.pairing import by_stem, images_in, paired
 from finetune.datasets.splits import arrange, slide_of
+from finetune.datasets.wider_views import wider_views
 from shared.command_line import UserError
 
 LAYOUT = "CoNSeP's {Train,Test}/{Images,Labels}"
@@ -87,7 +88,8 @@ def _tile(folder: Path, image: Path, label: Path, size: tuple[int, int], descrip
     points_N2, labels_N = place_cells(_list_cells(label), size, description.classes, offset)
     reduced = (size[0] // REDUCTION, size[1] // REDUCTION)
     slide = slide_of(folder, image, description)
-    return Tile(image, slide, reduced, points_N2 / np.float32(REDUCTION), labels_N, REDUCTION)
+    wider = wider_views(image)
+    return Tile(image, slide, reduced, points_N2 / np.float32(REDUCTION), labels_N, REDUCTION, wider)
 
 
 def _list_cells(path: Path) -> Iterator[ListedCell]:

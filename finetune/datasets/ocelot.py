@@ -9,17 +9,18 @@ patch is never in the middle of one, so that they give no larger view around it.
 import csv
 import json
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.datasets.annotated_data import SPLITS, AnnotatedData
+from finetune.datasets.annotated_data import SPLITS, AnnotatedData, OfficialRule, Tile
 from finetune.datasets.cells import ListedCell
 from finetune.datasets.description import Description, checked
 from finetune.datasets.pairing import by_stem, images_in, paired, refuse_other_folders
 from finetune.datasets.splits import arrange
 from finetune.datasets.tiles import read_tiles
+from finetune.ocelot_score import SIDE
 from shared.command_line import UserError
 
 LAYOUT = "OCELOT's {images,annotations}/{train,val,test}/cell with metadata.json"
@@ -70,7 +71,24 @@ def load(folder: Path, description: Description) -> AnnotatedData:
         for name, each in pairs.items()
     }
     splits = arrange(folder, {"": tiles["train"]} if tiles.keys() == {"train"} else tiles, description)
-    return AnnotatedData(folder, mpp, tuple(description.classes), splits, RADIUS * mpp)
+    official = _official(description.classes, (tile for each in splits.values() for tile in each))
+    return AnnotatedData(folder, mpp, tuple(description.classes), splits, RADIUS * mpp, official)
+
+
+def _official(classes: Mapping[str, str], tiles: Iterable[Tile]) -> OfficialRule:
+    """The challenge's score, where its two classes can be told (whatever their names) and its px are ours."""
+    values, official = list(classes.values()), list(KNOWN.classes.values())
+    if sorted(values) != sorted(official):
+        return OfficialRule(
+            "OCELOT", absent=f"it is of the classes {' and '.join(official)}, not of {', '.join(values)}"
+        )
+    for tile in tiles:
+        if tile.size != (SIDE, SIDE):
+            width, height = tile.size
+            return OfficialRule(
+                "OCELOT", absent=f"it is for images of {SIDE}x{SIDE} px; {tile.image} has {width}x{height}"
+            )
+    return OfficialRule("OCELOT", tuple(values.index(value) for value in official))
 
 
 def _pairs(folder: Path, split: str) -> list[tuple[Path, Path]]:
@@ -82,13 +100,23 @@ def _pairs(folder: Path, split: str) -> list[tuple[Path, Path]]:
 
 def _patches(path: Path, stems: list[str]) -> dict[str, Patch]:
     """The metadata of every patch that is read."""
+    known = sample_pairs(path)
+    return {stem: _patch(path, known, stem) for stem in stems}
+
+
+def sample_pairs(path: Path) -> Mapping[str, Any]:
+    """What `metadata.json` says of every sample, by its name.
+
+    Raises:
+        UserError: the file is missing, or is something else.
+    """
     try:
         known = json.loads(path.read_text(encoding="utf-8"))["sample_pairs"]
     except FileNotFoundError as error:
         raise UserError(f"there is no {path}; OCELOT's resolution and slides stand in it") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not the metadata of OCELOT v1.0.1: no sample_pairs in it ({error})") from error
-    return {stem: _patch(path, known, stem) for stem in stems}
+    return known
 
 
 def _patch(path: Path, known: Mapping[str, Any], stem: str) -> Patch:

@@ -3,18 +3,18 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from finetune.datasets.annotated_data import IMAGE_SUFFIXES
+from finetune.datasets.wider_views import annotated_alone
 from shared.command_line import UserError
-
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff"}
 
 
 def images_in(folder: Path) -> dict[str, Path]:
-    """The images of a folder by stem.
+    """The images of a folder by stem, without wider views of them.
 
     Raises:
-        UserError: there are none, or two share a stem.
+        UserError: there are none, or two share a stem; a wider view belongs to none.
     """
-    images = by_stem(path for path in sorted(folder.iterdir()) if _is_image(path))
+    images = annotated_alone(by_stem(path for path in sorted(folder.iterdir()) if _is_image(path)))
     if not images:
         raise UserError(f"{folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return images

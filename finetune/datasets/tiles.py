@@ -8,6 +8,7 @@ from finetune.datasets.annotated_data import Tile, image_sizes
 from finetune.datasets.cells import ListedCell, place_cells
 from finetune.datasets.description import ORIGIN_OFFSETS, Description
 from finetune.datasets.splits import slide_of
+from finetune.datasets.wider_views import wider_views
 
 Annotation = TypeVar("Annotation")
 
@@ -40,6 +41,7 @@ def read_tiles(
             slide_of(folder, image, description, slides.get(image.stem)),
             size,
             *place_cells(list_cells(annotation), size, values, offset),
+            wider=wider_views(image),
         )
         for (image, annotation), size in zip(pairs, image_sizes(image for image, _ in pairs), strict=True)
     ]

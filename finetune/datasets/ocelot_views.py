@@ -1,0 +1,136 @@
+"""Wider views of OCELOT's cell patches, cut from the slides that the patches were cut from.
+
+OCELOT's own tissue patches cannot serve: no cell patch lies in the middle of one (663 of 663 pairs).
+"""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import tyro
+from PIL import Image
+from tqdm import tqdm
+
+from finetune.datasets import ocelot
+from finetune.datasets.annotated_data import SPLITS, image_size
+from finetune.datasets.pairing import images_in
+from shared.atomic import atomic_path
+from shared.command_line import UserError, check_range
+from shared.slides import Slide, SlideError, find_slides
+
+SOME_FAILED = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutViews:
+    """Write NAME.fov2.png, NAME.fov4.png, ... beside OCELOT's cell patches, for `finetune --views K`.
+
+    What lies outside the slide is white. Views that are there already are left alone.
+    """
+
+    data: tyro.conf.Positional[Path]
+    """Folder of OCELOT."""
+    slides: Path
+    """Folder of the TCGA slides that the patches were cut from; its subfolders are searched too."""
+    views: int = 2
+    """Fields of view in all (the paper's K): the patch's own, twice its width, four times, ..."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a cell patch lies in its slide."""
+
+    image: Path
+    slide: str
+    slide_mpp: float
+    box: tuple[float, float, float, float]
+    """Left, top, right, bottom in px of level 0."""
+
+    @classmethod
+    def from_metadata(cls, image: Path, pair: Mapping[str, Any]) -> "Place":
+        """Read an entry of `sample_pairs`; raises KeyError, TypeError or ValueError where it is not whole."""
+        sides = [float(pair["cell"][name]) for name in ("x_start", "y_start", "x_end", "y_end")]
+        left, top, right, bottom = sides
+        if not (left < right and top < bottom):
+            raise ValueError(f"the patch ends at ({right:g}, {bottom:g}) and begins at ({left:g}, {top:g})")
+        return cls(image, str(pair["slide_name"]), float(pair["mpp_x"]), (left, top, right, bottom))
+
+
+def cut_views(config: CutViews) -> int:
+    """Cut what is missing; returns 0, or 3 if some slides are missing or cannot be read.
+
+    Raises:
+        UserError: the folder is not OCELOT, its metadata lack a patch, there is no slide at all.
+    """
+    check_range("views", config.views, 2, 6)
+    factors = [2**n for n in range(1, config.views)]
+    wanted = [place for place in _places(config.data) if any(not _view(place.image, n).exists() for n in factors)]
+    slides = find_slides(config.slides)
+    failed = 0
+    with tqdm(total=len(wanted), unit="patch") as bar:
+        for name, places in groupby(sorted(wanted, key=lambda place: place.slide), lambda place: place.slide):
+            of_slide = list(places)
+            try:
+                _cut(_file_of(name, slides, config.slides), of_slide, factors)
+            except SlideError as error:
+                failed += 1
+                tqdm.write(f"failed: {error}", file=sys.stderr)
+            bar.update(len(of_slide))
+    if failed:
+        print(f"{failed} slides failed; mend them and start the same command again", file=sys.stderr)
+        return SOME_FAILED
+    print(f"every patch in {config.data} has {config.views} fields of view; train with --views {config.views}")
+    return 0
+
+
+def _places(folder: Path) -> Iterator[Place]:
+    """All cell patches."""
+    if not ocelot.recognises(folder):
+        raise UserError(f"{folder} is not OCELOT ({ocelot.LAYOUT}); only there it is known where patches lie")
+    metadata = folder / ocelot.METADATA
+    pairs = ocelot.sample_pairs(metadata)
+    for split in SPLITS:
+        images = folder / "images" / split / "cell"
+        for stem, image in images_in(images).items() if images.is_dir() else ():
+            try:
+                yield Place.from_metadata(image, pairs[stem])
+            except KeyError as error:
+                raise UserError(f"{metadata} has no {error.args[0]!r} for sample {stem!r}") from error
+            except (ValueError, TypeError) as error:
+                raise UserError(f"{metadata}, sample {stem!r}: {error}") from error
+
+
+def _view(image: Path, factor: int) -> Path:
+    return image.with_name(f"{image.stem}.fov{factor}.png")
+
+
+def _file_of(name: str, slides: Sequence[Path], folder: Path) -> Path:
+    """The file of a slide, whose name may go on after a dot (TCGA's go on with an identifier)."""
+    found = [path for path in slides if path.name == name or path.name.startswith(f"{name}.")]
+    if not found:
+        raise SlideError(f"{folder} has no slide {name}; download it from TCGA")
+    if len(found) > 1:
+        raise SlideError(f"{found[0]} and {found[1]} may both be slide {name}; move one of them away")
+    return found[0]
+
+
+def _cut(path: Path, places: Sequence[Place], factors: Sequence[int]) -> None:
+    """All views from one slide."""
+    with Slide(path, places[0].slide_mpp) as slide:
+        for place in places:
+            for factor in factors:
+                with atomic_path(_view(place.image, factor)) as temporary:
+                    _read(slide, place, factor).save(temporary, format="PNG")
+
+
+def _read(slide: Slide, place: Place, factor: int) -> Image.Image:
+    """`factor` times the patch's width around its centre, with as many px as the patch."""
+    left, top, right, bottom = place.box
+    width, height = image_size(place.image)
+    mpp = slide.mpp * factor * (right - left) / width
+    side_x, side_y = (pixels * mpp / slide.mpp for pixels in (width, height))
+    corner = ((left + right - side_x) / 2, (top + bottom - side_y) / 2)
+    return slide.read(*corner, width, height, mpp)

@@ -1,0 +1,83 @@
+"""Wider views of annotated images, for several fields of view (the paper's mFoV).
+
+Beside NAME.png lie NAME.fov2.png, NAME.fov4.png, ...: as many px, which show 2, 4, ... times the width and
+height around the same centre. Cells are annotated in NAME.png alone.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from finetune.datasets.annotated_data import IMAGE_SUFFIXES, AnnotatedData, Tile, image_sizes
+from shared.command_line import UserError
+
+VIEW = re.compile(r"(?P<image>.+)\.fov(?P<factor>\d+)")
+
+
+def annotated_alone(images: Mapping[str, Path]) -> dict[str, Path]:
+    """The images, by stem, that are not wider views of others.
+
+    Raises:
+        UserError: a wider view of no image, or one whose factor is no power of two.
+    """
+    alone = {stem: path for stem, path in images.items() if not VIEW.fullmatch(stem)}
+    for stem in sorted(images.keys() - alone.keys()):
+        _check(images[stem], alone)
+    return alone
+
+
+def wider_views(image: Path) -> tuple[Path, ...]:
+    """The wider views beside an annotated image, widest first."""
+    views: list[Path] = []
+    while view := _beside(image, 2 ** (len(views) + 1)):
+        views.insert(0, view)
+    return tuple(views)
+
+
+def require_views(data: AnnotatedData, count: int) -> None:
+    """Make sure that every tile has `count` fields of view of one size, its own among them.
+
+    Raises:
+        UserError: names a view that is missing, damaged or of another size.
+    """
+    if count == 1:
+        return
+    tiles = [tile for each in data.splits.values() for tile in each]
+    for tile in tiles:
+        if len(tile.wider) < count - 1:
+            raise UserError(_missing(tile, count))
+    paths = [path for tile in tiles for path in (tile.image, *tile.views(count)[:-1])]
+    sizes = image_sizes(paths)
+    for first in range(0, len(paths), count):
+        own, *others = sizes[first : first + count]
+        for path, size in zip(paths[first + 1 : first + count], others, strict=True):
+            if size != own:
+                raise UserError(
+                    f"{path} has {size[0]}x{size[1]} px, but {paths[first]} {own[0]}x{own[1]}; write every view "
+                    "with the size of the annotated image"
+                )
+
+
+def _check(view: Path, images: Mapping[str, Path]) -> None:
+    parts = VIEW.fullmatch(view.stem)
+    assert parts is not None
+    factor = int(parts["factor"])
+    if factor < 2 or factor & (factor - 1):
+        raise UserError(f"{view} is no wider view: the number after .fov must be 2, 4, 8, ...; rename it")
+    if parts["image"] not in images:
+        raise UserError(f"{view} is a wider view of no image: {parts['image']} is not beside it; remove it")
+
+
+def _beside(image: Path, factor: int) -> Path | None:
+    """The view that covers `factor` times the width, in whatever format."""
+    paths = (image.with_name(f"{image.stem}.fov{factor}{suffix}") for suffix in (image.suffix, *IMAGE_SUFFIXES))
+    return next((path for path in paths if path.exists()), None)
+
+
+def _missing(tile: Tile, count: int) -> str:
+    factor = 2 ** (len(tile.wider) + 1)
+    return (
+        f"{tile.image} lacks its wider view {tile.image.stem}.fov{factor}.png, which {count} fields of view need: "
+        f"as many px, {factor} times the width and height around the same centre (for OCELOT, "
+        "`python -m finetune.datasets cut-views` writes it)"
+    )
