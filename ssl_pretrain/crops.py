@@ -29,6 +29,10 @@ class Crop:
     """Crops of this kind from each image."""
     interpolation: str = "bicubic"
     """Resizing, with antialiasing: bicubic or bilinear."""
+    blur: float = 0.0
+    """Probability of a Gaussian blur, done later by `views.Views`."""
+    solarise: float = 0.0
+    """Probability that bright pixels are inverted, done later by `views.Views`."""
 
 
 def decode(image: Image, shard: Path) -> Tensor:

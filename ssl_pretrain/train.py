@@ -63,7 +63,7 @@ def _train(plan: Plan, shard_set: ShardSet, run: Run, world: World, stop: StopSi
 def _loop(plan: Plan, state: State, shard_set: ShardSet, run: Run, world: World, stop: StopSignal) -> bool:
     """Steps until the end, or until any rank is told to stop; returns whether it was the latter."""
     recipe, method, optimiser = plan.recipe, state.method, state.optimiser
-    views = Views(recipe.views, *normalisation(recipe, shard_set)).to(world.device)
+    views = Views(recipe.views, recipe.method.crops, *normalisation(recipe, shard_set)).to(world.device)
     with together(world):
         monitor = Monitor(run, shard_set, views, recipe.method.crops[0])
     model = replicated(method, world)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from shared.command_line import check_range
+from shared.command_line import UserError, check_range
+from ssl_pretrain.crops import Crop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,11 +21,35 @@ class Config:
     """Probability of a left-right flip."""
     vertical_flip: float = 0.0
     """Probability of an up-down flip."""
+    quarter_turns: bool = False
+    """Whether a view is turned by a random multiple of 90 degrees."""
+    jitter: float = 0.8
+    """Probability that the colours are changed, by as much as the next four say. 0.8: MoCo v2, SwAV, DINO."""
+    brightness: float = 0.0
+    """Greatest change of the factor of brightness, which is 1 when nothing changes."""
+    contrast: float = 0.0
+    """Greatest change of the factor of contrast."""
+    saturation: float = 0.0
+    """Greatest change of the factor of saturation."""
+    hue: float = 0.0
+    """Greatest change of hue, in turns of the colour circle (up to 0.5); much of it mixes up brown and blue."""
+    grayscale: float = 0.0
+    """Probability that the colours are removed."""
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    """Smallest and largest sigma (px) of the blur of those views that get one. MoCo v2, SwAV, DINO."""
+    solarise_threshold: float = 128 / 255
+    """Brightness from which on pixels are inverted in those views that are solarised. PIL's, used by DINO."""
 
     def check(self) -> None:
         """Refuse numbers that make no sense, with a UserError."""
-        check_range("views.horizontal-flip", self.horizontal_flip, 0, 1)
-        check_range("views.vertical-flip", self.vertical_flip, 0, 1)
+        for name in ("horizontal_flip", "vertical_flip", "jitter", "grayscale", "solarise_threshold"):
+            check_range(f"views.{name.replace('_', '-')}", getattr(self, name), 0, 1)
+        for name in ("brightness", "contrast", "saturation"):
+            check_range(f"views.{name}", getattr(self, name), 0)
+        check_range("views.hue", self.hue, 0, 0.5)
+        low, high = self.blur_sigma
+        if not 0 < low <= high:
+            raise UserError(f"--views.blur-sigma {low} {high} are no widths from small to large; give two above 0")
 
 
 class Views(nn.Module):
@@ -33,10 +58,12 @@ class Views(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: Config, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        """Make views normalised with channel `mean` and `std` (RGB, 0..1)."""
+    def __init__(
+        self, config: Config, crops: tuple[Crop, ...], mean: tuple[float, ...], std: tuple[float, ...]
+    ) -> None:
+        """Make views of `crops`, normalised with channel `mean` and `std` (RGB, 0..1)."""
         super().__init__()
-        self.config = config
+        self.config, self.crops = config, crops
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
 
