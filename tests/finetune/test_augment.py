@@ -99,6 +99,29 @@ def drawn(cells: np.ndarray, size: tuple[int, int], factor: int, radius: float =
     return np.repeat(grey.round().astype(np.uint8)[..., None], 3, axis=-1)
 
 
+@pytest.mark.parametrize(
+    ("config", "size"),
+    [
+        (Config(crop=96, scale=(1.0, 1.0), flip=0.0), (150, 211)),  # shifted
+        (Config(crop=96, scale=(1.0, 1.0), flip=1.0), (150, 211)),  # and flipped
+        (Config(crop=120, scale=(1.25, 1.25), flip=0.0), (150, 211)),  # and enlarged
+        (Config(crop=101, scale=(0.8, 0.8), flip=0.0), (150, 211)),  # and made smaller, to 0.8016
+        (Config(crop=160, scale=(1.0, 1.0), flip=0.0), (90, 211)),  # padded in height
+        (Config(crop=160, scale=(0.8, 1.25), flip=1.0), (110, 90)),  # everything, padded on all sides
+    ],
+)
+@pytest.mark.parametrize("seed", range(2))
+def test_each_operation_to_a_tenth_of_a_px(config: Config, size: tuple[int, int], seed: int) -> None:
+    random = np.random.default_rng(seed)
+    x, y = np.meshgrid(np.arange(22.0, size[1] - 15, 30), np.arange(22.0, size[0] - 15, 30))
+    cells = np.stack([x, y], -1).reshape(-1, 2) + random.uniform(-4, 4, (x.size, 2))
+    (view,), moved, kept = augment(config, drawn(cells, size, 1)[None], cells, np.arange(len(cells)), random)
+    inner = moved[((moved > 14) & (moved < config.crop - 14)).all(axis=1)]  # whole discs
+    gaps = np.linalg.norm(inner[:, None] - discs(view)[None], axis=-1).min(axis=1)
+    assert len(gaps) > 2 and len(kept) == len(moved)
+    assert gaps.max() < 0.1
+
+
 @pytest.mark.parametrize("size", [(150, 211), (181, 181)])
 @pytest.mark.parametrize("seed", range(3))
 def test_wider_views_show_what_lies_around_the_crop(size: tuple[int, int], seed: int) -> None:

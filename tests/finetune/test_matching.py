@@ -7,7 +7,10 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
+from finetune import criterion
+from finetune.criterion import Targets, detection_loss, sums_of
 from finetune.matching import Config, assign
+from shared import detector as core
 
 
 def scene(seed: int, proposals: int, cells: int, classes: int = 3, side: float = 512):
@@ -46,3 +49,46 @@ def test_cost_equals_the_float64_optimum(proposals: int, cells: int) -> None:
 def test_an_image_without_cells_matches_nothing() -> None:
     points, logits, cells, labels = scene(0, proposals=16, cells=0)
     assert [len(indices) for indices in assign(Config(), points, logits, cells, labels)] == [0, 0]
+
+
+def refining(refinements: int) -> core.Detector:
+    torch.manual_seed(0)
+    detector = core.Detector(
+        core.Config(
+            arch="vit_tiny_patch16_224",
+            classes=2,
+            deformable=False,
+            refinements=refinements,
+            channels=16,
+            hidden=16,
+        )
+    )
+    return detector.eval()
+
+
+def test_refinement_adds_proposals_and_no_positives() -> None:
+    image_BCHW, cells_M2, labels_M = torch.rand(1, 3, 64, 96), torch.rand(9, 2) * 64, torch.arange(9) % 2
+    proposals, positives = [], []
+    for refinements in (0, 1, 2):
+        with torch.inference_mode():
+            found = refining(refinements)(image_BCHW)
+        matched, answered = assign(Config(), found.points_BN2[0], found.logits_BNC[0], cells_M2, labels_M)
+        assert sorted(answered.tolist()) == list(range(9)) and len(set(matched.tolist())) == 9
+        proposals.append(found.points_BN2.shape[1])
+        positives.append(len(matched))
+    assert (proposals, positives) == ([24, 48, 72], [9, 9, 9])
+
+
+def test_proposals_of_every_refinement_can_become_positives() -> None:
+    """Cells lie where three of the sets put a point each, so these answer for them, and their stages learn."""
+    detector = refining(2)
+    found = detector(torch.rand(1, 3, 64, 96))
+    chosen = torch.tensor([3, 24 + 10, 48 + 20])
+    cells_M2, labels_M = found.points_BN2[0, chosen].detach(), torch.tensor([0, 1, 0])
+    nearest = Config(cost_class=0.0)
+    matched, answered = assign(nearest, found.points_BN2[0], found.logits_BNC[0], cells_M2, labels_M)
+    assert torch.equal(matched[answered.argsort()], chosen)
+    config, targets = criterion.Config(matching=nearest), [Targets(cells_M2 + 1e-3, labels_M)]
+    detection_loss(config, found, targets, sums_of(config, targets, 72)).total.backward()
+    for stage in detector.decoder.stages:
+        assert stage.locate[-1].weight.grad.abs().sum() > 0

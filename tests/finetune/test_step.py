@@ -1,6 +1,9 @@
 """One optimiser step: accumulated passes, the moving average, the learning rate."""
 
 import dataclasses
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from finetune.step import learning_rate, update
 from finetune.tile_loader import Batch
 from shared.command_line import UserError
 from shared.detector import Config, Detector
+from tests.conftest import ENVIRONMENT, free_port
 
 PLAIN = dataclasses.replace(RECIPES["dpa_p2pnet"], clip_norm=1e9)
 
@@ -44,6 +48,55 @@ def test_accumulated_passes_are_one_batch(counts: tuple[int, ...]) -> None:
     assert logged[0]["regression"] > 0
     for whole, summed in zip(*gradients, strict=True):
         torch.testing.assert_close(summed, whole, rtol=1e-3, atol=1e-6)
+
+
+AS_A_RANK = """
+import dataclasses, sys, torch
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from finetune.step import update
+from finetune.tile_loader import Batch
+from shared import distributed
+from tests.finetune.test_step import COUNTS, PLAIN, batch, training
+
+def counting(_, bucket):
+    exchanged.append(bucket.buffer().numel())
+    return allreduce_hook(None, bucket)
+
+world, exchanged = distributed.start(), []
+whole, recipe = batch(COUNTS), dataclasses.replace(PLAIN, accumulate=2)
+mine = Batch(whole.image_BCHW[world.rank :: 2], whole.targets[world.rank :: 2])
+state = training(recipe)
+network = distributed.replicated(state.detector, world)
+network.register_comm_hook(None, counting)
+losses = update(recipe, network, state, mine, 0.1)
+torch.save({"weights": state.detector.state_dict(), "losses": losses, "exchanged": sum(exchanged)},
+           f"{sys.argv[1]}/{world.rank}.pt")
+distributed.stop()
+"""
+# Of the images: each rank and each of its passes has another number of cells, one pass none.
+COUNTS = (3, 5, 0, 9)
+
+
+def test_two_ranks_with_two_passes_are_one_process_with_the_whole_batch(tmp_path: Path) -> None:
+    """Cells are counted over all ranks and passes, and gradients cross once."""
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", AS_A_RANK, str(tmp_path)], env={**ENVIRONMENT, **address, "RANK": str(rank)}
+        )
+        for rank in range(2)
+    ]
+    alone = training(PLAIN)
+    before = {name: value.clone() for name, value in alone.detector.state_dict().items()}
+    losses = update(PLAIN, alone.detector, alone, batch(COUNTS), 0.1)
+    assert [rank.wait(200) for rank in ranks] == [0, 0]
+    for rank in range(2):
+        result = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert result["losses"] == pytest.approx(losses, rel=1e-4)
+        assert result["exchanged"] == sum(parameter.numel() for parameter in alone.detector.parameters())
+        for name, value in alone.detector.state_dict().items():
+            moved = result["weights"][name] - before[name]
+            torch.testing.assert_close(moved, value - before[name], rtol=1e-2, atol=1e-6)
 
 
 def test_the_moving_average_is_what_is_scored() -> None:

@@ -15,6 +15,7 @@ import pytest
 import timm
 import torch
 
+from finetune.augment import Config as Augment
 from finetune.criterion import Targets
 from finetune.datasets import Source, load_data
 from finetune.recipes import RECIPES
@@ -40,8 +41,9 @@ TINY = (
     "--workers",
     1,
 )
-# Four tiles, two a step: an epoch is two steps.
-FEW = (*TINY, "--ema", 0.9, "--epochs", 3, "--evaluate-every", 1, "--checkpoint-every", 1)
+# Four tiles, two a step in a pass each: an epoch is two steps. All that could make a resumed run another one.
+FEW = (*TINY, "--ema", 0.9, "--accumulate", 2, "--precision", "bfloat16", "--epochs", 3)
+FEW = (*FEW, "--evaluate-every", 1, "--checkpoint-every", 1)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +79,8 @@ def steps_logged(folder: Path) -> list[int]:
 def test_a_run_leaves_weights_scores_curves_and_pictures(undisturbed: Path) -> None:
     run = undisturbed / "runs/finetune"
     names = {path.name for path in (run / "pictures").iterdir()}
-    assert {"augmented.png", "proposals-000000.png", "proposals-000006.png", "comparison-best.png"} <= names
+    evaluated = {f"proposals-{step:06d}.png" for step in (0, 2, 4, 6)}
+    assert names == {"augmented.png", "comparison-best.png", "comparison-last.png", *evaluated}
     assert set(json.loads((run / "test_scores.json").read_text())) == {"best", "last"}
     assert json.loads((run / "config.json").read_text())["learning_rate"] == 1e-4
     assert steps_logged(undisturbed) == [1, 2, 3, 4, 5, 6]
@@ -226,6 +229,26 @@ def test_loaded_batch_norms_keep_their_statistics_and_learn_their_scale(
         assert not torch.equal(trained["weight"], before[f"{name}.weight"])
 
 
+@pytest.mark.parametrize(("arch", "views"), [("resnet50", 2), ("vit_tiny_patch16_224", 1)])
+def test_batch_norms_train_unless_their_statistics_were_loaded(
+    arch: str, views: int, tiles: Path, tmp_path: Path
+) -> None:
+    """ResNet-50's are held in the trunk of every view; a ViT has none, and its adapter's start from chance."""
+    torch.save(timm.create_model(arch).state_dict(), tmp_path / "trunk.pth")
+    common = {"arch": arch, "views": views, "augment": Augment(crop=64)}
+    for init in ("random", str(tmp_path / "trunk.pth")):
+        recipe = dataclasses.replace(RECIPES["dpa_p2pnet"], init=init, **common)
+        training, _ = _start(recipe, load_data(Source(data=tiles)), World(0, 0, 1, torch.device("cpu")))
+        training.detector.eval()
+        training.training_mode()
+        norms = [m for m in training.detector.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+        in_trunks = {m for trunk in training.detector.trunks() for m in trunk.modules()}
+        held = [m for m in norms if m in in_trunks] if init != "random" else []
+        assert len(held) == (53 * views if (arch, init != "random") == ("resnet50", True) else 0)
+        assert [m.training for m in norms] == [m not in held for m in norms]
+        assert len(norms) >= 4
+
+
 def test_the_best_weights_are_those_of_the_best_validation(undisturbed: Path) -> None:
     lines = map(json.loads, (undisturbed / "runs/finetune/metrics.jsonl").read_text().splitlines())
     scores = {line["step"]: line["val/macro_f1"] for line in lines if "val/macro_f1" in line and line["step"]}
@@ -304,6 +327,15 @@ def test_options_that_make_no_sense_are_refused_before_anything_is_written(
     with pytest.raises(UserError, match=re.escape(sentence)):
         start(*words, "--data", tiles)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_in_a_sentence(
+    tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"no longer finite at step [2-4]; .* lower --learning-rate"):
+        start(*TINY, "--data", tiles, "--learning-rate", 1e30)
+    assert not (tmp_path / "detector.pth").exists()
 
 
 def test_a_run_is_not_resumed_with_other_settings(tiles: Path, undisturbed: Path) -> None:
