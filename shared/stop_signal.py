@@ -16,12 +16,13 @@ class StopSignal:
 
     The handler only sets a flag: the training loop writes its checkpoint at the end of a step, on all ranks
     at the same one. USR2 rather than USR1, which NCCL may take for itself. Make it first thing in the
-    process: the default action of USR2 is to kill it.
+    process: the default action of USR2 is to kill it. A command that runs others by turns also names INT
+    (Ctrl-C), so that it can let the one that runs come to its checkpoint.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *more: signal.Signals) -> None:
         self.received: str | None = None
-        for number in (signal.SIGUSR2, signal.SIGTERM):
+        for number in (signal.SIGUSR2, signal.SIGTERM, *more):
             signal.signal(number, self._note)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:

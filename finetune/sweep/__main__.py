@@ -1,0 +1,21 @@
+"""`python -m finetune.sweep TABLE --data DIR --seeds 0,1,2`: train a table's rows, print it beside the paper's."""
+
+import signal
+
+import tyro
+
+from shared.command_line import run
+from shared.stop_signal import StopSignal
+
+
+def main() -> int:
+    """Run; returns 0, 2 (refused), 3 (some runs failed) or 85 (told to stop; the same command goes on)."""
+    stop = StopSignal(signal.SIGINT)  # before torch, as in finetune
+    from finetune.sweep.plan import Config
+    from finetune.sweep.sweep import sweep
+
+    return sweep(tyro.cli(Config, prog="python -m finetune.sweep"), stop)
+
+
+if __name__ == "__main__":
+    run(main)

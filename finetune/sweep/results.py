@@ -1,0 +1,149 @@
+"""From the runs' test scores to the table: mean and spread over seeds, beside the paper's numbers."""
+
+import csv
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.profile import VARIANTS, multiply_adds
+from finetune.sweep.plan import SCORES, SweepRun
+from finetune.sweep.tables import Row, Table
+from shared.atomic import atomic_path
+from shared.detector import Config as DetectorConfig
+from shared.detector import Detector
+
+# The best weights are those of the best validation score; the last are those of the last step.
+COLUMNS = {
+    "best_f1": "best F1",
+    "best_ap": "best AP",
+    "last_f1": "last F1",
+    "last_ap": "last AP",
+}
+# Table 3 counts operations with the classes, the size and the interval of PD-L1.
+SIZE, CLASSES, INTERVAL = 1024, 10, 16
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one run scored on the test tiles, in percent, and where it was trained."""
+
+    row: str
+    seed: int
+    best_f1: float
+    best_ap: float
+    last_f1: float
+    last_ap: float
+    machine: str
+    versions: str
+    date: str
+    commit: str
+
+    def __str__(self) -> str:
+        return ", ".join(f"{title} {getattr(self, name):.1f}" for name, title in COLUMNS.items())
+
+
+def read_result(run: SweepRun) -> Result:
+    """The scores and the provenance of a finished run."""
+    scores = _json(run.recipe.run_dir / SCORES)
+    made = _json(run.recipe.run_dir / "provenance.json")
+    percents = {
+        f"{weights}_{name}": 100 * scores[weights][f"macro_{name}"]
+        for weights in ("best", "last")
+        for name in ("f1", "ap")
+    }
+    versions = " ".join(f"{name}={version}" for name, version in made["versions"].items())
+    return Result(
+        run.row.name,
+        run.recipe.seed,
+        **percents,
+        machine=made["machine"],
+        versions=versions,
+        date=made["time"],
+        commit=made["git_commit"],
+    )
+
+
+def print_table(table: Table, runs: Sequence[SweepRun], layout: str, data: Path) -> None:
+    """The table for people."""
+    whose = table.data_set(layout)
+    sized = any(row.variant for row in table.rows)
+    head = ["", *COLUMNS.values(), "n", "paper F1", "paper AP"]
+    head += ["params M", "paper", "MACs G", "paper"] if sized else []
+    lines = [head]
+    for row in table.rows:
+        results = _results(row, runs)
+        scores = [mean_and_spread([getattr(each, name) for each in results]) for name in COLUMNS]
+        printed = [f"{value:.1f}" for value in row.printed.get(whose, ())] or ["-", "-"]
+        lines.append([row.label, *scores, str(len(results)), *printed, *(_sizes(row) if sized else [])])
+    print(f"\n{table.title}\nours: {data}; paper: {whose}\n{_aligned(lines)}\n")
+    print("test tiles; percent, mean +- standard deviation over n seeds; best: highest F1 on the validation tiles")
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    """Mean and, from two values on, the sample's standard deviation (n - 1)."""
+    if not values:
+        return "-"
+    mean = f"{statistics.fmean(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} +- {statistics.stdev(values):.1f}"
+
+
+def write_tables(folder: Path, name: str, table: Table, runs: Sequence[SweepRun], layout: str) -> None:
+    """`runs.csv`, a line per row and seed, and `NAME.csv`, a line per row."""
+    each = [read_result(run) for run in runs]
+    _write(folder / "runs.csv", [{"table": name, **vars(result)} for result in each])
+    whose = table.data_set(layout)
+    lines = []
+    for row in table.rows:
+        f1, ap = row.printed.get(whose, ("", ""))
+        paper = {"paper_data": whose, "paper_f1": f1, "paper_ap": ap}
+        lines.append({"table": name, "row": row.name, **_summary(_results(row, runs)), **paper})
+    _write(folder / f"{name}.csv", lines)
+    print(f"table: {folder / name}.csv, each run: {folder / 'runs.csv'}")
+
+
+def _results(row: Row, runs: Iterable[SweepRun]) -> list[Result]:
+    return [read_result(run) for run in runs if run.row.name == row.name]
+
+
+def _summary(results: Sequence[Result]) -> dict[str, Any]:
+    """Seeds, mean and spread of a row, and where and when its runs were made."""
+    summary: dict[str, Any] = {"seeds": " ".join(str(each.seed) for each in results), "n": len(results)}
+    for name in COLUMNS:
+        values = [getattr(each, name) for each in results]
+        summary[f"{name}_mean"] = round(statistics.fmean(values), 3) if values else ""
+        summary[f"{name}_sd"] = round(statistics.stdev(values), 3) if len(values) > 1 else ""
+    for name in ("machine", "versions", "date", "commit"):
+        summary[name] = "; ".join(dict.fromkeys(getattr(each, name) for each in results))
+    return summary
+
+
+def _sizes(row: Row) -> list[str]:
+    """Parameters and multiply-adds as `finetune.profile` counts them, each beside the paper's."""
+    variant = next(each for each in VARIANTS if each.name == row.variant)
+    detector = Detector(DetectorConfig(classes=CLASSES, interval=INTERVAL, **variant.fields)).eval()
+    detector.samples_smoothing = False  # the paper's counter sees every output of every convolution
+    params = sum(parameter.numel() for parameter in detector.parameters()) / 1e6
+    macs = multiply_adds(detector, SIZE)
+    return [f"{params:.1f}", f"{variant.paper_params_m:g}", f"{macs:.0f}", f"{variant.paper_macs_g:g}"]
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Rows of words as columns: the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    first = [f"{line[0]:<{widths[0]}}" for line in lines]
+    rest = [[f"{word:>{width}}" for word, width in zip(line[1:], widths[1:], strict=True)] for line in lines]
+    return "\n".join("   ".join([left, *right]) for left, right in zip(first, rest, strict=True))
+
+
+def _write(path: Path, lines: Sequence[dict[str, Any]]) -> None:
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(lines[0]))
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,154 @@
+"""The paper's tables: which switches each row sets, and the F1 and AP the paper prints for it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from finetune.profile import SINGLE, VIT
+
+# F1 and AP in percent, by the name of the data set.
+Printed = Mapping[str, tuple[float, float]]
+# Stands in a row for the weights file that `--weights` names.
+GIVEN = ""
+# The names that a table's numbers go by, for the layouts of `finetune.datasets.READERS`.
+DATA_SETS = {"consep": "CoNSeP", "bcdata": "BCData", "ocelot": "OCELOT"}
+# What makes one detector of the family another: no table leaves these to the command line.
+SWITCHES = ("multi_scale", "deformable", "summed", "refinements")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: a training that is repeated for every seed."""
+
+    name: str
+    """Its folder, and its name on the command line."""
+    label: str
+    """As printed."""
+    settings: Mapping[str, Any]
+    """Fields of the recipe that make it this row."""
+    printed: Printed = field(default_factory=dict)
+    """The paper's numbers."""
+    variant: str = ""
+    """Name in `finetune.profile.VARIANTS`, where the table has sizes."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table of the paper."""
+
+    title: str
+    rows: tuple[Row, ...]
+
+    @property
+    def decided(self) -> set[str]:
+        """Fields of the recipe that the rows set and the command line may not."""
+        return set(SWITCHES).union(*(row.settings for row in self.rows))
+
+    def data_set(self, layout: str) -> str:
+        """Whose numbers to print beside data of a layout: its own if the table has them, else the table's last."""
+        printed = [name for row in self.rows for name in row.printed]
+        return DATA_SETS[layout] if DATA_SETS.get(layout) in printed else printed[-1]
+
+
+def _consep(f1: float, ap: float) -> Printed:
+    return {"CoNSeP": (f1, ap)}
+
+
+def _ocelot(f1: float, ap: float) -> Printed:
+    return {"OCELOT": (f1, ap)}
+
+
+def _trunk(name: str, label: str, init: str, arch: str, f1: float, ap: float) -> Row:
+    return Row(name, label, {"init": init, "arch": arch}, {"PD-L1": (f1, ap)})
+
+
+MSD = {"deformable": False}
+
+TABLE_6 = Table(
+    "Table 6: effect of multi-scale decoding (MSD) and deformable proposals (DPP)",
+    (
+        Row("p2pnet", "P2PNet", SINGLE, _consep(70.0, 60.5)),
+        Row("msd", "+ MSD", MSD, _consep(70.7, 61.7)),
+        Row("msd_dpp", "+ MSD + DPP", {}, _consep(71.1, 62.9)),
+    ),
+)
+
+TABLE_7 = Table(
+    "Table 7: weights that training starts from",
+    (
+        _trunk("random_resnet50", "ResNet-50, random", "random", "resnet50", 52.3, 39.3),
+        _trunk("imagenet_resnet50", "ResNet-50, ImageNet", "imagenet", "resnet50", 55.9, 43.7),
+        _trunk("moco_v2_resnet50", "ResNet-50, MoCo v2", GIVEN, "resnet50", 57.4, 45.4),
+        _trunk("swav_resnet50", "ResNet-50, SwAV", GIVEN, "resnet50", 56.4, 44.7),
+        _trunk("dino_resnet50", "ResNet-50, DINO", GIVEN, "resnet50", 56.6, 45.0),
+        _trunk("random_vitb", "ViT-B/16, random", "random", VIT, 56.7, 44.0),
+        _trunk("imagenet_vitb", "ViT-B/16, ImageNet", "imagenet", VIT, 58.0, 47.0),
+        _trunk("dino_vitb", "ViT-B/16, DINO", GIVEN, VIT, 60.8, 49.9),
+        _trunk("mae_vitb", "ViT-B/16, MAE", GIVEN, VIT, 61.7, 51.6),
+    ),
+)
+
+TABLE_5 = Table(
+    "Table 5: number of fields of view",
+    (
+        Row("k1", "K = 1", {"views": 1}, _ocelot(59.3, 44.4)),
+        Row("k2", "K = 2", {"views": 2}, _ocelot(62.6, 49.1)),
+        Row("k3", "K = 3", {"views": 3}, _ocelot(64.2, 51.4)),
+        Row("k4", "K = 4", {"views": 4}, _ocelot(64.6, 51.6)),
+    ),
+)
+
+TABLE_4 = Table(
+    "Table 4: enlarging the maps of the wider view (K = 2)",
+    (
+        Row("single_view", "one view", {"views": 1}, _ocelot(59.3, 44.4)),
+        Row("bilinear", "bilinear", {"views": 2, "upsampling": "bilinear"}, _ocelot(61.9, 48.9)),
+        Row("transposed", "transposed conv.", {"views": 2, "upsampling": "transposed"}, _ocelot(62.6, 49.1)),
+    ),
+)
+
+TABLE_3 = Table(
+    "Table 3: end-to-end detectors",
+    (
+        Row(
+            "p2pnet",
+            "P2PNet",
+            SINGLE,
+            {"CoNSeP": (70.0, 60.5), "BCData": (86.3, 83.8), "PD-L1": (54.4, 42.1)},
+            "P2PNet",
+        ),
+        Row(
+            "e2e",
+            "E2E",
+            {**SINGLE, "summed": True},
+            {"CoNSeP": (70.2, 59.9), "BCData": (86.3, 83.3), "PD-L1": (54.8, 42.5)},
+            "E2E",
+        ),
+        Row(
+            "dpa_p2pnet",
+            "DPA-P2PNet",
+            {},
+            {"CoNSeP": (71.1, 62.9), "BCData": (86.7, 84.4), "PD-L1": (55.9, 43.7)},
+            "DPA-P2PNet",
+        ),
+    ),
+)
+
+# The paper has this comparison in a supplement that is not public; the outer rows are those of Table 6.
+REFINEMENT = Table(
+    "Deformable proposals (DPP) against iterative refinement",
+    (
+        Row("msd", "MSD", MSD, _consep(70.7, 61.7)),
+        Row("msd_refinement", "MSD + refinement", {**MSD, "refinements": 1}),
+        Row("msd_dpp", "MSD + DPP", {}, _consep(71.1, 62.9)),
+    ),
+)
+
+TABLES = {
+    "table6": TABLE_6,
+    "table7": TABLE_7,
+    "table5": TABLE_5,
+    "table4": TABLE_4,
+    "table3": TABLE_3,
+    "refinement": REFINEMENT,
+}

@@ -1,0 +1,158 @@
+"""Tasks as Slurm jobs, through submitit, on a cluster without accounting."""
+
+import json
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import submitit
+
+from shared.command_line import UserError
+from shared.launcher import Task
+from shared.slurm_jobs import InJob, Slurm, job_states, run_in_slurm
+from shared.stop_signal import StopSignal
+from tests.conftest import REPOSITORY
+from tests.slurm.cluster import Cluster
+
+ASKED = Slurm(gpus=1, cpus=1, hours=0.1)
+# Stops at a "checkpoint" when it is told to, and is done the second time.
+STOPS_ONCE = """
+import pathlib, signal, sys, time
+signal.signal(signal.SIGUSR2, lambda *_: (pathlib.Path("saved").touch(), sys.exit(85)))
+if pathlib.Path("saved").exists():
+    print("went on", flush=True)
+    sys.exit()
+print("began", flush=True)
+time.sleep(100)
+"""
+
+
+@pytest.fixture
+def here(slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """This process as one on a login node, in a folder of its own."""
+    for name in ("PATH", "SLURM_CONF"):
+        monkeypatch.setenv(name, slurm.environment[name])
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def stop() -> StopSignal:
+    kept = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGTERM)}
+    made = StopSignal()
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+    return made
+
+
+def python(name: str, code: str, folder: Path) -> Task:
+    return Task(name, (sys.executable, "-c", code), folder / f"{name}.log")
+
+
+def test_an_array_with_a_failing_and_a_dying_job_is_reported(
+    here: Path, stop: StopSignal, capfd: pytest.CaptureFixture[str]
+) -> None:
+    codes = {
+        "good": "import os; print('gpu', os.environ['CUDA_VISIBLE_DEVICES'])",
+        "bad": "import sys; print('error: no such file x.pth', file=sys.stderr); sys.exit(2)",
+        # Not only the command: submitit's process goes with it, so that nobody writes a result.
+        "killed": "import os, signal; print('half way', flush=True); os.kill(os.getppid(), signal.SIGKILL)",
+    }
+    tasks = [python(name, code, here / "logs") for name, code in codes.items()]
+    assert run_in_slurm(tasks, here / "jobs", ASKED, stop) is False
+    numbers = json.loads((here / "jobs/jobs.json").read_text())
+    assert {number.partition("_")[2] for number in numbers.values()} == {"0", "1", "2"}
+    assert job_states(numbers.values()) == {
+        numbers["good"]: "COMPLETED",
+        numbers["bad"]: "FAILED",
+        numbers["killed"]: "FAILED",
+    }
+    said = capfd.readouterr().out.splitlines()
+    log = (here / "logs/good.log").read_text()
+    assert log.startswith("$ python -c") and "\ngpu 0\n" in log
+    for name, line in (("bad", "  error: no such file x.pth"), ("killed", "  half way")):
+        at = next(i for i, text in enumerate(said) if text.startswith(f"{name} ") and "FAILED" in text)
+        assert f"{here}/logs/{name}.log" in said[at] and said[at + 1] == line
+    script = next((here / "jobs").glob("*_submission.sh")).read_text()
+    assert "--array=0-2%3" in script and "--signal=USR2@180" in script and "--requeue" in script
+
+
+def test_warned_it_is_queued_again_and_cancelled_it_stays_cancelled(
+    slurm: Cluster, here: Path, stop: StopSignal
+) -> None:
+    tasks = [python("warned", STOPS_ONCE, here), python("cancelled", STOPS_ONCE.replace("saved", "-"), here)]
+
+    def disturb() -> None:
+        for task in tasks:
+            until(lambda task=task: task.log.exists() and "began" in task.log.read_text().splitlines())
+        numbers = json.loads((here / "jobs/jobs.json").read_text())
+        slurm.run("scancel", "--signal=USR2", numbers["warned"])
+        slurm.run("scancel", numbers["cancelled"])
+
+    other = threading.Thread(target=disturb)
+    other.start()
+    assert run_in_slurm(tasks, here / "jobs", ASKED, stop) is False
+    other.join()
+    numbers = json.loads((here / "jobs/jobs.json").read_text())
+    assert tasks[0].log.read_text().splitlines()[-1] == "went on"
+    assert slurm.job(numbers["warned"])["Restarts"] == "1"
+    assert job_states(numbers.values()) == {numbers["warned"]: "COMPLETED", numbers["cancelled"]: "CANCELLED"}
+
+
+def test_told_to_stop_it_leaves_the_jobs_and_waits_for_the_same_ones_next_time(
+    here: Path, stop: StopSignal, capfd: pytest.CaptureFixture[str]
+) -> None:
+    waits = "import pathlib, time\nwhile not pathlib.Path('go').exists(): time.sleep(0.05)"
+    tasks = [python("one", waits, here), python("two", "print(1)", here)]
+    timer = threading.Timer(3, lambda: setattr(stop, "received", "SIGINT"))
+    timer.start()
+    assert run_in_slurm(tasks, here / "jobs", ASKED, stop) is True
+    numbers = json.loads((here / "jobs/jobs.json").read_text())
+    assert f"scancel {numbers['one'].split('_')[0]})" in capfd.readouterr().out
+    stop.received = None
+    threading.Timer(1, lambda: (here / "go").touch()).start()
+    assert run_in_slurm(tasks[:1], here / "jobs", ASKED, stop) is False
+    assert json.loads((here / "jobs/jobs.json").read_text()) == {"one": numbers["one"]}
+    assert f"one: job {numbers['one']} is with Slurm already" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        (Slurm(partition="none", gpus=0), "invalid partition specified: none"),
+        (Slurm(gpus=99), "Requested node configuration is not available"),
+        (Slurm(gpus=0, options=("frobnicate=1",)), "unrecognized option '--frobnicate=1'"),
+    ],
+)
+def test_what_slurm_refuses_is_one_sentence(asked: Slurm, reason: str, here: Path, stop: StopSignal) -> None:
+    with pytest.raises(UserError, match="Slurm refuses the jobs") as refused:
+        run_in_slurm([python("a", "", here), python("b", "", here)], here / "jobs", asked, stop)
+    assert reason in str(refused.value), refused.value
+    assert not (here / "jobs/jobs.json").exists()
+
+
+def test_jobs_that_slurm_has_forgotten_are_gone(here: Path) -> None:
+    assert job_states(["99999", "99999_3"]) == {"99999": "GONE", "99999_3": "GONE"}
+
+
+def test_a_task_runs_under_submitit_without_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    executor = submitit.AutoExecutor(tmp_path / "jobs", cluster="local")
+    executor.update_parameters(timeout_min=2)
+    tasks = [python("good", "print('hello')", tmp_path), python("bad", "raise SystemExit(4)", tmp_path)]
+    good, bad = [executor.submit(InJob(task)) for task in tasks]
+    assert good.result() is None
+    assert tasks[0].log.read_text().endswith("\nhello\n")
+    until(bad.done)
+    assert not bad.paths.result_pickle.exists()
+
+
+def until(due, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not due():
+        assert time.monotonic() < end
+        time.sleep(0.05)
