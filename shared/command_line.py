@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import multiprocessing
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,21 +21,31 @@ class UserError(Exception):
 def run(command: Callable[[], int | None]) -> NoReturn:
     """Call a stage's main function and leave the process with its exit code (None means 0)."""
     try:
-        code = command() or 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        print("interrupted; a run or harvest goes on from what it saved last", file=sys.stderr)
-        code = 130
+        code = _code_of(command)
+        sys.stdout.flush()  # at the interpreter's exit a closed pipe would be complained about
     except BrokenPipeError:  # the reader of our output (`| head`) went away
-        sys.stderr.close()
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())
         code = 141
     finally:
         # Loader workers ignore the signal by which Python would end them, and it would wait for them for ever.
         for worker in multiprocessing.active_children():
             worker.kill()
     sys.exit(code)
+
+
+def _code_of(command: Callable[[], int | None]) -> int | str | None:
+    try:
+        return command() or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; a run or harvest goes on from what it saved last", file=sys.stderr)
+        return 130
+    except SystemExit as left:  # after --help, or from the parser of options
+        return left.code
 
 
 def parse(

@@ -1,12 +1,17 @@
 """From words to a config, from an error to an exit code."""
 
 import dataclasses
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from shared.command_line import UserError, as_plain, parse, run, settings_text
+from tests.conftest import ENVIRONMENT
 
 
 @dataclass(frozen=True)
@@ -68,3 +73,56 @@ def test_the_command_s_own_code_is_kept() -> None:
 def test_a_bug_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         run(lambda: 1 // 0)
+
+
+PROGRAM = """
+import sys, time
+from shared.command_line import UserError, run
+
+def command():
+    if "wait" in sys.argv:
+        print("waiting", flush=True)
+        time.sleep(60)
+    print(sys.argv[1] * int(sys.argv[2]))
+    if "exit" in sys.argv:
+        sys.exit(0)
+    if "error" in sys.argv:
+        raise UserError("what nobody reads")
+
+run(command)
+"""
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize(
+    "words", [("short", "1"), ("long", "100000"), ("help", "1", "exit"), ("no", "1", "error")]
+)
+def test_a_reader_that_went_away_is_no_error(words: tuple[str, ...], buffered: bool) -> None:
+    """As in `python -m stage | head -1`, and with `2>&1` before the pipe."""
+    environment = {**ENVIRONMENT, "PYTHONUNBUFFERED": "" if buffered else "1"}
+    for also_errors in (False, True):
+        reader, writer = os.pipe()
+        os.close(reader)
+        errors = writer if also_errors else subprocess.PIPE
+        with subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, *words], stdout=writer, stderr=errors, env=environment, text=True
+        ) as process:
+            os.close(writer)
+            said = process.communicate(timeout=60)[1]
+        assert process.returncode == 141
+        assert also_errors or not said.replace("error: what nobody reads\n", "")
+
+
+def test_ctrl_c_is_one_sentence() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "wait"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=ENVIRONMENT,
+        text=True,
+    ) as process:
+        assert process.stdout and process.stdout.readline() == "waiting\n"
+        process.send_signal(signal.SIGINT)
+        errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert errors.startswith("interrupted; ") and errors.count("\n") == 1
