@@ -136,10 +136,10 @@ class Detector(nn.Module):
         """
         height, width = image_BCHW.shape[-2:]
         grid_RS2 = proposal_grid(height, width, self.config.interval, image_BCHW.device)
-        *wider, own_BCHW = self._prepare(image_BCHW).unbind(1) if self.wider else [self._prepare(image_BCHW)]
-        pyramid = self._pyramid(own_BCHW, grid_RS2)
+        *wider, own_BCHW = image_BCHW.unbind(1) if self.wider else [image_BCHW]
+        pyramid = self._pyramid(self._prepare(own_BCHW), grid_RS2)
         if wider:
-            pyramids = [view(image) for view, image in zip(self.wider, wider, strict=True)]
+            pyramids = [view(self._prepare(image)) for view, image in zip(self.wider, wider, strict=True)]
             pyramid = self.fusion([*pyramids, pyramid], _strides(self.config), height, width)
         # 2 % of the work; in half precision coordinates would be wrong by up to half a pixel.
         with torch.autocast(image_BCHW.device.type, enabled=False):
@@ -162,10 +162,14 @@ class Detector(nn.Module):
         return cast(FeaturePyramid, self.neck).to_sample(maps, unsmoothed=[*pays, False].index(False))
 
     def _prepare(self, image_BCHW: Tensor) -> Tensor:
-        """Standardise, then pad with zeros, right and bottom, so that every level halves exactly."""
+        """Standardise, then pad with zeros, right and bottom, so that every level halves exactly.
+
+        Convolutions keep the layout of what they are given, and are faster with the channels last.
+        """
         height, width = image_BCHW.shape[-2:]
         step = PYRAMID_STRIDES[-1]
-        return F.pad((image_BCHW - self.mean) / self.std, (0, -width % step, 0, -height % step))
+        padded_BCHW = F.pad((image_BCHW - self.mean) / self.std, (0, -width % step, 0, -height % step))
+        return padded_BCHW.contiguous(memory_format=torch.channels_last)
 
 
 def _strides(config: Config) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from shared.command_line import UserError
 from shared.detector import Config, Detections, Detector, load_detector, save_detector, select_cells
 from shared.proposals import proposal_grid
 from shared.weights import read, write
+from tests.benchmarks.detector import plainly
 
 BASELINE = {"multi_scale": False, "deformable": False}
 VIT = "vit_base_patch16_224"
@@ -181,6 +182,36 @@ def test_smoothing_only_what_is_sampled_changes_nothing(size, switches):
         dense = detector(image)
     for one, other in zip(sampled, dense, strict=True):
         assert (one - other).abs().max() < 1e-4 * max(1.0, other.abs().max().item())
+
+
+@pytest.mark.parametrize("interval", [8, 16])
+def test_a_fast_detector_computes_what_a_plain_one_would(interval):
+    """The usual layout of maps, every level smoothed everywhere."""
+    detector, image = lively_detector(interval=interval), torch.rand(2, 3, 192, 256)
+    with torch.inference_mode():
+        for found, wanted in zip(detector(image), plainly(detector, image), strict=True):
+            assert (found - wanted).abs().max() < 1e-4 * max(1.0, wanted.abs().max().item())
+
+
+def test_maps_have_their_channels_last():
+    detector, layouts = lively_detector(), []
+    for module in (detector.backbone, detector.neck):
+        module.register_forward_hook(lambda _module, _inputs, maps: layouts.extend(maps))
+    detector.samples_smoothing = False
+    with torch.inference_mode():
+        detector(torch.rand(1, 3, 100, 130))
+    assert len(layouts) == 4 + 5
+    assert all(level.is_contiguous(memory_format=torch.channels_last) for level in layouts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("switches", [{}, BASELINE], ids=["dpa", "p2pnet"])
+def test_the_whole_network_compiles_to_one_graph(switches):
+    detector, image = lively_detector(**switches), torch.rand(1, 3, 256, 200)
+    with torch.inference_mode():
+        compiled = torch.compile(detector, fullgraph=True)(image)
+        for found, wanted in zip(compiled, detector(image), strict=True):
+            assert (found - wanted).abs().max() < 1e-4 * max(1.0, wanted.abs().max().item())
 
 
 def test_smoothing_where_sampled_is_used_and_saves_most_of_two_convolutions():
