@@ -104,7 +104,8 @@ class Views(nn.Module):
     @torch.no_grad()
     def forward(self, crops: list[Tensor]) -> list[Tensor]:
         """Augment and normalise each (B, 3, size, size) of the list; there is one for each crop of an image."""
-        views, first = [], 0
+        views: list[Tensor] = []
+        first = 0
         for crop in self.crops:
             # Crops of one kind are handled together: fewer and larger operations for the GPU.
             same_BCHW = torch.cat(crops[first : first + crop.count])
