@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 from shared.atomic import write_json
 from shared.command_line import UserError, check_range, make_folder
 from shared.launcher import Task, last_line, run_task
-from shared.stop_signal import STOPPED, StopSignal
+from shared.stop_signal import MARKER, StopSignal
 
 # From the warning to the end of a job: a step, its checkpoint and the scores may take as long.
 WARNING_S = 180
+# For an answer of the controller.
+PATIENCE_S = 20
 SUCCEEDED = "COMPLETED"
 # States in which a job stays; GONE is ours: the controller has forgotten it, so it ended long ago.
 ENDED = {SUCCEEDED, "BOOT_FAIL", "CANCELLED", "DEADLINE", "FAILED", "GONE", "NODE_FAIL", "OUT_OF_MEMORY"}
@@ -53,9 +55,18 @@ class InJob:
     task: Task
 
     def __call__(self) -> None:
-        """Run the task and end this process with its exit code; stopped at a checkpoint, be queued again."""
+        """Run the task and end this process with its exit code; stopped at a checkpoint, be queued again.
+
+        The command says that it stopped by `leave_marker`: its exit code is lost if a second signal comes while
+        its interpreter shuts down, which takes seconds after torch.
+        """
+        marker = self.task.log.with_name(f".{self.task.log.name}.requeue").absolute()
+        marker.unlink(missing_ok=True)
+        os.environ[MARKER] = str(marker)
         code = run_task(self.task, StopSignal())  # in the place of submitit's handlers
-        if code == STOPPED and _requeue_this_job():
+        stopped = marker.exists()
+        marker.unlink(missing_ok=True)
+        if stopped and _requeue_this_job():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(60)  # be ended by the requeue, do not race it with an exit code
         if code:
@@ -117,7 +128,10 @@ def job_states(numbers: Iterable[str]) -> dict[str, str]:
     wanted = list(numbers)
     ids = ",".join(sorted({number.split("_")[0] for number in wanted}))
     command = ["squeue", "--states=all", "--array", "--noheader", "--format=%i|%T", f"--jobs={ids}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+    except subprocess.TimeoutExpired:  # squeue itself would wait for its controller for minutes
+        return {}
     if done.returncode and "Invalid job id" not in done.stderr:
         return {}
     listed = dict(line.strip().split("|", 1) for line in done.stdout.splitlines() if "|" in line)

@@ -18,10 +18,15 @@ from tests.conftest import REPOSITORY
 from tests.slurm.cluster import Cluster
 
 ASKED = Slurm(gpus=1, cpus=1, hours=0.1)
-# Stops at a "checkpoint" when it is told to, and is done the second time.
+# Stops at a "checkpoint" when it is told to, and is done the second time. A second signal kills it on its way out.
 STOPS_ONCE = """
-import pathlib, signal, sys, time
-signal.signal(signal.SIGUSR2, lambda *_: (pathlib.Path("saved").touch(), sys.exit(85)))
+import os, pathlib, signal, sys, time
+from shared.stop_signal import leave_marker
+def stop(*_):
+    pathlib.Path("saved").touch()
+    leave_marker()
+    os.kill(os.getpid(), signal.SIGKILL)
+signal.signal(signal.SIGUSR2, stop)
 if pathlib.Path("saved").exists():
     print("went on", flush=True)
     sys.exit()
@@ -99,7 +104,7 @@ def test_warned_it_is_queued_again_and_cancelled_it_stays_cancelled(
     other.join()
     numbers = json.loads((here / "jobs/jobs.json").read_text())
     assert tasks[0].log.read_text().splitlines()[-1] == "went on"
-    assert slurm.job(numbers["warned"])["Restarts"] == "1"
+    assert slurm.job(numbers["warned"])["Restarts"] == "1" and not list(here.glob(".*.requeue"))
     assert job_states(numbers.values()) == {numbers["warned"]: "COMPLETED", numbers["cancelled"]: "CANCELLED"}
 
 
