@@ -100,16 +100,21 @@ def mean_over_ranks(value: torch.Tensor) -> torch.Tensor:
     return value
 
 
-def replicated(module: nn.Module, world: World, some_unused: bool = False) -> nn.Module:
+def replicated(module: nn.Module, world: World, some_unused: bool = False, send_buffers: bool = True) -> nn.Module:
     """The module as a training loop calls it: averaging gradients among the ranks, if there are several.
 
-    `some_unused`: parameters may get no gradient; looking for them takes time.
+    `some_unused`: parameters may get no gradient; looking for them takes time. `send_buffers`: the first rank's
+    buffers replace the others' before every pass; not needed where ranks keep equal ones or use none of them.
     """
     if world.size == 1:
         return module
     devices = [world.device] if world.device.type == "cuda" else None
     return DistributedDataParallel(
-        module, device_ids=devices, gradient_as_bucket_view=True, find_unused_parameters=some_unused
+        module,
+        device_ids=devices,
+        broadcast_buffers=send_buffers,
+        gradient_as_bucket_view=True,
+        find_unused_parameters=some_unused,
     )
 
 

@@ -50,6 +50,7 @@ def _metadata(state: State, plan: Plan, run: Run, shard_set: ShardSet) -> dict[s
         "samples_seen": plan.samples(state.step),
         "steps": state.step,
         "batch_size": recipe.batch_size,
+        "images_at_once": recipe.batch_size if recipe.method.is_mean_over_images else plan.images_at_once,
         "patches": shard_set.samples,
         "harvest": shard_set.settings,
         "run_id": run.id,

@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass
 
 from shared.command_line import UserError
-from ssl_pretrain.recipes import Recipe
+from ssl_pretrain.methods import Step
+from ssl_pretrain.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,28 @@ class Plan:
         most = self.recipe.max_steps
         return self.steps if most is None else min(self.steps, most)
 
+    @property
+    def images_at_once(self) -> int:
+        """What all ranks handle together in one pass: the batch that queues, Sinkhorn, centre ... see."""
+        return self.ranks * self.micro_batch
+
     def samples(self, step: int) -> int:
         """Images seen after so many steps."""
         return step * self.recipe.batch_size
 
+    def at(self, step: int) -> Step:
+        """The step after `step` steps."""
+        return Step(step, self.samples(step), self.samples(self.steps))
+
     def learning_rate(self, step: int) -> float:
         """The learning rate of the step after `step` steps."""
-        total = self.samples(self.steps)
-        return self.recipe.optimiser.learning_rate(self.samples(step), self.recipe.batch_size, total)
+        at = self.at(step)
+        return self.recipe.optimiser.learning_rate(at.samples, self.recipe.batch_size, at.total)
+
+    def weight_decay(self, step: int) -> float:
+        """The weight decay of the step after `step` steps."""
+        at = self.at(step)
+        return self.recipe.optimiser.decay(at.samples, at.total)
 
     def __str__(self) -> str:
         recipe = self.recipe
@@ -70,8 +85,18 @@ class Plan:
         ends_early = f"; stops after {self.last_step:,}" if self.last_step < self.steps else ""
         return (
             f"batch   {recipe.batch_size:,} images = {self.ranks} rank(s) x {self.micro_batch} "
-            f"x {self.accumulation} accumulated\n"
+            f"x {self.accumulation} accumulated{self._seen_at_once()}\n"
             f"length  {recipe.samples_seen:,} images = {self.steps:,} steps{ends_early}\n"
             f"lr      {recipe.optimiser.peak_lr(recipe.batch_size):.3g} after {warmup:,.0f} steps of warm-up, "
-            f"then a cosine to {recipe.optimiser.final_lr:g}"
+            f"then a cosine to {recipe.optimiser.final_lr:g}{self._advice()}"
         )
+
+    def _seen_at_once(self) -> str:
+        """What accumulation means for a loss that is more than a mean over images."""
+        if self.accumulation == 1 or self.recipe.method.is_mean_over_images:
+            return ""
+        return f"; batch norms and what the loss shares among images see {self.images_at_once:,} at once"
+
+    def _advice(self) -> str:
+        advice = self.recipe.method.advice(self.images_at_once)
+        return f"\nadvice  {advice}" if advice else ""

@@ -1,81 +1,182 @@
-"""Named recipes: every number of a pre-training run, with its source."""
+"""Named recipes: every number of a pre-training run, with its source.
 
-from dataclasses import dataclass, field
+The length is that of Kang et al. (CVPR 2023), who pre-train ResNet-50 with MoCo v2 and SwAV and smaller ViTs with
+DINO on patches of slides. All else is the methods' official codes', which also cover what that paper does not:
+MAE, ViT-B, and DINO with ResNet-50.
+"""
+
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
 
-import tyro
-
-from shared.command_line import check_range
-from ssl_pretrain.methods import mae
-from ssl_pretrain.optimisation import Config as Optimiser
-from ssl_pretrain.shard_loader import Config as Loader
+from ssl_pretrain.methods import dino, mae, moco_v2, swav
+from ssl_pretrain.optimisation import LARC, SGD, AdamW
+from ssl_pretrain.recipe import Recipe, check
 from ssl_pretrain.views import Config as Augmentation
+
+__all__ = ["IMAGENET_EPOCH", "RECIPES", "Recipe", "check"]
 
 # Lengths are counted in passes over ImageNet-1k, as the literature does, whatever the number of patches.
 IMAGENET_EPOCH = 1_281_167
+LENGTH = 200 * IMAGENET_EPOCH  # "200 ImageNet epochs": Kang et al., CVPR 2023
 
+# ColorJitter and RandomGrayscale of the official MoCo v2 (main_moco.py, --aug-plus).
+MOCO_COLOURS = Augmentation(
+    jitter=0.8, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, grayscale=0.2, blur_sigma=(0.1, 2.0)
+)
+# Twice as strong in SwAV (src/multicropdataset.py, get_color_distortion with s=1).
+SWAV_COLOURS = replace(MOCO_COLOURS, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2)
+# DINO (main_dino.py, DataAugmentationDINO).
+DINO_COLOURS = replace(MOCO_COLOURS, saturation=0.2)
 
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """A pre-training run."""
+MOCO_V2_RESNET50 = Recipe(
+    name="moco_v2_resnet50",
+    run_dir=Path("runs/moco_v2_resnet50"),
+    out=Path("moco_v2_resnet50.pth"),
+    # main_moco.py with --mlp --moco-t 0.2 --aug-plus --cos.
+    method=moco_v2.Config(
+        arch="resnet50",
+        image_size=224,
+        crop_scale=(0.2, 1.0),
+        blur=0.5,
+        hidden_dim=2048,
+        dim=128,
+        queue_length=65_536,
+        momentum=0.999,
+        temperature=0.2,
+        key_group=32,  # 256 images on 8 GPUs
+    ),
+    views=MOCO_COLOURS,
+    # The same: SGD (not Nesterov's) with 0.03 for 256 images, no warm-up; everything is decayed.
+    optimiser=SGD(base_lr=0.03, momentum=0.9, weight_decay=1e-4, decay_all=True, final_lr=0.0),
+    batch_size=256,
+    samples_seen=LENGTH,
+)
 
-    name: Annotated[str, tyro.conf.Fixed]
-    """Of the recipe."""
-    shards: Path = Path("shards")
-    """Folder of shards, as `python -m patch_extraction` makes it."""
-    run_dir: Path
-    """Where checkpoints, metrics and pictures go; the same command goes on from what is there."""
-    out: Path
-    """Where the weights are copied to in the end."""
-    method: mae.Config
-    """Networks and loss."""
-    views: Augmentation = field(default_factory=Augmentation)
-    """What is varied in a view, beyond its crop."""
-    normalisation: Literal["shards", "imagenet"] = "shards"
-    """Whose channel means and deviations normalise the images: the shards' own or ImageNet's."""
-    optimiser: Optimiser
-    """Optimiser and learning rate."""
-    batch_size: int
-    """Images an optimiser step sees, on all ranks together."""
-    micro_batch: int = 256
-    """Most images a rank handles at once; the rest of its share is accumulated. Lower it if memory runs out."""
-    samples_seen: int
-    """Length of the run in images."""
-    max_steps: int | None = None
-    """Stop after this many steps, to try things out; the schedule stays that of the whole length."""
-    loader: Loader = field(default_factory=Loader)
-    """How the shards are read. Unless told, a resumed run keeps its number of workers."""
-    verify: bool = True
-    """Compare each shard's SHA-256 with the index before the first step."""
-    seed: int = 0
-    """Of everything random."""
-    log_every: int = 10
-    """Most steps between two looks at the loss and at the scheduler's wish to stop, each of which makes the GPU
-    wait once; slow steps are looked at about every 10 s."""
-    checkpoint_every: int = 1000
-    """Steps between two checkpoints, each with a picture."""
+# scripts/swav_800ep_pretrain.sh and main_swav.py.
+SWAV = swav.Config(
+    arch="resnet50",
+    image_size=224,
+    large_scale=(0.14, 1.0),
+    small_size=96,
+    small_scale=(0.05, 0.14),
+    small_crops=6,
+    blur=0.5,
+    hidden_dim=2048,
+    dim=128,
+    prototypes=3000,
+    temperature=0.1,
+    epsilon=0.05,
+    sinkhorn_iterations=3,
+    frozen_samples=IMAGENET_EPOCH,  # --freeze_prototypes_niters 313, of 4096 images
+    queue_length=0,
+)
+# The same: 4.8 for 4096 images after 10 epochs from 0.3 on, then to 0.0048; apex LARC over all parameters.
+SWAV_OPTIMISER = LARC(
+    base_lr=0.3,
+    momentum=0.9,
+    trust=0.001,
+    weight_decay=1e-6,
+    decay_all=True,
+    warmup_samples=10 * IMAGENET_EPOCH,
+    warmup_lr=0.3,
+    final_lr=0.0048,
+)
+SWAV_RESNET50 = Recipe(
+    name="swav_resnet50",
+    run_dir=Path("runs/swav_resnet50"),
+    out=Path("swav_resnet50.pth"),
+    method=SWAV,
+    views=SWAV_COLOURS,
+    optimiser=SWAV_OPTIMISER,
+    batch_size=4096,
+    samples_seen=LENGTH,
+)
 
+# scripts/swav_200ep_bs256_pretrain.sh: 256 images share the prototypes with a queue, from epoch 15 on.
+SWAV_RESNET50_256 = replace(
+    SWAV_RESNET50,
+    name="swav_resnet50_256",
+    run_dir=Path("runs/swav_resnet50_256"),
+    out=Path("swav_resnet50_256.pth"),
+    method=replace(
+        SWAV,
+        frozen_samples=IMAGENET_EPOCH,  # --freeze_prototypes_niters 5005, of 256 images
+        queue_length=3840,
+        queue_after=15 * IMAGENET_EPOCH,
+    ),
+    optimiser=replace(SWAV_OPTIMISER, base_lr=0.6, warmup_samples=0, warmup_lr=0.0, final_lr=0.0006),
+    batch_size=256,
+)
 
-def check(recipe: Recipe) -> None:
-    """Refuse numbers that make no sense.
+# README of the official code, and for the rest the defaults of main_dino.py.
+DINO = dino.Config(
+    arch="resnet50",
+    image_size=224,
+    global_scale=(0.14, 1.0),
+    local_size=96,
+    local_scale=(0.05, 0.14),
+    local_crops=8,
+    blur=(1.0, 0.1, 0.5),
+    solarise=0.2,
+    drop_path=0.0,
+    hidden_dim=2048,
+    bottleneck_dim=256,
+    output_dim=65_536,
+    norm_last_layer=True,
+    student_temperature=0.1,
+    teacher_temperature=0.04,
+    first_teacher_temperature=0.04,
+    temperature_samples=0,
+    centre_momentum=0.9,
+    momentum=0.996,
+    frozen_samples=IMAGENET_EPOCH,  # --freeze_last_layer 1
+)
+DINO_RESNET50 = Recipe(
+    name="dino_resnet50",
+    run_dir=Path("runs/dino_resnet50"),
+    out=Path("dino_resnet50.pth"),
+    method=DINO,
+    views=DINO_COLOURS,
+    # README: --optimizer sgd --lr 0.03 --weight_decay 1e-4 --weight_decay_end 1e-4; defaults: 10 epochs of
+    # warm-up, --min_lr 1e-6, --clip_grad 3.
+    optimiser=SGD(
+        base_lr=0.03,
+        momentum=0.9,
+        weight_decay=1e-4,
+        warmup_samples=10 * IMAGENET_EPOCH,
+        final_lr=1e-6,
+        clip=3.0,
+    ),
+    batch_size=512,  # README: 64 images on each of 8 GPUs
+    micro_batch=64,
+    samples_seen=LENGTH,
+)
 
-    Raises:
-        UserError: names the option and what it takes.
-    """
-    for option, value in (
-        ("batch-size", recipe.batch_size),
-        ("micro-batch", recipe.micro_batch),
-        ("samples-seen", recipe.samples_seen),
-        ("max-steps", recipe.max_steps),
-        ("log-every", recipe.log_every),
-        ("checkpoint-every", recipe.checkpoint_every),
-    ):
-        check_range(option, value, 1)
-    check_range("seed", recipe.seed, 0, 2**32 - 1)
-    for part in (recipe.method, recipe.views, recipe.optimiser, recipe.loader):
-        part.check()
-
+DINO_VITB = replace(
+    DINO_RESNET50,
+    name="dino_vitb",
+    run_dir=Path("runs/dino_vitb"),
+    out=Path("dino_vitb.pth"),
+    # Defaults of main_dino.py; the arguments of the released ViT-B are not public.
+    method=replace(
+        DINO,
+        arch="vit_base_patch16_224",
+        global_scale=(0.4, 1.0),
+        local_scale=(0.05, 0.4),
+        drop_path=0.1,
+    ),
+    optimiser=AdamW(
+        base_lr=5e-4,
+        betas=(0.9, 0.999),  # torch's
+        weight_decay=0.04,
+        final_weight_decay=0.4,
+        warmup_samples=10 * IMAGENET_EPOCH,
+        final_lr=1e-6,
+        clip=3.0,
+    ),
+    batch_size=1024,  # README, for ViTs: 64 images on each of 16 GPUs
+    micro_batch=64,
+)
 
 MAE_VITB = Recipe(
     name="mae_vitb",
@@ -95,7 +196,7 @@ MAE_VITB = Recipe(
     views=Augmentation(horizontal_flip=0.5, vertical_flip=0.0),  # official: left-right only
     # Official PRETRAIN.md: blr 1.5e-4 (not main_pretrain.py's default of 1e-3), warm-up of 40 epochs,
     # weight decay 0.05; main_pretrain.py: betas 0.9 and 0.95, cosine to 0.
-    optimiser=Optimiser(
+    optimiser=AdamW(
         base_lr=1.5e-4,
         betas=(0.9, 0.95),
         weight_decay=0.05,
@@ -103,7 +204,7 @@ MAE_VITB = Recipe(
         final_lr=0.0,
     ),
     batch_size=4096,  # official: 64 images on each of 64 GPUs
-    samples_seen=200 * IMAGENET_EPOCH,  # "200 ImageNet epochs": Kang et al., CVPR 2023
+    samples_seen=LENGTH,
 )
 
 # A few minutes on two CPU cores, to see the whole thing work; the numbers are ours. The loss falls to 0.8.
@@ -123,10 +224,30 @@ MAE_DEMO = Recipe(
         decoder_heads=4,
     ),
     views=Augmentation(horizontal_flip=0.5, vertical_flip=0.5),
-    optimiser=Optimiser(base_lr=4e-3, warmup_samples=2560),
+    optimiser=AdamW(base_lr=4e-3, warmup_samples=2560),
     batch_size=64,
     samples_seen=25_600,
     checkpoint_every=200,
 )
 
-RECIPES = {recipe.name: recipe for recipe in (MAE_VITB, MAE_DEMO)}
+
+def _for_ihc(recipe: Recipe) -> Recipe:
+    """The recipe `NAME_ihc`: colours and orientation varied as suits immunohistochemistry.
+
+    Whether a nucleus is brown or blue is what is to be learnt, and what strong hue jitter, grayscale and
+    solarising take away; slides have no up and down. The numbers are ours.
+    """
+    name = f"{recipe.name}_ihc"
+    method = recipe.method
+    if isinstance(method, dino.Config):
+        method = replace(method, solarise=0.0)
+    views = replace(
+        recipe.views, hue=min(recipe.views.hue, 0.05), grayscale=0.0, vertical_flip=0.5, quarter_turns=True
+    )
+    return replace(
+        recipe, name=name, run_dir=Path("runs", name), out=Path(f"{name}.pth"), method=method, views=views
+    )
+
+
+PUBLISHED = (MOCO_V2_RESNET50, SWAV_RESNET50, SWAV_RESNET50_256, DINO_RESNET50, DINO_VITB, MAE_VITB)
+RECIPES = {recipe.name: recipe for recipe in (*PUBLISHED, *map(_for_ihc, PUBLISHED), MAE_DEMO)}

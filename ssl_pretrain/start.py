@@ -12,8 +12,9 @@ from shared.runs import Run
 from shared.stop_signal import StopSignal
 from shared.weights import IMAGENET_MEAN, IMAGENET_STD, check_destination
 from ssl_pretrain.epochs import Layout
+from ssl_pretrain.methods import Method
 from ssl_pretrain.plan import Plan
-from ssl_pretrain.recipes import Recipe, check
+from ssl_pretrain.recipe import Recipe, check
 from ssl_pretrain.shard_loader import check_batch
 from ssl_pretrain.shards import ShardSet, check_sums, fingerprint, open_shards, remember, same_as_remembered
 from ssl_pretrain.state import State
@@ -21,6 +22,7 @@ from ssl_pretrain.state import State
 # May differ between two attempts of one run: where things lie, how the work is divided, what is written when.
 FREE = (
     *("shards", "run_dir", "out", "micro_batch", "max_steps", "loader"),
+    *("compile", "checkpoint_activations"),
     *("verify", "log_every", "checkpoint_every"),
 )
 
@@ -85,7 +87,7 @@ def begin(plan: Plan, world: World) -> tuple[State, str]:
     workers = max(recipe.loader.resolved_workers(), 1)
     layout = Layout(plan.micro_batch, world.size, workers, recipe.loader.buffer)
     torch.manual_seed(recipe.seed)  # the same fresh weights on every rank
-    method = recipe.method.build().to(world.device)
+    method = _networks(recipe, world)
     state = State(method, recipe.optimiser.build(method), layout)
     with together(world):
         standing = state.restore(recipe.run_dir, recipe.name, free_workers=recipe.loader.workers is None)
@@ -95,6 +97,18 @@ def begin(plan: Plan, world: World) -> tuple[State, str]:
     )
     refuse_differences(f"{state.step} {state.position} {state.layout}", world, different)
     return state, standing
+
+
+def _networks(recipe: Recipe, world: World) -> Method:
+    """The recipe's networks with fresh weights, as this machine is to run them."""
+    method: Method = recipe.method.build().to(world.device)
+    if method.synchronises_batch_norms and world.size > 1 and world.device.type == "cuda":  # torch has it for GPUs
+        method = torch.nn.SyncBatchNorm.convert_sync_batchnorm(method)
+    if recipe.checkpoint_activations:
+        method.checkpoint_activations()
+    if recipe.compile:
+        method.compile_trunks()
+    return method
 
 
 def normalisation(recipe: Recipe, shard_set: ShardSet) -> tuple[tuple[float, ...], tuple[float, ...]]:

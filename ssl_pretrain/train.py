@@ -13,9 +13,11 @@ from shared.seeds import seed_batch
 from shared.stop_signal import STOPPED, StopSignal, leave_marker
 from ssl_pretrain.export import export, is_finished
 from ssl_pretrain.meter import Meter
+from ssl_pretrain.methods import Step
 from ssl_pretrain.monitors import Monitor
+from ssl_pretrain.optimisation import set_rates
 from ssl_pretrain.plan import Plan
-from ssl_pretrain.recipes import Recipe
+from ssl_pretrain.recipe import Recipe
 from ssl_pretrain.shard_loader import ShardLoader
 from ssl_pretrain.shards import ShardSet
 from ssl_pretrain.start import begin, describe, normalisation, open_run, prepare, verify
@@ -66,7 +68,7 @@ def _loop(plan: Plan, state: State, shard_set: ShardSet, run: Run, world: World,
     views = Views(recipe.views, recipe.method.crops, *normalisation(recipe, shard_set)).to(world.device)
     with together(world):
         monitor = Monitor(run, shard_set, views, recipe.method.crops[0])
-    model = replicated(method, world)
+    model = replicated(method, world, send_buffers=False)  # a queue is 32 MB
     loader = ShardLoader(
         shard_set, recipe.method.crops, recipe.loader, state.layout, world, recipe.seed, state.position
     )
@@ -76,12 +78,14 @@ def _loop(plan: Plan, state: State, shard_set: ShardSet, run: Run, world: World,
             monitor.draw(method, step=0)  # what the networks are going to see
             meter.restart_clock()
         while state.step < plan.last_step and not stopping:
-            for group in optimiser.param_groups:
-                group["lr"] = plan.learning_rate(state.step)
-            loss = _add_gradients(plan, state.step, model, views, loader, meter, world)
+            step = plan.at(state.step)
+            set_rates(optimiser, plan.learning_rate(state.step), plan.weight_decay(state.step))
+            loss = _add_gradients(plan, step, model, views, loader, meter, world)
+            method.before_update(step)
+            recipe.optimiser.clip_gradients(method)
             optimiser.step()
             optimiser.zero_grad()
-            method.after_step(state.step)
+            method.after_step(step)
             state.step, state.position = state.step + 1, loader.position
             meter.step_done(loss)
 
@@ -99,14 +103,14 @@ def _loop(plan: Plan, state: State, shard_set: ShardSet, run: Run, world: World,
 
 
 def _add_gradients(
-    plan: Plan, step: int, model: nn.Module, views: Views, loader: ShardLoader, meter: Meter, world: World
+    plan: Plan, step: Step, model: nn.Module, views: Views, loader: ShardLoader, meter: Meter, world: World
 ) -> Tensor:
     """Forward and backward passes of one step, one for each micro-batch; returns this rank's loss (scalar)."""
     loss = torch.zeros((), device=world.device)
     for part in range(plan.accumulation):
         with meter.waiting():
             crops = [crop.to(world.device, non_blocking=True) for crop in loader.take()]
-        seed_batch(plan.recipe.seed, step * plan.accumulation + part, world.rank)
+        seed_batch(plan.recipe.seed, step.number * plan.accumulation + part, world.rank)
         with exchange_gradients(model, only_if=part == plan.accumulation - 1):
             with autocast(world.device):
                 part_loss = model(views(crops), step) / plan.accumulation

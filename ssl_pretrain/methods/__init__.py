@@ -1,35 +1,75 @@
 """What a self-supervised method is to the training loop; one file a method beside this."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from PIL import Image
 from torch import Tensor, nn
+
+from ssl_pretrain.methods.trunks import compile_trunk
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where a step lies in the run; what changes over a run is a function of the images seen."""
+
+    number: int
+    """Optimiser steps done before it."""
+    samples: int
+    """Images seen before it."""
+    total: int
+    """Images of the whole run."""
+
+    @property
+    def share(self) -> float:
+        """Of the run, 0 in its first step."""
+        return self.samples / self.total
 
 
 class Method(nn.Module):
     """Networks, loss and state of a method.
 
-    Everything that training changes is a parameter or a buffer, so that `state_dict` is the whole state.
+    Everything that training changes is a parameter or a buffer, so that `state_dict` is the whole state, and
+    the same on every rank but for the running statistics of batch norms (the first rank's are kept).
     """
 
-    def forward(self, views: list[Tensor], step: int) -> Tensor:
+    synchronises_batch_norms = False
+    """Whether batch norms see the images of all ranks (on GPUs)."""
+
+    def forward(self, views: list[Tensor], step: Step) -> Tensor:
         """`loss`: DistributedDataParallel only watches calls of the module itself."""
         return self.loss(views, step)
 
-    def loss(self, views: list[Tensor], step: int) -> Tensor:
+    def loss(self, views: list[Tensor], step: Step) -> Tensor:
         """The loss (scalar, float32) of a batch.
 
         Args:
             views: One normalised (B, 3, H, W) for each crop of the recipe.
-            step: Optimiser steps done so far.
+            step: The step that it is a part of.
         """
         raise NotImplementedError
 
-    def after_step(self, step: int) -> None:
+    def before_update(self, step: Step) -> None:
+        """Called when the gradients of a step are complete: those of frozen parts are set to None here."""
+
+    def after_step(self, step: Step) -> None:
         """Called after every optimiser step: momentum updates and the like."""
 
     def backbone(self) -> nn.Module:
         """The timm trunk that is exported."""
+        raise NotImplementedError
+
+    def trunks(self) -> list[nn.Module]:
+        """The timm trunks that run in a step."""
+        return [self.backbone()]
+
+    def compile_trunks(self) -> None:
+        """Have torch compile what takes the time; names of tensors stay."""
+        for trunk in self.trunks():
+            compile_trunk(trunk)
+
+    def checkpoint_activations(self) -> None:
+        """Compute activations of the trained trunk again in the backward pass instead of keeping them."""
         raise NotImplementedError
 
     def show(self, views: list[Tensor], restore: Callable[[Tensor], Tensor]) -> dict[str, Image.Image]:

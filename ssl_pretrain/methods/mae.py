@@ -24,14 +24,12 @@ from torch import Tensor, nn
 
 from shared.command_line import UserError, check_range
 from shared.pictures import contact_sheet
-from shared.weights import VITS
 from ssl_pretrain.crops import Crop
-from ssl_pretrain.methods import Method
+from ssl_pretrain.methods import Method, Step
+from ssl_pretrain.methods.trunks import PATCH, check_arch, check_scale, check_size
 
 # Added to a patch's variance before the square root (models_mae.py, forward_loss).
 EPSILON = 1e-6
-# Side of a token in px, of every network in VITS.
-PATCH = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +59,11 @@ class Config:
         return "mae"
 
     @property
+    def is_mean_over_images(self) -> bool:
+        """Whether the loss of a batch is the mean of its parts'."""
+        return True
+
+    @property
     def crops(self) -> tuple[Crop, ...]:
         """One bicubic random resized crop of each patch."""
         return (Crop(size=self.image_size, scale=self.crop_scale),)
@@ -80,18 +83,9 @@ class Config:
         Raises:
             UserError: names the option and what it takes.
         """
-        if self.arch not in VITS.values():
-            raise UserError(f"MAE cannot train {self.arch}; choose --method.arch from {', '.join(VITS.values())}")
-        check_range("method.image-size", self.image_size, 2 * PATCH)
-        if self.image_size % PATCH:
-            raise UserError(
-                f"crops of {self.image_size} px do not divide into {PATCH} px tokens; change --method.image-size"
-            )
-        low, high = self.crop_scale
-        if not 0 < low <= high <= 1:
-            raise UserError(
-                f"--method.crop-scale {low} {high} are no shares from small to large; give two up to 1"
-            )
+        check_arch("MAE", self.arch, vits=True)
+        check_size("method.image-size", self.image_size, self.arch)
+        check_scale("method.crop-scale", self.crop_scale)
         tokens = (self.image_size // PATCH) ** 2
         if not (0 < self.mask_ratio < 1 and 0 < int(tokens * (1 - self.mask_ratio)) < tokens):
             raise UserError(
@@ -99,6 +93,10 @@ class Config:
                 "give a number between 0 and 1"
             )
         self._check_decoder()
+
+    def advice(self, images: int) -> str | None:
+        """Nothing: how many images are handled at once changes nothing."""
+        return None
 
     def _check_decoder(self) -> None:
         for option, value in (
@@ -135,7 +133,7 @@ class MAE(Method):
         self.embed.apply(init_weights)
         self.predict.apply(init_weights)
 
-    def loss(self, views: list[Tensor], step: int) -> Tensor:
+    def loss(self, views: list[Tensor], step: Step) -> Tensor:
         """Mean squared error of the hidden tokens' pixels, each token weighing the same."""
         (image_BCHW,) = views
         size = (len(image_BCHW), self.tokens)
@@ -161,6 +159,10 @@ class MAE(Method):
     def backbone(self) -> nn.Module:
         """The encoder's ViT."""
         return self.encoder.vit
+
+    def checkpoint_activations(self) -> None:
+        """Compute the encoder's activations again in the backward pass instead of keeping them."""
+        self.encoder.set_grad_checkpointing()
 
     @torch.no_grad()
     def show(self, views: list[Tensor], restore: Callable[[Tensor], Tensor]) -> dict[str, Image.Image]:

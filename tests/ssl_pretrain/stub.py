@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from ssl_pretrain import optimisation
 from ssl_pretrain.crops import Crop
-from ssl_pretrain.methods import Method
-from ssl_pretrain.recipes import MAE_DEMO, Recipe
+from ssl_pretrain.methods import Method, Step
+from ssl_pretrain.recipe import Recipe
+from ssl_pretrain.recipes import MAE_DEMO
 from ssl_pretrain.views import Config as Views
 
 SAMPLES = 40
@@ -25,7 +26,7 @@ class Line(Method):
         self.draws: list[float] = []
         self.dtypes: set[torch.dtype] = set()
 
-    def loss(self, views: list[Tensor], step: int) -> Tensor:
+    def loss(self, views: list[Tensor], step: Step) -> Tensor:
         self.draws.append(torch.rand(1).item())  # what a mask would be drawn with
         outputs_BC = self.linear(views[0].flatten(1))
         self.dtypes.add(outputs_BC.dtype)
@@ -44,12 +45,17 @@ class Config:
     image_size: int = 16
     built: ClassVar[list[Line]] = []
 
+    is_mean_over_images: ClassVar[bool] = True
+
     @property
     def crops(self) -> tuple[Crop, ...]:
         return (Crop(size=16, scale=(0.5, 1.0)),)
 
     def check(self) -> None:
         pass
+
+    def advice(self, images: int) -> str | None:
+        return None
 
     def build(self) -> Line:
         self.built.append(Line())

@@ -32,7 +32,7 @@ def refuses(result: tuple[int, str, str], *parts: str) -> None:
 
 
 def test_unknown_recipe(pretrain, tmp_path: Path):
-    refuses(pretrain("maee"), "there is no recipe 'maee'", "mae_vitb, mae_demo")
+    refuses(pretrain("maee"), "there is no recipe 'maee'", "swav_resnet50", "mae_vitb_ihc, mae_demo")
     assert not (tmp_path / "runs").exists()
 
 

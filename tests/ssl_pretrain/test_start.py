@@ -8,7 +8,7 @@ import pytest
 from shared.command_line import UserError
 from shared.distributed import World
 from shared.stop_signal import MARKER, STOPPED, StopSignal
-from ssl_pretrain.recipes import Recipe
+from ssl_pretrain.recipe import Recipe
 from ssl_pretrain.start import prepare, verify
 from ssl_pretrain.train import train
 from tests.ssl_pretrain import stub

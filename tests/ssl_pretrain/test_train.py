@@ -20,8 +20,10 @@ from shared import weights
 from shared.distributed import World
 from shared.stop_signal import MARKER, STOPPED, StopSignal
 from ssl_pretrain import shard_loader
+from ssl_pretrain.methods import Step
 from ssl_pretrain.methods.mae import MAE
-from ssl_pretrain.recipes import MAE_DEMO, Recipe
+from ssl_pretrain.recipe import Recipe
+from ssl_pretrain.recipes import MAE_DEMO
 from ssl_pretrain.train import train
 from tests.conftest import ENVIRONMENT
 from tests.ssl_pretrain import stub
@@ -112,9 +114,9 @@ def test_told_to_stop_it_stops_at_a_checkpoint_and_goes_on(
     monkeypatch.setenv(MARKER, str(marker))
     due = {1: signal.SIGTERM, 3: signal.SIGUSR2}  # during the second step, and during the fourth
 
-    def told(_method: MAE, step: int) -> None:
-        if step in due:
-            os.kill(os.getpid(), due.pop(step))
+    def told(_method: MAE, step: Step) -> None:
+        if step.number in due:
+            os.kill(os.getpid(), due.pop(step.number))
 
     monkeypatch.setattr(MAE, "after_step", told)
     for last in (3, 4):

@@ -16,11 +16,13 @@ from torch import Tensor
 from shared import distributed
 from shared.command_line import UserError
 from shared.distributed import World, replicated
-from ssl_pretrain.methods import mae
+from ssl_pretrain.methods import Step, mae
 from ssl_pretrain.optimisation import parameter_groups
 from tests.conftest import ENVIRONMENT, free_port
 
 SMALL = mae.Config(arch="vit_tiny_patch16_224", image_size=64, decoder_dim=32, decoder_depth=2, decoder_heads=4)
+
+FIRST = Step(0, 0, 100)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +84,7 @@ def test_loss_equals_the_papers_formula(norm_pix: bool):
     model = mae.Config(**{**vars(SMALL), "norm_pix_loss": norm_pix}).build()
     noise_BN = lots(7, 3)
     torch.manual_seed(7)
-    loss = model.loss([images()], 0)
+    loss = model.loss([images()], FIRST)
     assert loss.item() == pytest.approx(loss_by_hand(model, images(), noise_BN, norm_pix), rel=1e-5)
 
 
@@ -95,7 +97,7 @@ def test_a_quarter_is_seen_and_each_image_has_its_own_mask(monkeypatch: pytest.M
         return reconstruct(image_BCHW, keep_BK, hidden_BM)
 
     monkeypatch.setattr(small, "reconstruct", watched)
-    small.loss([images(8)], 0)
+    small.loss([images(8)], FIRST)
     keep_BK, hidden_BM = masks[0]
     assert keep_BK.shape == (8, 1 + 4) and hidden_BM.shape == (8, 12)
     assert (keep_BK == 0).any(dim=1).all()  # the class token is always seen
@@ -132,7 +134,7 @@ def test_fresh_weights_are_xaviers(small: mae.MAE):
 
 def test_every_trainable_parameter_gets_a_gradient(small: mae.MAE):
     """DDP waits for those that do not."""
-    small.loss([images()], 0).backward()
+    small.loss([images()], FIRST).backward()
     idle = [name for name, p in small.named_parameters() if p.requires_grad and p.grad is None]
     fixed = {name for name, p in small.named_parameters() if not p.requires_grad}
     small.zero_grad()
@@ -151,7 +153,7 @@ def test_parameter_groups(small: mae.MAE):
 
 def test_loss_is_float32_under_autocast(small: mae.MAE):
     with torch.autocast("cpu", torch.bfloat16):
-        loss = small.loss([images()], 0)
+        loss = small.loss([images()], FIRST)
     assert loss.dtype == torch.float32
 
 
@@ -215,7 +217,7 @@ def six_steps(world: World) -> dict[str, Tensor]:
     for step in range(6):
         keep, hidden = torch.cat([class_token, order[step, :, :4]], 1)[mine], order[step, :, 4:][mine]
         with mock.patch.object(mae, "random_token_mask", lambda *_, device: (keep, hidden)):  # noqa: B023
-            loss = model([images(6).roll(step, 0)[mine]], step)
+            loss = model([images(6).roll(step, 0)[mine]], FIRST)
         loss.backward()
         optimiser.step()
         optimiser.zero_grad()

@@ -1,0 +1,205 @@
+"""Self-distillation: predict from a part of an image what a moving average of the network makes of the whole.
+
+Caron et al., Emerging Properties in Self-Supervised Vision Transformers, ICCV 2021. Numbers from the official
+code (facebookresearch/dino: main_dino.py, and its README for ResNet-50).
+"""
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+from lightly.loss import DINOLoss
+from lightly.models.modules.heads import DINOProjectionHead
+from lightly.models.utils import update_momentum
+from torch import Tensor, nn
+
+from shared.command_line import UserError, check_range
+from shared.weights import VITS
+from ssl_pretrain.crops import Crop
+from ssl_pretrain.methods import Method, Step
+from ssl_pretrain.methods.trunks import Encoder, check_arch, check_scale, check_size, create_trunk
+from ssl_pretrain.schedules import cosine, linear
+
+# Views that the teacher sees.
+GLOBAL = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What defines DINO."""
+
+    arch: str
+    """Timm name of the trunk: a ResNet or a plain ViT."""
+    image_size: int = 224
+    """Side of the two global crops in px."""
+    global_scale: tuple[float, float] = (0.4, 1.0)
+    """Smallest and largest share of a patch's area in a global crop."""
+    local_size: int = 96
+    """Side of the local crops in px."""
+    local_scale: tuple[float, float] = (0.05, 0.4)
+    """Smallest and largest share of a patch's area in a local crop."""
+    local_crops: int = 8
+    """Local crops of each patch, seen by the student alone."""
+    blur: tuple[float, float, float] = (1.0, 0.1, 0.5)
+    """Probability of a blur in the first and the second global view and in local ones."""
+    solarise: float = 0.2
+    """Probability that the second global view is solarised."""
+    drop_path: float = 0.0
+    """Share of a ViT student's residual branches that are left out at random; the teacher leaves out none."""
+    hidden_dim: int = 2048
+    """Width of the head."""
+    bottleneck_dim: int = 256
+    """Length of the unit vectors that the head's last layer compares with its own."""
+    output_dim: int = 65_536
+    """Classes that the networks are free to fill with meaning."""
+    norm_last_layer: bool = True
+    """Whether the vectors of the last layer keep unit length."""
+    student_temperature: float = 0.1
+    """Of the student's softmax."""
+    teacher_temperature: float = 0.04
+    """Of the teacher's softmax."""
+    first_teacher_temperature: float = 0.04
+    """Where the teacher's temperature begins."""
+    temperature_samples: int = 0
+    """Images over which it rises from there, linearly."""
+    centre_momentum: float = 0.9
+    """Share of the old centre of the teacher's outputs in an update by a batch."""
+    momentum: float = 0.996
+    """Share of the old weights in the first update of the teacher; the last one's is 1, on a cosine."""
+    frozen_samples: int = 0
+    """Images over which the last layer stays as it was drawn."""
+
+    @property
+    def name(self) -> str:
+        """The method, as weights and model cards call it."""
+        return "dino"
+
+    @property
+    def is_mean_over_images(self) -> bool:
+        """Whether the loss of a batch is the mean of its parts'."""
+        return False
+
+    @property
+    def crops(self) -> tuple[Crop, ...]:
+        """Two global crops and some local ones, all bicubic."""
+        first, second, local = self.blur
+        return (
+            Crop(size=self.image_size, scale=self.global_scale, blur=first),
+            Crop(size=self.image_size, scale=self.global_scale, blur=second, solarise=self.solarise),
+            Crop(size=self.local_size, scale=self.local_scale, blur=local, count=self.local_crops),
+        )
+
+    def build(self) -> "DINO":
+        """The networks with fresh weights, drawn from torch's generator.
+
+        Raises:
+            UserError: what `check` refuses.
+        """
+        self.check()
+        return DINO(self)
+
+    def check(self) -> None:
+        """Refuse networks that cannot be built and numbers that make no sense, with a UserError."""
+        check_arch("DINO", self.arch, resnets=True, vits=True)
+        check_size("method.image-size", self.image_size, self.arch)
+        check_size("method.local-size", self.local_size, self.arch)
+        check_scale("method.global-scale", self.global_scale)
+        check_scale("method.local-scale", self.local_scale)
+        if self.drop_path and self.arch not in VITS.values():
+            raise UserError(f"--method.drop-path {self.drop_path} is for ViTs, not for {self.arch}; give 0")
+        for name in ("hidden_dim", "bottleneck_dim", "output_dim"):
+            check_range(_option(name), getattr(self, name), 1)
+        for name in ("local_crops", "temperature_samples", "frozen_samples"):
+            check_range(_option(name), getattr(self, name), 0)
+        for name in ("student_temperature", "teacher_temperature", "first_teacher_temperature"):
+            check_range(_option(name), getattr(self, name), 1e-3)
+        for name in ("solarise", "centre_momentum", "momentum"):
+            check_range(_option(name), getattr(self, name), 0, 1)
+        for probability in self.blur:
+            check_range("method.blur", probability, 0, 1)
+        check_range("method.drop-path", self.drop_path, 0, 0.99)
+
+    def advice(self, images: int) -> str | None:
+        """Nothing: the centre is a moving average over batches, whatever their size."""
+        return None
+
+    def temperature(self, samples: int) -> float:
+        """The teacher's, after so many images."""
+        if samples >= self.temperature_samples:
+            return self.teacher_temperature
+        share = samples / self.temperature_samples
+        return linear(self.first_teacher_temperature, self.teacher_temperature, share)
+
+
+class DINO(Method):
+    """A student, and a teacher that is its moving average and sees the global views alone.
+
+    The teacher stays in training mode, as in the official code: its batch norms normalise by their batch.
+    """
+
+    synchronises_batch_norms = True
+
+    def __init__(self, config: Config) -> None:
+        """Build both networks with equal weights."""
+        super().__init__()
+        self.config = config
+        self.student = _encoder(config, config.drop_path)
+        self.teacher = _encoder(config)
+        self.teacher.load_state_dict(self.student.state_dict())
+        self.teacher.requires_grad_(False)
+        self.criterion = DINOLoss(
+            config.output_dim, student_temp=config.student_temperature, center_momentum=config.centre_momentum
+        )
+
+    def loss(self, views: list[Tensor], step: Step) -> Tensor:
+        """Cross-entropy of every student view with every teacher view but itself; then the centre moves."""
+        student_out = self.student(views)
+        with torch.no_grad():
+            teacher_out = self.teacher(views[:GLOBAL])
+        with torch.autocast(student_out.device.type, enabled=False):
+            return self.criterion(
+                list(teacher_out.float().chunk(GLOBAL)),
+                list(student_out.float().chunk(len(views))),
+                teacher_temp=self.config.temperature(step.samples),
+            )
+
+    def before_update(self, step: Step) -> None:
+        """Hold the last layer in the beginning."""
+        if step.samples < self.config.frozen_samples:
+            for parameter in self.student.head.last_layer.parameters():
+                parameter.grad = None
+
+    def after_step(self, step: Step) -> None:
+        """Let the teacher follow: its parameters only, batch norms' statistics are its own."""
+        update_momentum(self.student, self.teacher, cosine(self.config.momentum, 1.0, step.share))
+
+    def checkpoint_activations(self) -> None:
+        """Compute activations of the trained trunk again in the backward pass instead of keeping them."""
+        self.student.checkpoint_activations()
+
+    def backbone(self) -> nn.Module:
+        """The teacher's trunk, which does better than the student's (section 5.2 of the paper)."""
+        return self.teacher.trunk
+
+    def trunks(self) -> list[nn.Module]:
+        """Those of student and teacher."""
+        return [self.student.trunk, self.teacher.trunk]
+
+
+def _encoder(config: Config, drop_path: float = 0.0) -> Encoder:
+    trunk = create_trunk(config.arch, config.image_size, drop_path)
+    with warnings.catch_warnings():
+        # lightly's head keeps torch's older weight norm, whose names of tensors are the official ones.
+        warnings.filterwarnings("ignore", message=".*weight_norm.*", category=FutureWarning)
+        head = DINOProjectionHead(
+            trunk.num_features,
+            config.hidden_dim,
+            config.bottleneck_dim,
+            config.output_dim,
+            norm_last_layer=config.norm_last_layer,
+        )
+    return Encoder(trunk, head)
+
+
+def _option(field: str) -> str:
+    return f"method.{field.replace('_', '-')}"

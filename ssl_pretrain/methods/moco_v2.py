@@ -1,0 +1,163 @@
+"""Momentum contrast: find the other view of an image among those of earlier images.
+
+He et al., Momentum Contrast for Unsupervised Visual Representation Learning, CVPR 2020, and Chen et al.,
+Improved Baselines with Momentum Contrastive Learning, 2020. Numbers from the official code
+(facebookresearch/moco: main_moco.py and moco/builder.py with --mlp --moco-t 0.2 --aug-plus --cos).
+"""
+
+import copy
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from lightly.models.modules.heads import MoCoProjectionHead
+from lightly.models.utils import batch_shuffle, batch_unshuffle, concat_all_gather, update_momentum
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shared.command_line import check_range
+from ssl_pretrain.crops import Crop
+from ssl_pretrain.methods import Method, Step
+from ssl_pretrain.methods.queue import Queue
+from ssl_pretrain.methods.trunks import Encoder, check_arch, check_scale, check_size, create_trunk
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What defines MoCo v2."""
+
+    arch: str
+    """Timm name of the trunk, a ResNet."""
+    image_size: int = 224
+    """Side of the crops in px."""
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    """Smallest and largest share of a patch's area in a crop."""
+    blur: float = 0.5
+    """Probability that a view is blurred."""
+    hidden_dim: int = 2048
+    """Width of the head."""
+    dim: int = 128
+    """Length of the representations that are compared."""
+    queue_length: int = 65_536
+    """Keys of earlier images to tell the right one from."""
+    momentum: float = 0.999
+    """Share of the old weights in an update of the key network."""
+    temperature: float = 0.2
+    """Of the softmax over keys."""
+    key_group: int = 32
+    """Most keys that a batch norm sees at once, drawn from the images of all ranks, so that the statistics of its
+    batch do not tell a query which key is its own; official: a GPU's share of 256 images on 8."""
+
+    @property
+    def name(self) -> str:
+        """The method, as weights and model cards call it."""
+        return "moco_v2"
+
+    @property
+    def is_mean_over_images(self) -> bool:
+        """Whether the loss of a batch is the mean of its parts'."""
+        return False
+
+    @property
+    def crops(self) -> tuple[Crop, ...]:
+        """Two bilinear random resized crops of each patch: query and key."""
+        both = Crop(size=self.image_size, scale=self.crop_scale, count=2, interpolation="bilinear", blur=self.blur)
+        return (both,)
+
+    def build(self) -> "MoCo":
+        """The networks with fresh weights, drawn from torch's generator.
+
+        Raises:
+            UserError: what `check` refuses.
+        """
+        self.check()
+        return MoCo(self)
+
+    def check(self) -> None:
+        """Refuse networks that cannot be built and numbers that make no sense, with a UserError."""
+        check_arch("MoCo v2", self.arch, resnets=True)
+        check_size("method.image-size", self.image_size, self.arch)
+        check_scale("method.crop-scale", self.crop_scale)
+        for option, value in (
+            ("method.hidden-dim", self.hidden_dim),
+            ("method.dim", self.dim),
+            ("method.queue-length", self.queue_length),
+            ("method.key-group", self.key_group),
+        ):
+            check_range(option, value, 1)
+        check_range("method.blur", self.blur, 0, 1)
+        check_range("method.momentum", self.momentum, 0, 1)
+        check_range("method.temperature", self.temperature, 1e-3)
+
+    def advice(self, images: int) -> str | None:
+        """What to tell a user whose ranks handle so many images at once, all together."""
+        if images > self.key_group:
+            return None
+        return (
+            f"queries and keys share their batch norms' statistics where only {images} images are handled at "
+            f"once, which gives the right key away; raise --micro-batch above {self.key_group}, or lower "
+            "--method.key-group"
+        )
+
+
+class MoCo(Method):
+    """A trained query network and its moving average, which makes the keys."""
+
+    def __init__(self, config: Config) -> None:
+        """Build both networks, equal at first, and a queue of random keys."""
+        super().__init__()
+        self.config = config
+        trunk = create_trunk(config.arch, config.image_size)
+        head = MoCoProjectionHead(trunk.num_features, config.hidden_dim, config.dim)
+        self.query = Encoder(trunk, head)
+        self.key = copy.deepcopy(self.query).requires_grad_(False)
+        self.queue = Queue(config.queue_length, config.dim)
+
+    def loss(self, views: list[Tensor], step: Step) -> Tensor:
+        """InfoNCE of each query with its key against the queue; then the keys of all ranks join the queue."""
+        query_view_BCHW, key_view_BCHW = views
+        query_BD = self.query([query_view_BCHW])
+        key_BD = self._keys(key_view_BCHW)
+        with torch.autocast(query_BD.device.type, enabled=False):
+            query_BD, key_BD = F.normalize(query_BD.float(), dim=1), F.normalize(key_BD.float(), dim=1)
+            # A copy, because the backward pass needs the rows that are now.
+            loss = info_nce(query_BD, key_BD, self.queue.rows_ND.clone(), self.config.temperature)
+        self.queue.add(concat_all_gather(key_BD) if dist.is_initialized() else key_BD)
+        return loss
+
+    def after_step(self, step: Step) -> None:
+        """Let the key network follow.
+
+        The official code does it at the beginning of the next step, before the keys are made, which is the same.
+        """
+        update_momentum(self.query, self.key, self.config.momentum)
+
+    def checkpoint_activations(self) -> None:
+        """Compute activations of the trained trunk again in the backward pass instead of keeping them."""
+        self.query.checkpoint_activations()
+
+    def backbone(self) -> nn.Module:
+        """The query network's trunk."""
+        return self.query.trunk
+
+    def trunks(self) -> list[nn.Module]:
+        """Those of queries and keys."""
+        return [self.query.trunk, self.key.trunk]
+
+    @torch.no_grad()
+    def _keys(self, view_BCHW: Tensor) -> Tensor:
+        """Keys (B, D), made in groups of images that are drawn from those of all ranks (shuffled batch norm)."""
+        several = dist.is_initialized()
+        shuffled_BCHW, order = batch_shuffle(view_BCHW, distributed=several)
+        groups = shuffled_BCHW.chunk(math.ceil(len(shuffled_BCHW) / self.config.key_group))
+        key_BD = torch.cat([self.key([group_BCHW]) for group_BCHW in groups])
+        return batch_unshuffle(key_BD, order, distributed=several)
+
+
+def info_nce(query_BD: Tensor, key_BD: Tensor, others_ND: Tensor, temperature: float) -> Tensor:
+    """Mean cross-entropy of choosing each query's own key among that and the others, all of unit length."""
+    own_B1 = (query_BD * key_BD).sum(dim=1, keepdim=True)
+    logits_BK = torch.cat([own_B1, query_BD @ others_ND.T], dim=1) / temperature
+    first_B = torch.zeros(len(query_BD), dtype=torch.long, device=query_BD.device)
+    return F.cross_entropy(logits_BK, first_B)

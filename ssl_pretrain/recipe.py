@@ -1,0 +1,88 @@
+"""What a pre-training run is made of."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from shared.command_line import check_range
+from ssl_pretrain.methods import dino, mae, moco_v2, swav
+from ssl_pretrain.optimisation import LARC, SGD, AdamW
+from ssl_pretrain.shard_loader import Config as Loader
+from ssl_pretrain.views import Config as Augmentation
+
+# The recipe decides which of them it is; its options then stand under `--method.` and `--optimiser.`.
+Method = tyro.conf.AvoidSubcommands[
+    Annotated[mae.Config, tyro.conf.subcommand("mae")]
+    | Annotated[moco_v2.Config, tyro.conf.subcommand("moco_v2")]
+    | Annotated[swav.Config, tyro.conf.subcommand("swav")]
+    | Annotated[dino.Config, tyro.conf.subcommand("dino")]
+]
+Optimiser = tyro.conf.AvoidSubcommands[AdamW | SGD | LARC]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A pre-training run."""
+
+    name: Annotated[str, tyro.conf.Fixed]
+    """Of the recipe."""
+    shards: Path = Path("shards")
+    """Folder of shards, as `python -m patch_extraction` makes it."""
+    run_dir: Path
+    """Where checkpoints, metrics and pictures go; the same command goes on from what is there."""
+    out: Path
+    """Where the weights are copied to in the end."""
+    method: Method
+    """Networks and loss."""
+    views: Augmentation = field(default_factory=Augmentation)
+    """What is varied in a view, beyond its crop."""
+    normalisation: Literal["shards", "imagenet"] = "shards"
+    """Whose channel means and deviations normalise the images: the shards' own or ImageNet's."""
+    optimiser: Optimiser
+    """Optimiser and learning rate."""
+    batch_size: int
+    """Images an optimiser step sees, on all ranks together."""
+    micro_batch: int = 256
+    """Most images a rank handles at once; the rest of its share is accumulated. Lower it if memory runs out."""
+    samples_seen: int
+    """Length of the run in images."""
+    max_steps: int | None = None
+    """Stop after this many steps, to try things out; the schedule stays that of the whole length."""
+    compile: bool = False
+    """Have torch compile the trunks: some minutes in the beginning, then faster steps."""
+    checkpoint_activations: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, slower steps. Batch
+    norms count such a pass twice in their running statistics."""
+    loader: Loader = field(default_factory=Loader)
+    """How the shards are read. Unless told, a resumed run keeps its number of workers."""
+    verify: bool = True
+    """Compare each shard's SHA-256 with the index before the first step."""
+    seed: int = 0
+    """Of everything random."""
+    log_every: int = 10
+    """Most steps between two looks at the loss and at the scheduler's wish to stop, each of which makes the GPU
+    wait once; slow steps are looked at about every 10 s."""
+    checkpoint_every: int = 1000
+    """Steps between two checkpoints, each with a picture."""
+
+
+def check(recipe: Recipe) -> None:
+    """Refuse numbers that make no sense.
+
+    Raises:
+        UserError: names the option and what it takes.
+    """
+    for option, value in (
+        ("batch-size", recipe.batch_size),
+        ("micro-batch", recipe.micro_batch),
+        ("samples-seen", recipe.samples_seen),
+        ("max-steps", recipe.max_steps),
+        ("log-every", recipe.log_every),
+        ("checkpoint-every", recipe.checkpoint_every),
+    ):
+        check_range(option, value, 1)
+    check_range("seed", recipe.seed, 0, 2**32 - 1)
+    for part in (recipe.method, recipe.views, recipe.optimiser, recipe.loader):
+        part.check()
