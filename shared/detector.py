@@ -31,8 +31,9 @@ from shared.proposals import Level, proposal_grid
 from shared.tensor_files import first_line
 from shared.weights import IMAGENET_MEAN, IMAGENET_STD, Weights, read, write
 
-# Smoothing a level under one point costs about as much as smoothing so many cells of it (measured on a CPU).
-SAMPLING_COST = 2
+# Smoothing a level under one point costs about as much as smoothing so many cells of it (2.6-3.1 measured on
+# a CPU, tests/benchmarks/smoothing.csv).
+SAMPLING_COST = 3
 
 __all__ = ["Cells", "Config", "Detections", "Detector", "load_detector", "save_detector", "select_cells"]
 
@@ -155,10 +156,7 @@ class Detector(nn.Module):
             return self.neck(maps)
         proposals = grid_RS2.shape[0] * grid_RS2.shape[1] * (self.config.refinements + 1)
         samplings = [1 + self.config.deformable] + [1] * (len(maps) - 1)
-        pays = [
-            times * proposals * SAMPLING_COST <= feature.shape[-2] * feature.shape[-1]
-            for times, feature in zip(samplings, maps, strict=True)
-        ]
+        pays = [pays_to_sample(times * proposals, feature) for times, feature in zip(samplings, maps, strict=True)]
         return cast(FeaturePyramid, self.neck).to_sample(maps, unsmoothed=[*pays, False].index(False))
 
     def _prepare(self, image_BCHW: Tensor) -> Tensor:
@@ -170,6 +168,11 @@ class Detector(nn.Module):
         step = PYRAMID_STRIDES[-1]
         padded_BCHW = F.pad((image_BCHW - self.mean) / self.std, (0, -width % step, 0, -height % step))
         return padded_BCHW.contiguous(memory_format=torch.channels_last)
+
+
+def pays_to_sample(points: int, map_BCHW: Tensor) -> bool:
+    """Whether smoothing a level under so many points is cheaper than smoothing the whole of it."""
+    return points * SAMPLING_COST <= map_BCHW.shape[-2] * map_BCHW.shape[-1]
 
 
 def _strides(config: Config) -> tuple[int, ...]:

@@ -16,22 +16,24 @@ Result = TypeVar("Result")
 PACKAGES = ("python", "torch", "numpy", "scipy")
 
 
-def in_turn(works: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+def in_turn(
+    works: Mapping[str, Callable[[], object]], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
     """Shortest seconds of each; one after another in every round, so that a busy machine slows all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(repeats):
         for name, work in works.items():
-            seconds[name].append(timed(work)[0])
+            seconds[name].append(timed(work, clock)[0])
     return {name: min(each) for name, each in seconds.items()}
 
 
-def timed(work: Callable[[], Result]) -> tuple[float, Result]:
+def timed(work: Callable[[], Result], clock: Callable[[], float] = time.perf_counter) -> tuple[float, Result]:
     """Seconds and result of one call; waits for the GPU."""
-    start = time.perf_counter()
+    start = clock()
     result = work()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - start, result
+    return clock() - start, result
 
 
 def write(path: Path, rows: Sequence[Mapping[str, object]]) -> None:

@@ -46,6 +46,21 @@ def test_cost_equals_the_float64_optimum(proposals: int, cells: int) -> None:
     assert len(set(ours[0].tolist())) == len(set(ours[1].tolist())) == min(proposals, cells)
 
 
+@pytest.mark.parametrize("alike", ["logits", "points", "cells", "everything"])
+@pytest.mark.parametrize(("proposals", "cells"), [(64, 9), (40, 40), (9, 64), (256, 2200)])
+def test_ties_do_not_raise_the_cost(alike: str, proposals: int, cells: int) -> None:
+    """Equal scores, points or cells: which pairs are chosen is open, what they cost is not."""
+    points, logits, truth, labels = scene(3, proposals, cells)
+    for name, values in (("logits", logits), ("points", points), ("cells", truth)):
+        if alike in (name, "everything"):
+            values[:] = values[0].clone()
+    cost = cost64(points, logits, truth, labels)
+    ours = assign(Config(), points, logits, truth, labels)
+    assert len(set(ours[0].tolist())) == len(set(ours[1].tolist())) == min(proposals, cells)
+    wanted = cost[linear_sum_assignment(cost)].sum()
+    assert cost[ours[0], ours[1]].sum() == pytest.approx(wanted, rel=1e-6, abs=1e-4)
+
+
 def test_an_image_without_cells_matches_nothing() -> None:
     points, logits, cells, labels = scene(0, proposals=16, cells=0)
     assert [len(indices) for indices in assign(Config(), points, logits, cells, labels)] == [0, 0]
