@@ -11,6 +11,8 @@ from typing import NoReturn, TypeVar
 
 import tyro
 
+from shared.stop_signal import ignore_from_now_on
+
 Config = TypeVar("Config")
 
 
@@ -32,6 +34,7 @@ def run(command: Callable[[], int | None]) -> NoReturn:
         # Loader workers ignore the signal by which Python would end them, and it would wait for them for ever.
         for worker in multiprocessing.active_children():
             worker.kill()
+        ignore_from_now_on()
     sys.exit(code)
 
 

@@ -38,6 +38,16 @@ def leave_marker() -> None:
         Path(path).touch()
 
 
+def ignore_from_now_on() -> None:
+    """Keep the exit code of a process that is ending: Python gives handled signals their deadly default back.
+
+    With torch loaded that leaves seconds in which a second warning would kill the process, checkpoint or not.
+    """
+    for number in (signal.SIGUSR2, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_DFL:
+            signal.signal(number, signal.SIG_IGN)
+
+
 def ignore_signals_in_worker(_worker: int = 0) -> None:
     """`worker_init_fn` of data loaders: a worker must outlive the warning that is meant for its parent."""
     for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):

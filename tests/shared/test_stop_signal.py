@@ -1,0 +1,46 @@
+"""The wish to stop, in a process that is about to end."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.conftest import ENVIRONMENT
+
+# Ends slowly, as a process with torch does: an object that is cleared last keeps the interpreter.
+PROGRAM = """
+import sys, time
+from shared.command_line import run
+from shared.stop_signal import StopSignal
+
+class Slow:
+    def __del__(self, sleep=time.sleep): sleep(2)
+
+sys.slow = Slow()
+stop = StopSignal()
+
+def main():
+    print("ready", flush=True)
+    while not stop.received:
+        time.sleep(0.01)
+    print("stopped", flush=True)
+    return 85
+
+run(main)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
+def test_a_second_warning_does_not_change_the_exit_code(number: signal.Signals) -> None:
+    words = [sys.executable, "-c", PROGRAM]
+    with subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        assert process.stdout.readline() == "stopped\n"
+        while process.poll() is None:
+            process.send_signal(number)
+            time.sleep(0.05)
+    assert process.returncode == 85
