@@ -81,6 +81,20 @@ def test_every_field_of_view_starts_from_the_same_weights(tiny_weights: Path) ->
     assert all(torch.equal(own[name], wider[name]) for name in own)
 
 
+def test_every_field_of_view_is_standardised_as_the_weights_want(tiny_weights: Path) -> None:
+    detector, _, _ = initial_detector(core.Config(views=2), str(tiny_weights), None)
+    seen = {}
+    for view, trunk in zip(("own", "wider"), detector.trunks(), strict=True):
+        trunk.patch_embed.proj.register_forward_pre_hook(
+            lambda _, given, view=view: seen.update({view: given[0].mean((0, 2, 3))})
+        )
+    mean, std = torch.tensor((0.7, 0.6, 0.7)), torch.tensor((0.2, 0.2, 0.1))
+    images_KC = torch.stack([mean - std, mean + 2 * std])  # widest first
+    with torch.inference_mode():
+        detector.eval()(images_KC[None, :, :, None, None].expand(1, 2, 3, 64, 64))
+    torch.testing.assert_close(seen, {"own": torch.full((3,), 2.0), "wider": torch.full((3,), -1.0)})
+
+
 def test_only_batch_norms_with_loaded_statistics_are_held(tmp_path: Path) -> None:
     path = tmp_path / "resnet.pth"
     torch.save(timm.create_model("resnet50").state_dict(), path)
