@@ -19,7 +19,8 @@ def deaths_named(remedy: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        # "(pid 7) is killed by signal" or "(pid(s) 7) exited unexpectedly"; errors inside begin with "Caught ...".
+        if not str(error).startswith("DataLoader worker (pid"):
             raise
         raise UserError(
             "a loader process was killed, probably because memory ran out; the same command goes on from the "

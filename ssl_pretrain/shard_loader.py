@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from shared.command_line import UserError, check_range
 from shared.distributed import World
+from shared.loader_workers import deaths_named
 from shared.stop_signal import ignore_signals_in_worker
 from ssl_pretrain.crops import Crop, cut, decode
 from ssl_pretrain.epochs import (
@@ -210,10 +211,9 @@ class ShardLoader:
             shut_down()  # asked for, because the traceback of an error keeps the iterator alive
         for worker in self._workers:
             worker.kill()  # one that waits for what a killed one held
-        if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):
-            raise UserError(
-                "a loader process was killed (out of memory?); lower --loader.workers or --loader.buffer"
-            ) from error
+        if error is not None:
+            with deaths_named("--loader.workers or --loader.buffer"):
+                raise error
 
 
 def check_batch(shard_set: ShardSet, batch: int) -> None:
