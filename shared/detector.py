@@ -252,7 +252,8 @@ def load_detector(path: Path) -> tuple[Detector, dict[str, Any]]:
             f"{path} is no detector that this version can build ({type(error).__name__}: {first_line(error)}); "
             "train it again, or use the version that wrote it"
         ) from error
-    return detector.eval(), weights.metadata
+    # The layout that `_prepare` gives the maps: convolutions then need not reorder their weights for every image.
+    return detector.to(memory_format=torch.channels_last).eval(), weights.metadata
 
 
 def _config(fields: Mapping[str, Any]) -> Config:
