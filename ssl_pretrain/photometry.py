@@ -52,8 +52,8 @@ def mixed(image_BCHW: Tensor, operation_B: Tensor, factor_B: Tensor) -> Tensor:
 def turned_hue(image_BCHW: Tensor, turn_B: Tensor) -> Tensor:
     """Hue moved along the colour circle of HSV by `turn_B` of its length; value and saturation stay.
 
-    The way back from HSV is the closed form: a channel is value - chroma * w, where w falls and rises with
-    the distance of the hue from the channel's own.
+    The way back from HSV is the closed form: a channel is value - chroma * w, where w is 0 within a sixth of the
+    circle from the channel's own hue, 1 from two sixths on, and rises between.
     """
     red_BHW, green_BHW, blue_BHW = image_BCHW.unbind(1)
     value_BHW = image_BCHW.amax(1)
@@ -62,11 +62,11 @@ def turned_hue(image_BCHW: Tensor, turn_B: Tensor) -> Tensor:
     from_red_BHW = (green_BHW - blue_BHW) / divisor_BHW
     from_green_BHW = (blue_BHW - red_BHW) / divisor_BHW + 2
     from_blue_BHW = (red_BHW - green_BHW) / divisor_BHW + 4
-    sixth_BHW = torch.where(value_BHW == green_BHW, from_green_BHW, from_blue_BHW)
-    sixth_BHW = torch.where(value_BHW == red_BHW, from_red_BHW, sixth_BHW) + 6 * turn_B[:, None, None]
-    place_BCHW = torch.stack([sixth_BHW + 5, sixth_BHW + 3, sixth_BHW + 1], dim=1) % 6
-    weight_BCHW = torch.minimum(place_BCHW, 4 - place_BCHW).clamp(0, 1)
-    return value_BHW[:, None] - chroma_BHW[:, None] * weight_BCHW
+    sixths_BHW = torch.where(value_BHW == green_BHW, from_green_BHW, from_blue_BHW)
+    sixths_BHW = torch.where(value_BHW == red_BHW, from_red_BHW, sixths_BHW) + 6 * turn_B[:, None, None]
+    beyond_BCHW = torch.stack([sixths_BHW, sixths_BHW - 2, sixths_BHW - 4], dim=1)  # from each channel's own hue
+    distance_BCHW = (beyond_BCHW - 6 * torch.round(beyond_BCHW / 6)).abs()
+    return value_BHW[:, None] - chroma_BHW[:, None] * (distance_BCHW - 1).clamp(0, 1)
 
 
 def jittered(image_BCHW: Tensor, jitter: Jitter) -> Tensor:
@@ -96,7 +96,8 @@ def blurred(image_BCHW: Tensor, sigma_B: Tensor, reach: int) -> Tensor:
     batch, channels, height, width = image_BCHW.shape
     distance_K = torch.arange(-reach, reach + 1, device=image_BCHW.device)
     weight_BK = torch.exp(-0.5 * (distance_K / sigma_B[:, None].clamp(min=0.01)) ** 2)
-    weight_NK = (weight_BK / weight_BK.sum(1, keepdim=True)).repeat_interleave(channels, 0)
+    weight_BK = weight_BK / weight_BK.sum(1, keepdim=True)
+    weight_NK = weight_BK[:, None].expand(-1, channels, -1).flatten(0, 1)
     # A convolution has one kernel for a channel, so each channel of each image becomes one of a single image.
     padded_BCHW = F.pad(image_BCHW, [reach] * 4, mode="reflect")
     padded_1NHW = padded_BCHW.reshape(1, batch * channels, height + 2 * reach, width + 2 * reach)

@@ -85,6 +85,7 @@ def test_a_run_learns_and_leaves_what_it_promises(tmp_path: Path, world: World, 
     first, last = (sum(line["loss"] for line in part) / 5 for part in (lines[:5], lines[-5:]))
     assert last < 0.5 * first
     pictures = sorted(path.name for path in (recipe.run_dir / "pictures").iterdir())
+    assert pictures.pop(0) == "augmented-000000000.png"
     assert pictures == [f"reconstruction-{step:09d}.png" for step in (0, 25, 50, 60)]
     exported = weights.read(recipe.out)
     assert exported.metadata["samples_seen"] == 960 and exported.metadata["method"] == "mae"
