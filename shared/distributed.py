@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import inspect
 import os
 import sys
 from contextlib import AbstractContextManager
@@ -109,10 +110,13 @@ def replicated(module: nn.Module, world: World, some_unused: bool = False, send_
     if world.size == 1:
         return module
     devices = [world.device] if world.device.type == "cuda" else None
+    # torch 2.15 has another name for it and warns of the old one.
+    known = inspect.signature(DistributedDataParallel).parameters
+    sending = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     return DistributedDataParallel(
         module,
         device_ids=devices,
-        broadcast_buffers=send_buffers,
+        **{sending: send_buffers},
         gradient_as_bucket_view=True,
         find_unused_parameters=some_unused,
     )

@@ -1,19 +1,20 @@
-"""Networks so small that every method runs on a busy CPU; as a program, the stage's command line with them."""
+"""Networks so small that every method runs on a busy CPU."""
 
 from pathlib import Path
 
 import timm
 from timm.models.resnet import BasicBlock, ResNet
+from timm.models.vision_transformer import VisionTransformer
 
-from shared.command_line import run
-from ssl_pretrain.__main__ import main
+from shared.weights import VITS
 from ssl_pretrain.methods import trunks
 from ssl_pretrain.recipe import Recipe
 from ssl_pretrain.recipes import MAE_DEMO, RECIPES
 from tests.ssl_pretrain.stub import changed
 
-RESNET, VIT = "resnet_tiny", "vit_tiny_patch16_224"
+RESNET, VIT = "resnet_minute", "vit_minute"
 trunks.RESNETS = (*trunks.RESNETS, RESNET)
+VITS[32, 3] = VIT
 # 40 images of 8 a step; what is frozen or filled at first no longer is in the third step.
 METHODS = {
     "moco_v2": {"arch": RESNET, "image_size": 32, "hidden_dim": 16, "dim": 8, "queue_length": 20, "key_group": 3},
@@ -31,12 +32,22 @@ ARCHS = {"dino_resnet50": {"arch": RESNET}, "dino_vitb": {"arch": VIT}}
 NAMES = ("moco_v2_resnet50", "swav_resnet50", "swav_resnet50_256", "dino_resnet50", "dino_vitb", "mae_vitb")
 
 
+# What timm's factory passes on, and these networks have no use for.
+FACTORY = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+
+
 @timm.models.register_model
-def resnet_tiny(pretrained: bool = False, pretrained_cfg: object = None, **options: object) -> ResNet:
-    """A ResNet of 0.15 M parameters."""
-    options.pop("pretrained_cfg_overlay", None)
-    options.pop("cache_dir", None)
+def resnet_minute(**options: object) -> ResNet:
+    """A ResNet of 0.1 M parameters."""
+    options = {name: value for name, value in options.items() if name not in FACTORY}
     return ResNet(BasicBlock, (1, 1, 1, 1), channels=(8, 16, 32, 64), **options)
+
+
+@timm.models.register_model
+def vit_minute(**options: object) -> VisionTransformer:
+    """A ViT of 0.06 M parameters."""
+    options = {name: value for name, value in options.items() if name not in FACTORY}
+    return VisionTransformer(patch_size=16, embed_dim=32, depth=3, num_heads=2, **options)
 
 
 def method(name: str, **fields: object):
@@ -64,8 +75,3 @@ def recipe(name: str, shards: Path, folder: Path, **fields: object) -> Recipe:
         "log_every": 1,
     }
     return changed(published, **{**told, **fields})
-
-
-if __name__ == "__main__":
-    RECIPES.update({name: recipe(name, Path("shards"), Path()) for name in NAMES})
-    run(main)
