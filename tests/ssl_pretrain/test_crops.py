@@ -1,9 +1,11 @@
 """Random resized crops against torchvision's and PIL's."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image as Picture
 from torchvision.transforms import RandomResizedCrop
@@ -28,14 +30,20 @@ def test_boxes_are_distributed_as_torchvisions():
         assert (ours[:, 0] + ours[:, 2] <= height).all() and (ours[:, 1] + ours[:, 3] <= width).all()
 
 
-def test_whole_image_is_resized_as_pil_does():
-    """Scale 1 of a square leaves only the whole image: bicubic with antialiasing."""
-    image = tissue(1).resize((512, 512), Picture.Resampling.BILINEAR)
-    image_CHW = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    (ours,) = cut(image_CHW, (Crop(size=224, scale=(1.0, 1.0)),), np.random.default_rng(0))
-    theirs = torch.from_numpy(np.array(image.resize((224, 224), Picture.Resampling.BICUBIC))).permute(2, 0, 1)
-    assert ours.dtype == torch.uint8
-    assert (ours.int() - theirs.int()).abs().max() <= 1
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("crop", [Crop(size=224, scale=(1.0, 1.0)), Crop(size=96, scale=(0.05, 0.4), count=8)])
+def test_crops_are_cut_and_resized_as_pil_does(crop: Crop, interpolation: str):
+    """With antialiasing, whether they get smaller or larger, from what a JPEG decodes to."""
+    data = jpeg(tissue(1).resize((512, 512), Picture.Resampling.BILINEAR))
+    image_CHW = decode(Image("key", data), Path("shard.tar"))
+    picture = Picture.fromarray(image_CHW.permute(1, 2, 0).numpy())
+    random = np.random.default_rng(0)
+    for ours in cut(image_CHW, (replace(crop, interpolation=interpolation),), np.random.default_rng(0)):
+        top, left, height, width = random_box(512, 512, crop.scale, random)
+        part = picture.crop((left, top, left + width, top + height))
+        theirs = part.resize((crop.size,) * 2, Picture.Resampling[interpolation.upper()])
+        assert ours.dtype == torch.uint8
+        assert np.abs(ours.permute(1, 2, 0).numpy().astype(int) - np.array(theirs)).max() <= 1
 
 
 def test_decoding_equals_pil():

@@ -68,6 +68,30 @@ def test_12_uneven_shards_on_8_ranks_with_3_workers(uneven: ShardSet):
     assert set(seen[0]) != set(seen[1])  # what is left out changes
 
 
+def test_one_shard_is_shared_by_8_ranks_with_3_workers(tmp_path: Path):
+    """Fewer shards than processes: every rank still gets its batches, and nobody another's images."""
+    shard_set = open_shards(write_shards(tmp_path, [53], flat, quality=95))
+    layout = Layout(batch=2, ranks=8, workers=3, buffer=50)
+    assert layout.batches(shard_set.samples) == 3
+    seen = [number for rank in range(8) for number in numbers(batches(shard_set, layout, 3, rank))]
+    assert len(seen) == len(set(seen)) == 48 and set(seen) <= set(range(53))
+
+
+@pytest.mark.parametrize("rank", [0, 5])
+def test_interrupted_at_random_batches_the_uneven_shards_go_on_the_same(uneven: ShardSet, rank: int):
+    """12 shards, 8 ranks, 3 workers, two and a half epochs in six pieces, each read by new processes."""
+    layout = Layout(batch=4, ranks=8, workers=3, buffer=50)
+    an_epoch = layout.batches(uneven.samples)
+    total = 5 * an_epoch // 2
+    whole = batches(uneven, layout, total, rank)
+    cuts = sorted(np.random.default_rng(rank).choice(range(1, total), 5, replace=False).tolist())
+    pieces = []
+    for first, last in itertools.pairwise([0, *cuts, total]):
+        pieces += batches(uneven, layout, last - first, rank, Position.after(first, an_epoch))
+    assert len(pieces) == total
+    assert all(torch.equal(a, b) for a, b in zip(itertools.chain(*whole), itertools.chain(*pieces), strict=True))
+
+
 @pytest.mark.parametrize("workers", [0, 1, 3])
 @pytest.mark.parametrize("taken", [1, 7, 12, 13, 29])
 def test_resumed_anywhere_the_sequence_is_the_same(tmp_path: Path, workers: int, taken: int):
