@@ -116,7 +116,7 @@ def replicated(module: nn.Module, world: World, some_unused: bool = False, send_
     return DistributedDataParallel(
         module,
         device_ids=devices,
-        **{sending: send_buffers},
+        **{sending: send_buffers},  # type: ignore[arg-type]
         gradient_as_bucket_view=True,
         find_unused_parameters=some_unused,
     )
