@@ -1,5 +1,6 @@
 """What several ranks do as one: they see the same files, and what fails on one fails on all, with one sentence."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -9,6 +10,9 @@ import torch.distributed as dist
 from shared import distributed
 from shared.command_line import UserError
 from shared.distributed import World
+
+# How gloo says that the process at the other end is gone (NCCL's watchdog ends the process itself).
+GONE = re.compile(r"gloo/transport.*(closed by peer|reset by peer|Broken pipe)")
 
 
 class SharedError(UserError):
@@ -20,6 +24,7 @@ def on_all_ranks(train: Callable[[World], int]) -> int:
 
     Raises:
         SharedError: on the first rank, which says it; the others just end with code 2.
+        UserError: on a rank that alone found a reason to end; and on the ranks that were left waiting for it.
     """
     world = distributed.start()
     try:
@@ -30,6 +35,10 @@ def on_all_ranks(train: Callable[[World], int]) -> int:
         if world.is_main:
             raise
         return 2
+    except RuntimeError as error:
+        if not GONE.search(str(error)):
+            raise
+        raise UserError("another rank has ended, and says why; this one cannot go on without it") from error
     distributed.stop()
     return code
 
