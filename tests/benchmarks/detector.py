@@ -33,7 +33,8 @@ def main() -> None:
 
 def plainly(detector: Detector, image_BCHW: torch.Tensor) -> Detections:
     """What the detector computes for one view with sides divisible by 64, without anything to make it fast."""
-    grid_RS2 = proposal_grid(*image_BCHW.shape[-2:], detector.config.interval, image_BCHW.device)
+    height, width = image_BCHW.shape[-2:]
+    grid_RS2 = proposal_grid(height, width, detector.config.interval, image_BCHW.device)
     maps = detector.backbone((image_BCHW - detector.mean) / detector.std)
     return detector.decoder(detector.neck(maps), grid_RS2)
 
@@ -77,7 +78,7 @@ def everything_on_a_gpu() -> dict[str, object]:
 
 
 def random_detectors(device: torch.device) -> tuple[Detector, Detector]:
-    """Twice the same weights, under which no part is silent: in the usual layout, and in that of loaded detectors."""
+    """The same weights, under which no part is silent, in the usual layout and in that of loaded detectors."""
     torch.manual_seed(0)
     plain = Detector(Config(classes=10)).eval().to(device)
     for name, parameter in plain.named_parameters():
