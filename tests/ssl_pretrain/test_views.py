@@ -182,6 +182,16 @@ def test_crops_of_a_kind_get_what_their_kind_is_due():
     np.testing.assert_allclose(inverted, [0, 0.2, 0, 0, 0], atol=0.08)
 
 
+def test_views_come_in_the_order_of_the_crops():
+    """Also where there are several of the first kind, as in SwAV."""
+    kinds = (Crop(size=8, scale=(0.14, 1.0), count=2), Crop(size=6, scale=(0.05, 0.14), count=3))
+    eight, six = images(10), images(15)[..., :6, :6]
+    crops = [*eight.chunk(2), *six.chunk(3)]
+    views = plain(Config(horizontal_flip=0), *kinds)(crops)
+    for crop_BCHW, view_BCHW in zip(crops, views, strict=True):
+        torch.testing.assert_close(view_BCHW, crop_BCHW.float())
+
+
 def test_same_seed_gives_the_same_views_and_another_seed_others():
     crops = [tissues(4)] * 2
     found = []
