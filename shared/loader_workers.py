@@ -1,9 +1,13 @@
 """Processes that load batches: what the training says when one of them dies."""
 
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from shared.command_line import UserError
+
+# A batch whose tensors were still to be fetched from the process.
+GONE = (ConnectionResetError, ConnectionRefusedError, EOFError)
 
 
 @contextmanager
@@ -18,10 +22,13 @@ def deaths_named(remedy: str) -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, *GONE) as error:
         # "(pid 7) is killed by signal" or "(pid(s) 7) exited unexpectedly"; errors inside begin with "Caught ...".
-        if not str(error).startswith("DataLoader worker (pid"):
+        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker (pid"):
             raise
+        if isinstance(error, GONE):
+            with suppress(RuntimeError):  # torch's own, on the signal of the death, which is still to come
+                time.sleep(1)
         raise UserError(
             "a loader process was killed, probably because memory ran out; the same command goes on from the "
             f"last checkpoint; if it happens again, lower {remedy}"

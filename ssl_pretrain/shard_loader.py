@@ -207,13 +207,15 @@ class ShardLoader:
         Raises:
             UserError: the error that ends the block is torch's for a worker that was killed.
         """
-        if shut_down := getattr(self._batches, "_shutdown_workers", None):
-            shut_down()  # asked for, because the traceback of an error keeps the iterator alive
-        for worker in self._workers:
-            worker.kill()  # one that waits for what a killed one held
-        if error is not None:
+        try:
             with deaths_named("--loader.workers or --loader.buffer"):
-                raise error
+                if error is not None:
+                    raise error
+        finally:
+            if shut_down := getattr(self._batches, "_shutdown_workers", None):
+                shut_down()  # asked for, because the traceback of an error keeps the iterator alive
+            for worker in self._workers:
+                worker.kill()  # one that waits for what a killed one held
 
 
 def check_batch(shard_set: ShardSet, batch: int) -> None:
