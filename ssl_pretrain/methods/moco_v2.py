@@ -113,6 +113,7 @@ class MoCo(Method):
         self.query = Encoder(trunk, head)
         self.key = copy.deepcopy(self.query).requires_grad_(False)
         self.queue = Queue(config.queue_length, config.dim)
+        self._measures: dict[str, Tensor] = {}
 
     def loss(self, views: list[Tensor], step: Step) -> Tensor:
         """InfoNCE of each query with its key against the queue; then the keys of all ranks join the queue."""
@@ -122,7 +123,10 @@ class MoCo(Method):
         with torch.autocast(query_BD.device.type, enabled=False):
             query_BD, key_BD = F.normalize(query_BD.float(), dim=1), F.normalize(key_BD.float(), dim=1)
             # A copy, because the backward pass needs the rows that are now.
-            loss = info_nce(query_BD, key_BD, self.queue.rows_ND.clone(), self.config.temperature)
+            logits_BK = similarities(query_BD, key_BD, self.queue.rows_ND.clone()) / self.config.temperature
+            loss = info_nce(logits_BK)
+        is_right_B = logits_BK[:, 0] > logits_BK[:, 1:].amax(dim=1)
+        self._measures = {"queue_accuracy": is_right_B.float().mean()}
         self.queue.add(concat_all_gather(key_BD) if dist.is_initialized() else key_BD)
         return loss
 
@@ -132,6 +136,10 @@ class MoCo(Method):
         The official code does it at the beginning of the next step, before the keys are made, which is the same.
         """
         update_momentum(self.query, self.key, self.config.momentum)
+
+    def measures(self) -> dict[str, Tensor]:
+        """`queue_accuracy`: share of the queries that are more like their own key than like any in the queue."""
+        return self._measures
 
     def checkpoint_activations(self) -> None:
         """Compute activations of the trained trunk again in the backward pass instead of keeping them."""
@@ -150,14 +158,18 @@ class MoCo(Method):
         """Keys (B, D), made in groups of images that are drawn from those of all ranks (shuffled batch norm)."""
         several = dist.is_initialized()
         shuffled_BCHW, order = batch_shuffle(view_BCHW, distributed=several)
-        groups = shuffled_BCHW.chunk(math.ceil(len(shuffled_BCHW) / self.config.key_group))
+        groups = shuffled_BCHW.tensor_split(math.ceil(len(shuffled_BCHW) / self.config.key_group))
         key_BD = torch.cat([self.key([group_BCHW]) for group_BCHW in groups])
         return batch_unshuffle(key_BD, order, distributed=several)
 
 
-def info_nce(query_BD: Tensor, key_BD: Tensor, others_ND: Tensor, temperature: float) -> Tensor:
-    """Mean cross-entropy of choosing each query's own key among that and the others, all of unit length."""
+def similarities(query_BD: Tensor, key_BD: Tensor, others_ND: Tensor) -> Tensor:
+    """Cosines (B, 1 + N) of each query with its own key, first, and with the others; all have unit length."""
     own_B1 = (query_BD * key_BD).sum(dim=1, keepdim=True)
-    logits_BK = torch.cat([own_B1, query_BD @ others_ND.T], dim=1) / temperature
-    first_B = torch.zeros(len(query_BD), dtype=torch.long, device=query_BD.device)
+    return torch.cat([own_B1, query_BD @ others_ND.T], dim=1)
+
+
+def info_nce(logits_BK: Tensor) -> Tensor:
+    """Mean cross-entropy of choosing the first of each row."""
+    first_B = torch.zeros(len(logits_BK), dtype=torch.long, device=logits_BK.device)
     return F.cross_entropy(logits_BK, first_B)

@@ -7,7 +7,7 @@ from timm.models.resnet import BasicBlock, ResNet
 from timm.models.vision_transformer import VisionTransformer
 
 from shared.weights import VITS
-from ssl_pretrain.methods import trunks
+from ssl_pretrain.methods import Step, trunks
 from ssl_pretrain.recipe import Recipe
 from ssl_pretrain.recipes import MAE_DEMO, RECIPES
 from tests.ssl_pretrain.stub import changed
@@ -15,6 +15,7 @@ from tests.ssl_pretrain.stub import changed
 RESNET, VIT = "resnet_minute", "vit_minute"
 trunks.RESNETS = (*trunks.RESNETS, RESNET)
 VITS[32, 3] = VIT
+FIRST = Step(0, 0, 160)
 # 40 images of 8 a step; what is frozen or filled at first no longer is in the third step.
 METHODS = {
     "moco_v2": {"arch": RESNET, "image_size": 32, "hidden_dim": 16, "dim": 8, "queue_length": 20, "key_group": 3},
