@@ -49,7 +49,7 @@ def sums_of(config: Config, targets: Sequence[Targets], proposals: int) -> Tenso
     cells = [len(each.labels_M) for each in targets]
     matched = sum(min(count, proposals) for count in cells)
     background = len(targets) * proposals - matched
-    return torch.tensor([matched + config.background_weight * background, max(1.0, sum(cells))])
+    return torch.tensor([matched + config.background_weight * background, float(sum(cells))])
 
 
 def detection_loss(config: Config, found: Detections, targets: Sequence[Targets], sums_2: Tensor) -> Losses:
@@ -74,5 +74,6 @@ def detection_loss(config: Config, found: Detections, targets: Sequence[Targets]
     class_weights[background] = config.background_weight
     entropy = F.cross_entropy(logits_BNC.flatten(0, 1), wanted_BN.flatten(), class_weights, reduction="sum")
     classification = entropy / sums_2[0]
-    regression = config.point_weight * squared / sums_2[1]
+    # Without a cell on any rank nothing is divided; a rank without cells must not count as having one.
+    regression = config.point_weight * squared / sums_2[1].where(sums_2[1] > 0, 1.0)
     return Losses(classification + regression, classification.detach(), regression.detach())

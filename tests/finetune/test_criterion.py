@@ -53,3 +53,15 @@ def test_both_terms_have_gradients() -> None:
     detection_loss(Config(), found, truth, sums_of(Config(), truth, 64)).total.backward()
     assert (found.points_BN2.grad.abs().sum(-1) > 0).sum() == 14
     assert found.logits_BNC.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("counts", [(7, 0), (0, 7), (1, 0), (0, 0)])
+def test_two_ranks_have_the_loss_of_one_also_where_one_has_no_cells(counts: tuple[int, ...]) -> None:
+    config, found, truth = Config(), detections(5), targets(6, counts)
+    whole = detection_loss(config, found, truth, sums_of(config, truth, 64))
+    sums_2 = torch.stack([sums_of(config, truth[rank : rank + 1], 64) for rank in (0, 1)]).mean(0)
+    parts = [Detections(found.proposals_N2, *(each[rank : rank + 1] for each in found[1:])) for rank in (0, 1)]
+    losses = [detection_loss(config, parts[rank], truth[rank : rank + 1], sums_2) for rank in (0, 1)]
+    for name in ("total", "classification", "regression"):
+        mean = sum(getattr(each, name) for each in losses) / 2
+        torch.testing.assert_close(mean, getattr(whole, name))
