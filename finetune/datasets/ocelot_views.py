@@ -3,6 +3,7 @@
 OCELOT's own tissue patches cannot serve: no cell patch lies in the middle of one (663 of 663 pairs).
 """
 
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from finetune.datasets import ocelot
 from finetune.datasets.annotated_data import SPLITS, image_size
 from finetune.datasets.pairing import images_in
+from finetune.datasets.wider_views import view_beside
 from shared.atomic import atomic_path
 from shared.command_line import UserError, check_range
 from shared.slides import Slide, SlideError, find_slides
@@ -54,9 +56,12 @@ class Place:
         """Read an entry of `sample_pairs`; raises KeyError, TypeError or ValueError where it is not whole."""
         sides = [float(pair["cell"][name]) for name in ("x_start", "y_start", "x_end", "y_end")]
         left, top, right, bottom = sides
-        if not (left < right and top < bottom):
+        if not (-math.inf < left < right < math.inf and -math.inf < top < bottom < math.inf):
             raise ValueError(f"the patch ends at ({right:g}, {bottom:g}) and begins at ({left:g}, {top:g})")
-        return cls(image, str(pair["slide_name"]), float(pair["mpp_x"]), (left, top, right, bottom))
+        mpp = float(pair["mpp_x"])
+        if not 0 < mpp < math.inf:
+            raise ValueError(f"mpp_x {mpp:g} is no resolution")
+        return cls(image, str(pair["slide_name"]), mpp, (left, top, right, bottom))
 
 
 def cut_views(config: CutViews) -> int:
@@ -67,7 +72,7 @@ def cut_views(config: CutViews) -> int:
     """
     check_range("views", config.views, 2, 6)
     factors = [2**n for n in range(1, config.views)]
-    wanted = [place for place in _places(config.data) if any(not _view(place.image, n).exists() for n in factors)]
+    wanted = [place for place in _places(config.data) if _missing(place, factors)]
     slides = find_slides(config.slides)
     failed = 0
     with tqdm(total=len(wanted), unit="patch") as bar:
@@ -103,8 +108,9 @@ def _places(folder: Path) -> Iterator[Place]:
                 raise UserError(f"{metadata}, sample {stem!r}: {error}") from error
 
 
-def _view(image: Path, factor: int) -> Path:
-    return image.with_name(f"{image.stem}.fov{factor}.png")
+def _missing(place: Place, factors: Sequence[int]) -> list[int]:
+    """The factors of which no view is there, in any format."""
+    return [factor for factor in factors if not view_beside(place.image, factor)]
 
 
 def _file_of(name: str, slides: Sequence[Path], folder: Path) -> Path:
@@ -121,8 +127,15 @@ def _cut(path: Path, places: Sequence[Place], factors: Sequence[int]) -> None:
     """All views from one slide."""
     with Slide(path, places[0].slide_mpp) as slide:
         for place in places:
-            for factor in factors:
-                with atomic_path(_view(place.image, factor)) as temporary:
+            _, _, right, bottom = place.box
+            if right > slide.size[0] or bottom > slide.size[1]:
+                raise SlideError(
+                    f"{path} has {slide.size[0]}x{slide.size[1]} px, but {place.image} was cut up to "
+                    f"({right:g}, {bottom:g}); this is another slide, or a smaller copy of it"
+                )
+            for factor in _missing(place, factors):
+                view = place.image.with_name(f"{place.image.stem}.fov{factor}.png")
+                with atomic_path(view) as temporary:
                     _read(slide, place, factor).save(temporary, format="PNG")
 
 

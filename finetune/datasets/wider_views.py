@@ -29,9 +29,16 @@ def annotated_alone(images: Mapping[str, Path]) -> dict[str, Path]:
 def wider_views(image: Path) -> tuple[Path, ...]:
     """The wider views beside an annotated image, widest first."""
     views: list[Path] = []
-    while view := _beside(image, 2 ** (len(views) + 1)):
+    while view := view_beside(image, 2 ** (len(views) + 1)):
         views.insert(0, view)
     return tuple(views)
+
+
+def view_beside(image: Path, factor: int) -> Path | None:
+    """The view that covers `factor` times the width, in whatever format; None if there is none."""
+    suffixes = (image.suffix, *IMAGE_SUFFIXES, *map(str.upper, IMAGE_SUFFIXES))
+    paths = (image.with_name(f"{image.stem}.fov{factor}{suffix}") for suffix in suffixes)
+    return next((path for path in paths if path.exists()), None)
 
 
 def require_views(data: AnnotatedData, count: int) -> None:
@@ -66,12 +73,6 @@ def _check(view: Path, images: Mapping[str, Path]) -> None:
         raise UserError(f"{view} is no wider view: the number after .fov must be 2, 4, 8, ...; rename it")
     if parts["image"] not in images:
         raise UserError(f"{view} is a wider view of no image: {parts['image']} is not beside it; remove it")
-
-
-def _beside(image: Path, factor: int) -> Path | None:
-    """The view that covers `factor` times the width, in whatever format."""
-    paths = (image.with_name(f"{image.stem}.fov{factor}{suffix}") for suffix in (image.suffix, *IMAGE_SUFFIXES))
-    return next((path for path in paths if path.exists()), None)
 
 
 def _missing(tile: Tile, count: int) -> str:
