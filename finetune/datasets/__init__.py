@@ -58,7 +58,7 @@ def load_data(source: Source) -> AnnotatedData:
     Raises:
         UserError: no data there, or a file in it is wrong; the sentence says which and why.
     """
-    check_range("radius-um", source.radius_um, 0.1)
+    check_range("radius-um", source.radius_um, 0.1, 1000)
     folder = source.data
     layouts = "; ".join(reader.LAYOUT for reader in READERS.values())
     if not folder.is_dir():

@@ -5,7 +5,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -90,8 +90,22 @@ class SweepRun:
         """Whether its test scores are there, and are not those of a shorter try-out."""
         if not (self.recipe.run_dir / SCORES).exists():
             return False
-        saved = json.loads((self.recipe.run_dir / "config.json").read_text(encoding="utf-8"))
-        return saved["max_steps"] in (None, self.recipe.max_steps)
+        saved = read_kept(self.recipe.run_dir / "config.json")
+        return "max_steps" in saved and saved["max_steps"] in (None, self.recipe.max_steps)
+
+
+def read_kept(path: Path) -> dict[str, Any]:
+    """What a run left behind in a JSON file.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} is missing or damaged; remove {path.parent}, and the same command trains it again"
+        ) from error
 
 
 def check(config: Config) -> AnnotatedData:

@@ -1,7 +1,6 @@
 """From the runs' test scores to the table: mean and spread over seeds, beside the paper's numbers."""
 
 import csv
-import json
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from finetune.profile import VARIANTS, multiply_adds
-from finetune.sweep.plan import SCORES, SweepRun
+from finetune.sweep.plan import SCORES, SweepRun, read_kept
 from finetune.sweep.tables import Row, Table
 from shared.atomic import atomic_path
+from shared.command_line import UserError
 from shared.detector import Config as DetectorConfig
 from shared.detector import Detector
 
@@ -46,14 +46,21 @@ class Result:
 
 
 def read_result(run: SweepRun) -> Result:
-    """The scores and the provenance of a finished run."""
-    scores = _json(run.recipe.run_dir / SCORES)
-    made = _json(run.recipe.run_dir / "provenance.json")
-    percents = {
-        f"{weights}_{name}": 100 * scores[weights][f"macro_{name}"]
-        for weights in ("best", "last")
-        for name in ("f1", "ap")
-    }
+    """The scores and the provenance of a finished run.
+
+    Raises:
+        UserError: their files are missing or damaged.
+    """
+    path = run.recipe.run_dir / SCORES
+    scores, made = read_kept(path), read_kept(run.recipe.run_dir / "provenance.json")
+    try:
+        percents = {
+            f"{weights}_{name}": 100 * scores[weights][f"macro_{name}"]
+            for weights in ("best", "last")
+            for name in ("f1", "ap")
+        }
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} lacks scores; remove it, and the same command makes it again") from error
     versions = " ".join(f"{name}={version}" for name, version in made["versions"].items())
     return Result(
         run.row.name,
@@ -143,7 +150,3 @@ def _write(path: Path, lines: Sequence[dict[str, Any]]) -> None:
         writer = csv.DictWriter(file, list(lines[0]))
         writer.writeheader()
         writer.writerows(lines)
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))

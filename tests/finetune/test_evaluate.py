@@ -66,6 +66,7 @@ def test_what_does_not_fit_is_refused(tiles: Path, tmp_path: Path) -> None:
         ({"min_gain": 0.1}, "--min-gain needs a detector to compare with"),
         ({"baseline": other}, "detects tumour, stroma"),
         ({"source": Source(data=tiles, radius_um=0)}, "--radius-um 0 is out of range"),
+        ({"source": Source(data=tiles, radius_um=float("inf"))}, "--radius-um inf is out of range"),
         ({"out": tmp_path / "file"}, "cannot make the folder --out"),
     ]:
         with pytest.raises(UserError, match=sentence):

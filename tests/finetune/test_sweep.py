@@ -284,6 +284,27 @@ def test_other_settings_and_other_data_are_not_mixed_with_what_is_there(
         sweep(asked, stop)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("test_scores.json", "", "test_scores.json is missing or damaged; remove .*seed-0, and the same command"),
+        ("test_scores.json", '{"best": {"macro_f1": null}}', "test_scores.json lacks scores; remove it"),
+        ("provenance.json", None, "provenance.json is missing or damaged"),
+        ("config.json", None, "config.json is missing or damaged"),
+        ("config.json", "[1]", "config.json is (missing or )?damaged"),
+    ],
+)
+def test_damaged_files_of_a_finished_run_are_named(
+    name: str, content: str | None, sentence: str, tiles: Path, tmp_path: Path, stop: StopSignal
+) -> None:
+    asked = config(tiles, tmp_path, rows=("msd",), seeds=("0",))
+    pretend(asked, {("msd", 0): (0.5, 0.4)})
+    path = tmp_path / "sweeps/table6/msd/seed-0" / name
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(UserError, match=sentence):
+        sweep(asked, stop)
+
+
 def test_an_unknown_table_is_answered_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         tyro.cli(Config, args=["table9"])
