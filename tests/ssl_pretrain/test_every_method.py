@@ -52,7 +52,8 @@ def state_of(recipe: Recipe) -> dict[str, Any]:
 
 
 def losses_of(recipe: Recipe) -> list[float]:
-    return [json.loads(line)["loss"] for line in (recipe.run_dir / "metrics.jsonl").read_text().splitlines()]
+    lines = (recipe.run_dir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines if '"loss"' in line]
 
 
 def assert_same(found: Any, expected: Any, where: str = "state") -> None:

@@ -1,0 +1,78 @@
+"""Runs of some minutes in which every method is to learn something, however little, and not to collapse.
+
+Images whose colours turn into each other from left to right, which crops of them betray; no jitter. The heads
+are small, the schedules short: numbers of no recipe. DINO's ResNet only has to keep its features apart: how
+its loss moves in so few steps says nothing, as teacher and centre still move more than it.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch.nn import functional as F
+
+from shared import weights
+from shared.distributed import World
+from shared.stop_signal import StopSignal
+from ssl_pretrain.crops import Crop
+from ssl_pretrain.monitors import sample_patches
+from ssl_pretrain.shards import open_shards
+from ssl_pretrain.train import train
+from tests.ssl_pretrain import tiny
+from tests.ssl_pretrain.conftest import gradient, write_shards
+from tests.ssl_pretrain.stub import changed
+
+STEPS, BATCH = 120, 16
+DINO = {
+    **{"hidden_dim": 64, "bottleneck_dim": 32, "output_dim": 64, "frozen_samples": 0, "temperature_samples": 0},
+    **{"teacher_temperature": 0.04, "momentum": 0.99, "centre_momentum": 0.5},
+}
+MOCO = {"image_size": 64, "key_group": 8, "hidden_dim": 64, "dim": 32, "queue_length": 64, "momentum": 0.99}
+# Method, learning rate, by which factor the loss falls from the second 16 steps (with a full queue) to the last.
+LESSONS = {
+    "moco_v2_resnet50": (MOCO, {"base_lr": 0.5}, 0.9),
+    "swav_resnet50": ({}, {"base_lr": 2.0, "warmup_lr": 0.0}, 0.9),
+    "dino_resnet50": (DINO, {"base_lr": 0.1}, None),
+    "dino_vitb": (DINO, {"base_lr": 1e-2}, 0.95),
+}
+
+
+@torch.no_grad()
+def features(path: Path, shards: Path) -> torch.Tensor:
+    """Unit vectors (64, D) that an exported trunk makes of whole patches."""
+    exported = weights.read(path)
+    size = exported.metadata["image_size"]
+    trunk = timm.create_model(
+        exported.arch, num_classes=0, **({"img_size": size} if "vit" in exported.arch else {})
+    )
+    trunk.load_state_dict(exported.tensors, strict=True)
+    patch_BCHW = sample_patches(open_shards(shards), Crop(size=size, scale=(1, 1)), 64).float() / 255
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (exported.mean, exported.std))
+    return F.normalize(trunk.eval()((patch_BCHW - mean) / std), dim=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LESSONS)
+def test_loss_falls_and_features_stay_apart(name: str, tmp_path: Path):
+    method, rates, factor = LESSONS[name]
+    shards = write_shards(tmp_path / "shards", [64, 64], gradient)
+    recipe = tiny.recipe(name, shards, tmp_path, batch_size=BATCH, micro_batch=BATCH, samples_seen=BATCH * STEPS)
+    recipe = changed(
+        recipe,
+        method=changed(recipe.method, **method),
+        optimiser=changed(recipe.optimiser, **rates),
+        views=changed(recipe.views, jitter=0.0, grayscale=0.0),
+    )
+    assert train(recipe, World(0, 0, 1, torch.device("cpu")), StopSignal()) == 0
+    lines = (recipe.run_dir / "metrics.jsonl").read_text().splitlines()
+    losses = torch.tensor([json.loads(line)["loss"] for line in lines if '"loss"' in line])
+    if factor is not None:
+        assert losses[-16:].mean() < factor * losses[16:32].mean()
+
+    feature_BD = features(recipe.out, shards)
+    deviation = feature_BD.std(dim=0).mean() * feature_BD.shape[1] ** 0.5  # 1 where directions are all over
+    share_D = F.normalize(torch.linalg.svdvals(feature_BD), p=1, dim=0)
+    rank = torch.exp(-(share_D * share_D.log()).sum())  # RankMe (Garrido et al. 2023)
+    assert deviation > 0.2 and rank > 3
