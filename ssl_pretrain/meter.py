@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -32,7 +32,8 @@ class Meter:
         self.bar = progress(
             plan.last_step, "step", first_step, description=plan.recipe.name, hidden=not world.is_main
         )
-        self._losses: list[Tensor] = []
+        self._done: list[Tensor] = []
+        self._names: list[str] = []
         self._step = first_step
         self._next = first_step + 1  # then the speed is known
         self._waited = 0.0
@@ -45,15 +46,19 @@ class Meter:
         yield
         self._waited += time.perf_counter() - start
 
-    def step_done(self, loss: Tensor) -> None:
-        """One more step is done; `loss` (scalar, on the device) is this rank's."""
-        self._losses.append(loss)
+    def step_done(self, loss: Tensor, measures: Mapping[str, Tensor] | None = None) -> None:
+        """One more step is done; its loss and other measures (scalars, on the device) are this rank's.
+
+        Measures have the same names in every step.
+        """
+        self._names = list(measures or ())
+        self._done.append(torch.stack([loss, *(measures or {}).values()]))
         self.bar.update()
 
     @property
     def is_due(self) -> bool:
         """Whether it is time to flush; the same on every rank."""
-        return self._step + len(self._losses) >= self._next
+        return self._step + len(self._done) >= self._next
 
     def flush(self) -> None:
         """Log the steps since the last flush.
@@ -61,23 +66,23 @@ class Meter:
         Raises:
             SharedError: a loss is not finite; raised on every rank, as losses are means over all.
         """
-        if not self._losses:
+        if not self._done:
             return
-        losses = mean_over_ranks(torch.stack(self._losses)).tolist()
+        lines = mean_over_ranks(torch.stack(self._done)).tolist()
         seconds = time.perf_counter() - self._since
-        speed = len(losses) * self.plan.recipe.batch_size / seconds
+        speed = len(lines) * self.plan.recipe.batch_size / seconds
         wait = 100 * self._waited / seconds
-        for loss in losses:
+        for loss, *measures in lines:
             if not math.isfinite(loss):
                 raise not_finite("the loss", self._step + 1, self.run.folder)
-            self._log(loss, speed, wait)
-        self.bar.set_postfix_str(f"loss {losses[-1]:.4f}, {speed:.0f} images/s, data wait {wait:.0f} %", False)
-        self._next = self._step + self._stride(seconds / len(losses))
+            self._log(loss, speed, wait, dict(zip(self._names, measures, strict=True)))
+        self.bar.set_postfix_str(f"loss {lines[-1][0]:.4f}, {speed:.0f} images/s, data wait {wait:.0f} %", False)
+        self._next = self._step + self._stride(seconds / len(lines))
         self.restart_clock()
 
     def restart_clock(self) -> None:
         """Count time from now: what lay before (a checkpoint, a picture) is not training."""
-        self._losses, self._waited, self._since = [], 0.0, time.perf_counter()
+        self._done, self._waited, self._since = [], 0.0, time.perf_counter()
 
     def __enter__(self) -> "Meter":
         return self
@@ -91,7 +96,7 @@ class Meter:
         every = self.plan.recipe.log_every
         return min(every - self._step % every, max(1, int(LONGEST_WAIT / mean)))
 
-    def _log(self, loss: float, speed: float, wait: float) -> None:
+    def _log(self, loss: float, speed: float, wait: float, measures: dict[str, float]) -> None:
         lr = self.plan.learning_rate(self._step)
         self._step += 1
         self.run.log(
@@ -101,4 +106,5 @@ class Meter:
             samples=self.plan.samples(self._step),
             images_per_second=round(speed, 1),
             data_wait_percent=round(wait, 1),
+            **measures,
         )

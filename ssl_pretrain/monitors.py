@@ -1,21 +1,22 @@
-"""Pictures that show whether a run works."""
+"""When a run is looked at, and what is seen: numbers about its features, pictures, a sheet of its views."""
 
-import math
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as TF
+from torch import nn
 
 from shared.pictures import contact_sheet
 from shared.runs import Run
 from shared.seeds import seed_batch
-from ssl_pretrain.crops import Crop, cut, decode
+from ssl_pretrain import features
+from ssl_pretrain.crops import Crop, cut
 from ssl_pretrain.methods import Method
+from ssl_pretrain.samples import labelled_patches, sample_patches, whole_patches
 from ssl_pretrain.shards import ShardSet
-from ssl_pretrain.tar_images import read_images
 from ssl_pretrain.views import Views
 
 SAMPLES = 8
@@ -24,31 +25,88 @@ SHEET_SIDE = 160
 
 
 class Monitor:
-    """Draws a method's pictures of the same patches, with the same random numbers, every time."""
+    """Looks at a method with the same patches and the same random numbers every time, and changes nothing in it.
 
-    def __init__(self, run: Run, shard_set: ShardSet, views: Views, crop: Crop) -> None:
-        """Choose the patches, shown as `crop` would; only the first rank draws."""
-        self.run, self.shard_set, self.views = run, shard_set, views
+    The first rank looks, the others wait for it.
+    """
+
+    def __init__(self, run: Run, shard_set: ShardSet, views: Views, crop: Crop, every: int) -> None:
+        """Choose the patches, shown as `crop` would.
+
+        Args:
+            run: Where numbers and pictures go.
+            shard_set: Where the patches come from.
+            views: How they are normalised.
+            crop: How large a part of a patch is seen, in which size.
+            every: Steps between two measurements; 0: none, not even in the beginning and at the end.
+
+        Raises:
+            UserError: a shard is damaged.
+        """
+        self.run, self.shard_set, self.views, self.every = run, shard_set, views, every
+        self._said: set[str] = set()
         if run.writes:
             patches_BCHW = sample_patches(shard_set, crop, SAMPLES).to(views.mean.device)
             self.view_BCHW = views.normalise(patches_BCHW)
+            self.sample = labelled_patches(shard_set, crop, features.PATCHES) if every else None
+
+    def is_due(self, step: int) -> bool:
+        """Whether it is time to measure; the same on every rank."""
+        return self.every > 0 and step % self.every == 0
 
     def draw(self, method: Method, step: int) -> None:
         """Write `pictures/NAME-STEP.png` for every picture the method has to show; first of all, of its views."""
         if not self.run.writes:
             return
-        seed_batch(0, 0, 0)
-        if step == 0:
-            self.run.picture(f"augmented-{step:09d}", augmentation_sheet(self.shard_set, self.views, SAMPLES))
-        method.eval()
-        for name, image in method.show([self.view_BCHW], self.views.restore).items():
-            self.run.picture(f"{name}-{step:09d}", image)
-        method.train()
+        with undisturbed(method):
+            if step == 0:
+                sheet = augmentation_sheet(self.shard_set, self.views, SAMPLES)
+                self.run.picture(f"augmented-{step:09d}", sheet)
+            for name, image in method.show([self.view_BCHW], self.views.restore).items():
+                self.run.picture(f"{name}-{step:09d}", image)
+
+    def measure(self, method: Method, step: int) -> None:
+        """Log what `features.measure` says of the backbone; warn on stderr, once for each kind of trouble."""
+        if not self.run.writes or self.sample is None:
+            return
+        with undisturbed(method):
+            features_ND = features.features_of(method.backbone(), self.sample.patch_BCHW, self.views.normalise)
+        measures = features.measure(features_ND, self.sample)
+        self.run.log(step, **{name: round(value, 4) for name, value in measures.items()})
+        if missing := features.missing_labels(measures):
+            self._say("labels", f"note: {missing}")
+        if step:  # an untrained network cannot do better
+            for name, alarm in features.alarms(measures, min(features_ND.shape)).items():
+                self._say(name, f"warning: after step {step:,} {alarm}")
+
+    def _say(self, kind: str, sentence: str) -> None:
+        if kind not in self._said:
+            print(sentence, file=sys.stderr, flush=True)
+        self._said.add(kind)
+
+
+@contextmanager
+def undisturbed(network: nn.Module) -> Iterator[None]:
+    """For looking at a network in eval mode: afterwards its modes and all random generators are as before.
+
+    Inside, torch's generators begin with the same seed every time, nothing keeps gradients, and compiled parts run
+    as they were written, as a new mode and batch size would have them compiled anew.
+    """
+    modes = {module: module.training for module in network.modules()}
+    devices = {parameter.device for parameter in network.parameters() if parameter.device.type == "cuda"}
+    try:
+        with torch.random.fork_rng(devices), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            seed_batch(0, 0, 0)
+            network.eval()
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def augmentation_sheet(shard_set: ShardSet, views: Views, count: int) -> Image.Image:
     """Rows of a patch and all its views, as a step would see them; `count` patches from all over the shards."""
-    patches = _spread(shard_set, count)
+    patches = whole_patches(shard_set, count)
     random = np.random.default_rng(0)
     samples = [cut(patch_CHW, views.crops, random) for patch_CHW in patches]
     crops = [torch.stack(same).to(views.mean.device) for same in zip(*samples, strict=True)]
@@ -59,31 +117,3 @@ def augmentation_sheet(shard_set: ShardSet, views: Views, count: int) -> Image.I
     images = [Image.fromarray(image_CHW.permute(1, 2, 0).numpy()) for row in rows for image_CHW in row]
     title = "patches and their views, as the networks see them"
     return contact_sheet(images, len(captions), captions * count, SHEET_SIDE, title)
-
-
-def sample_patches(shard_set: ShardSet, crop: Crop, count: int) -> Tensor:
-    """Centres (count, 3, size, size) in uint8, as large as a crop can be, of patches from all over the shards."""
-    return torch.stack([_centre(image_CHW, crop) for image_CHW in _spread(shard_set, count)])
-
-
-def _spread(shard_set: ShardSet, count: int) -> list[Tensor]:
-    """Images (3, H, W) in uint8 from all over the shards."""
-    return [_image_at(shard_set, number * shard_set.samples // count) for number in range(count)]
-
-
-def _centre(image_CHW: Tensor, crop: Crop) -> Tensor:
-    side = round(math.sqrt(crop.scale[1]) * min(image_CHW.shape[-2:]))
-    mode = InterpolationMode(crop.interpolation)
-    centre_CHW = TF.center_crop(image_CHW, [side, side])
-    return TF.resize(centre_CHW, [crop.size, crop.size], interpolation=mode, antialias=True)
-
-
-def _image_at(shard_set: ShardSet, place: int) -> Tensor:
-    """The image at a place in the sequence of all shards."""
-    shard = 0
-    while place >= shard_set.counts[shard]:
-        place -= shard_set.counts[shard]
-        shard += 1
-    path = shard_set.path(shard)
-    _, image = next(read_images(path, place, place + 1, shard_set.counts[shard]))
-    return decode(image, path)

@@ -66,6 +66,9 @@ class Recipe:
     wait once; slow steps are looked at about every 10 s."""
     checkpoint_every: int = 1000
     """Steps between two checkpoints, each with a picture."""
+    monitor_every: int = 500
+    """Steps between two looks at the features of the same 512 patches; there is one at the beginning and one at
+    the end as well. 0: none."""
 
 
 def check(recipe: Recipe) -> None:
@@ -83,6 +86,7 @@ def check(recipe: Recipe) -> None:
         ("checkpoint-every", recipe.checkpoint_every),
     ):
         check_range(option, value, 1)
+    check_range("monitor-every", recipe.monitor_every, 0)
     check_range("seed", recipe.seed, 0, 2**32 - 1)
     for part in (recipe.method, recipe.views, recipe.optimiser, recipe.loader):
         part.check()

@@ -228,6 +228,7 @@ MAE_DEMO = Recipe(
     batch_size=64,
     samples_seen=25_600,
     checkpoint_every=200,
+    monitor_every=200,
 )
 
 

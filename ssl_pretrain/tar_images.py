@@ -1,14 +1,18 @@
 """The images of one shard, in their order.
 
 A shard is a tar file in WebDataset's layout: the files of one sample follow each other and share the name up to
-the first dot. Only `KEY.jpg` (or `.jpeg`) is read, no picture beside it like `KEY.mask.jpg`.
+the first dot. Only `KEY.jpg` (or `.jpeg`) is read, no picture beside it like `KEY.mask.jpg`; and `KEY.json`, with
+facts about the patch, where they are asked for.
 """
 
 import hashlib
+import itertools
+import json
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from io import BufferedReader, FileIO
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from shared.command_line import UserError
 
@@ -48,6 +52,27 @@ def read_images(
                 return
     if found != samples:
         raise damaged(path, f"it holds {found} images and index.json says {samples}")
+
+
+def read_facts(path: Path, count: int) -> Iterator[tuple[Image, dict[str, Any]]]:
+    """The first `count` images of a shard, each with the content of its `KEY.json`; {} where it has none.
+
+    Raises:
+        UserError: the shard cannot be read, is cut short or is no tar.
+    """
+    with _open(path) as file:
+        found = 0
+        for key, same in itertools.groupby(_files(file, path), key=lambda member: member.key):
+            of_sample = {member.suffix: member for member in same}
+            picture = next((of_sample[suffix] for suffix in SUFFIXES if suffix in of_sample), None)
+            if picture is None:
+                continue
+            text = of_sample.get("json")
+            facts = _facts(_bytes_at(file, text.offset, text.size, path)) if text else {}
+            yield Image(key, _bytes_at(file, picture.offset, picture.size, path)), facts
+            found += 1
+            if found == count:
+                return
 
 
 def count_images(path: Path) -> int:
@@ -99,8 +124,34 @@ def _bytes_at(file: BufferedReader, offset: int, size: int, path: Path) -> bytes
         raise _unreadable(path, error) from error
 
 
+class _Member(NamedTuple):
+    """A file inside a tar."""
+
+    key: str
+    """Its path up to the first dot of its name."""
+    suffix: str
+    """The rest of its name, in small letters."""
+    offset: int
+    """Of its bytes."""
+    size: int
+    """How many they are."""
+
+
+def _facts(text: bytes) -> dict[str, Any]:
+    try:
+        facts = json.loads(text)
+    except ValueError:  # not UTF-8, not JSON: a foreign shard's own affair
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
 def _members(file: BufferedReader, path: Path) -> Iterator[tuple[str, int, int]]:
-    """Key, offset and size in bytes of every image of a tar, in order.
+    """Key, offset and size in bytes of every image of a tar, in order."""
+    return ((key, offset, size) for key, suffix, offset, size in _files(file, path) if suffix in SUFFIXES)
+
+
+def _files(file: BufferedReader, path: Path) -> Iterator[_Member]:
+    """Every file of a tar, in order.
 
     Python's tarfile does the same 12 times more slowly, which would cost a loader worker a tenth of its time.
     """
@@ -123,8 +174,8 @@ def _members(file: BufferedReader, path: Path) -> Iterator[tuple[str, int, int]]
         name, long_name = long_name or name, ""
         folder, slash, base = name.rpartition("/")
         key, _, suffix = base.partition(".")
-        if kind in b"0\0" and key and suffix.lower() in SUFFIXES:
-            yield folder + slash + key, offset, size
+        if kind in b"0\0" and key:
+            yield _Member(folder + slash + key, suffix.lower(), offset, size)
 
 
 def _parse(header: bytes, path: Path) -> tuple[str, int, bytes]:

@@ -67,7 +67,7 @@ def _loop(plan: Plan, state: State, shard_set: ShardSet, run: Run, world: World,
     recipe, method, optimiser = plan.recipe, state.method, state.optimiser
     views = Views(recipe.views, recipe.method.crops, *normalisation(recipe, shard_set)).to(world.device)
     with together(world):
-        monitor = Monitor(run, shard_set, views, recipe.method.crops[0])
+        monitor = Monitor(run, shard_set, views, recipe.method.crops[0], recipe.monitor_every)
     model = replicated(method, world, send_buffers=False)  # a queue is 32 MB
     loader = ShardLoader(
         shard_set, recipe.method.crops, recipe.loader, state.layout, world, recipe.seed, state.position
@@ -75,7 +75,9 @@ def _loop(plan: Plan, state: State, shard_set: ShardSet, run: Run, world: World,
     stopping = False
     with loader, Meter(run, plan, world, state.step) as meter:
         if state.step == 0:
-            monitor.draw(method, step=0)  # what the networks are going to see
+            with together(world):
+                monitor.draw(method, step=0)  # what the networks are going to see
+                monitor.measure(method, step=0)
             meter.restart_clock()
         while state.step < plan.last_step and not stopping:
             step = plan.at(state.step)
@@ -87,17 +89,22 @@ def _loop(plan: Plan, state: State, shard_set: ShardSet, run: Run, world: World,
             optimiser.zero_grad()
             method.after_step(step)
             state.step, state.position = state.step + 1, loader.position
-            meter.step_done(loss)
+            meter.step_done(loss, method.measures())
 
             is_end = state.step == plan.last_step
             if meter.is_due or is_end:
                 meter.flush()
                 stopping = not is_end and any_rank(stop.received is not None, world.device)
-            if state.step % recipe.checkpoint_every == 0 or is_end or stopping:
+            is_saved = state.step % recipe.checkpoint_every == 0 or is_end or stopping
+            is_measured = monitor.is_due(state.step) or is_end
+            if is_saved or is_measured:
                 meter.flush()
                 with together(world):  # a full disk shows on the first rank only
-                    state.save(run, recipe.name)
-                    monitor.draw(method, state.step)
+                    if is_saved:
+                        state.save(run, recipe.name)
+                        monitor.draw(method, state.step)
+                    if is_measured:
+                        monitor.measure(method, state.step)
                 meter.restart_clock()
     return stopping
 

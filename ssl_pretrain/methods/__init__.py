@@ -55,6 +55,13 @@ class Method(nn.Module):
     def after_step(self, step: Step) -> None:
         """Called after every optimiser step: momentum updates and the like."""
 
+    def measures(self) -> dict[str, Tensor]:
+        """What tells whether the last pass went well, by name: scalars on the device, which are not waited for.
+
+        They are no part of the state, and nothing that is trained depends on them.
+        """
+        return {}
+
     def backbone(self) -> nn.Module:
         """The timm trunk that is exported."""
         raise NotImplementedError

@@ -5,16 +5,19 @@ code (facebookresearch/dino: main_dino.py, and its README for ResNet-50).
 """
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from lightly.loss import DINOLoss
 from lightly.models.modules.heads import DINOProjectionHead
 from lightly.models.utils import update_momentum
+from PIL import Image
 from torch import Tensor, nn
 
 from shared.command_line import UserError, check_range
 from shared.weights import VITS
+from ssl_pretrain.attention import attention_sheet, class_attention, has_class_attention
 from ssl_pretrain.crops import Crop
 from ssl_pretrain.methods import Method, Step
 from ssl_pretrain.methods.trunks import Encoder, check_arch, check_scale, check_size, create_trunk
@@ -150,6 +153,7 @@ class DINO(Method):
         self.criterion = DINOLoss(
             config.output_dim, student_temp=config.student_temperature, center_momentum=config.centre_momentum
         )
+        self._measures: dict[str, Tensor] = {}
 
     def loss(self, views: list[Tensor], step: Step) -> Tensor:
         """Cross-entropy of every student view with every teacher view but itself; then the centre moves."""
@@ -157,11 +161,16 @@ class DINO(Method):
         with torch.no_grad():
             teacher_out = self.teacher(views[:GLOBAL])
         with torch.autocast(student_out.device.type, enabled=False):
-            return self.criterion(
+            temperature = self.config.temperature(step.samples)
+            entropy = mean_entropy((teacher_out.float() - self.criterion.center[0]) / temperature)
+            loss = self.criterion(
                 list(teacher_out.float().chunk(GLOBAL)),
                 list(student_out.float().chunk(len(views))),
-                teacher_temp=self.config.temperature(step.samples),
+                teacher_temp=temperature,
             )
+        # Both global views are in as many pairs: cross-entropy is entropy plus divergence on average, too.
+        self._measures = {"teacher_entropy": entropy, "divergence": loss.detach() - entropy}
+        return loss
 
     def before_update(self, step: Step) -> None:
         """Hold the last layer in the beginning."""
@@ -173,9 +182,23 @@ class DINO(Method):
         """Let the teacher follow: its parameters only, batch norms' statistics are its own."""
         update_momentum(self.student, self.teacher, cosine(self.config.momentum, 1.0, step.share))
 
+    def measures(self) -> dict[str, Tensor]:
+        """Of the last pass, in nats: `teacher_entropy`, 0 if one class takes all, ln classes if all are alike;
+        `divergence` (Kullback-Leibler) of the student from the teacher, 0 if there is nothing left to learn.
+        """
+        return self._measures
+
     def checkpoint_activations(self) -> None:
         """Compute activations of the trained trunk again in the backward pass instead of keeping them."""
         self.student.checkpoint_activations()
+
+    @torch.no_grad()
+    def show(self, views: list[Tensor], restore: Callable[[Tensor], Tensor]) -> dict[str, Image.Image]:
+        """The sheet `attention` of a ViT: what its class token looks at."""
+        if not has_class_attention(self.backbone()):
+            return {}
+        (image_BCHW,) = views
+        return {"attention": attention_sheet(restore(image_BCHW), class_attention(self.backbone(), image_BCHW))}
 
     def backbone(self) -> nn.Module:
         """The teacher's trunk, which does better than the student's (section 5.2 of the paper)."""
@@ -184,6 +207,13 @@ class DINO(Method):
     def trunks(self) -> list[nn.Module]:
         """Those of student and teacher."""
         return [self.student.trunk, self.teacher.trunk]
+
+
+@torch.no_grad()
+def mean_entropy(logits_NK: Tensor) -> Tensor:
+    """Mean over rows of the entropy of their softmax (scalar, nats)."""
+    log_NK = logits_NK.log_softmax(dim=-1)
+    return -torch.linalg.vecdot(log_NK.exp(), log_NK).mean()
 
 
 def _encoder(config: Config, drop_path: float = 0.0) -> Encoder:

@@ -140,6 +140,7 @@ class SwAV(Method):
         length = config.queue_length
         queues = [Queue(length, config.dim) for _ in range(ASSIGNED)] if length else []
         self.queues: Sequence[Queue] = nn.ModuleList(queues)  # type: ignore[assignment]  # it is one to its users
+        self._measures: dict[str, Tensor] = {}
 
     def loss(self, views: list[Tensor], step: Step) -> Tensor:
         """Cross-entropy of each view's prediction with the assignments of each large view but itself."""
@@ -148,6 +149,7 @@ class SwAV(Method):
             represented_VBD = F.normalize(represented.float(), dim=1).unflatten(0, (len(views), -1))
             score_VBK = self.prototypes(represented_VBD)
             assigned_ABK = self._assignments(represented_VBD.detach(), score_VBK.detach(), step)
+            self._measures = {"prototypes_used": _share_used(assigned_ABK)}
             return swapped_prediction(score_VBK, assigned_ABK, self.config.temperature)
 
     def before_update(self, step: Step) -> None:
@@ -158,6 +160,13 @@ class SwAV(Method):
     def after_step(self, step: Step) -> None:
         """Give the prototypes unit length; the official code does it at the beginning of the next step."""
         normalize_weight(self.prototypes.weight)
+
+    def measures(self) -> dict[str, Tensor]:
+        """`prototypes_used`: share that is the first choice of a large view in the last pass of all ranks.
+
+        It cannot exceed large views / prototypes.
+        """
+        return self._measures
 
     def checkpoint_activations(self) -> None:
         """Compute activations of the trained trunk again in the backward pass instead of keeping them."""
@@ -213,6 +222,15 @@ def swapped_prediction(score_VBK: Tensor, assigned_ABK: Tensor, temperature: flo
     pair_AV = -torch.einsum("abk,vbk->av", assigned_ABK, prediction_VBK) / score_VBK.shape[1]
     others_AV = 1 - torch.eye(*pair_AV.shape, device=pair_AV.device)
     return (pair_AV * others_AV).sum() / others_AV.sum()
+
+
+def _share_used(assigned_ABK: Tensor) -> Tensor:
+    """Of the prototypes, those that are the first choice of a view on any rank (scalar)."""
+    used_K = torch.zeros(assigned_ABK.shape[-1], device=assigned_ABK.device)
+    used_K.index_fill_(0, assigned_ABK.argmax(dim=-1).flatten(), 1.0)
+    if dist.is_initialized():
+        dist.all_reduce(used_K, dist.ReduceOp.MAX)
+    return used_K.mean()
 
 
 def _of_all_ranks(rows_BD: Tensor) -> Tensor:

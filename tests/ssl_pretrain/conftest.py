@@ -22,7 +22,7 @@ Painter = Callable[[int], Image.Image]
 SMALL = [
     *("--method.image-size", "64", "--method.decoder-dim", "32", "--method.decoder-depth", "1"),
     *("--batch-size", "8", "--samples-seen", "160", "--optimiser.warmup-samples", "32"),
-    *("--loader.workers", "0", "--log-every", "1"),
+    *("--loader.workers", "0", "--log-every", "1", "--monitor-every", "0"),
 ]
 
 

@@ -104,5 +104,6 @@ def recipe(shards: Path, folder: Path, **fields: object) -> Recipe:
         "loader": changed(MAE_DEMO.loader, workers=0),
         "log_every": 2,
         "checkpoint_every": 100,
+        "monitor_every": 0,  # its backbone takes no images
     }
     return changed(MAE_DEMO, **{**told, **fields})

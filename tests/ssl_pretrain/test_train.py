@@ -45,6 +45,7 @@ def small(tmp_path: Path, shards: Path) -> Recipe:
         samples_seen=160,
         loader=changed(MAE_DEMO.loader, workers=0),
         log_every=1,
+        monitor_every=0,
     )
 
 

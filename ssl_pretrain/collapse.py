@@ -1,0 +1,29 @@
+"""How much of their space features fill: two numbers that tell when a network says the same of every image."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Added to the share of a singular value (RankMe, eq. 2, for float32).
+EPSILON = 1e-7
+
+
+def feature_std(features_ND: Tensor) -> float:
+    """Standard deviation of the features' unit vectors over images, mean over dimensions, times sqrt(D).
+
+    1: they point everywhere; 0: all in one direction. Chen & He (SimSiam, CVPR 2021, section 4.1) watch it.
+    """
+    unit_ND = F.normalize(features_ND.float(), dim=1)
+    return float(unit_ND.std(dim=0).mean()) * math.sqrt(features_ND.shape[1])
+
+
+def rank_me(features_ND: Tensor) -> float:
+    """RankMe: exponential of the entropy of the features' singular values (Garrido et al., ICML 2023, eq. 2).
+
+    From 1, where they lie on a line, to min(N, D), where they fill all dimensions alike.
+    """
+    singular_M = torch.linalg.svdvals(features_ND.float())
+    share_M = singular_M / singular_M.sum().clamp_min(EPSILON) + EPSILON
+    return float(torch.exp(-(share_M * share_M.log()).sum()))
