@@ -78,16 +78,18 @@ def score_tiles(tiles: Sequence[Tile], found: Sequence[CellSet], data: Annotated
     return dataclasses.replace(scores, official=official)
 
 
-def load_for(path: Path, data: AnnotatedData, device: torch.device) -> Detector:
-    """Load a detector that fits the data.
+def load_for(path: Path, data: AnnotatedData, tiles: Sequence[Tile], device: torch.device) -> Detector:
+    """Load a detector that fits the data and the tiles to be scored.
 
     Raises:
         UserError: no detector file, or one with other classes or trained at another resolution,
-            or wider views than the data has.
+            or more fields of view than the tiles have.
     """
     detector, metadata = load_detector(path)
     if missing := {"classes", "mpp"} - metadata.keys():
         raise UserError(f"the metadata in {path} lack {' and '.join(sorted(missing))}; train the detector again")
+    if not isinstance(metadata["mpp"], float | int) or not metadata["mpp"] > 0:
+        raise UserError(f"the metadata in {path} give {metadata['mpp']!r} as mpp; train the detector again")
     if tuple(metadata["classes"]) != data.classes:
         raise UserError(
             f"{path} detects {', '.join(metadata['classes'])}, but {data.folder} is annotated with "
@@ -98,7 +100,7 @@ def load_for(path: Path, data: AnnotatedData, device: torch.device) -> Detector:
             f"{path} was trained at {metadata['mpp']:g} um/px, but {data.folder} has {data.mpp:g}; resample the "
             "images, or correct the data's resolution with --slide-mpp"
         )
-    require_views(data, detector.config.views)
+    require_views(tiles, detector.config.views)
     return detector.to(device)
 
 
@@ -112,8 +114,8 @@ def evaluate(config: Config) -> int:
             f"{data.folder} has no split {config.split!r}, only {', '.join(data.splits)}; choose with --split"
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    detector = load_for(config.detector, data, device)
-    baseline = load_for(config.baseline, data, device) if config.baseline else None
+    detector = load_for(config.detector, data, tiles, device)
+    baseline = load_for(config.baseline, data, tiles, device) if config.baseline else None
     make_folder(config.out, "--out")
     print(data)
     found = predict_tiles(detector, tiles, device)

@@ -50,6 +50,7 @@ VARIANTS = (
     Variant("DPA-P2PNet", {}, 32.3, 151, 39),
     Variant("P2PNet ViT-Adapter-B", {**SINGLE, "arch": VIT}, 100.7, 649),
     Variant("DPA-P2PNet ViT-Adapter-B", {"arch": VIT}, 103.0, 709),
+    Variant("mFoV DPA-P2PNet, K=1", {}, paper_fps=25),
     Variant("mFoV DPA-P2PNet, K=2", {"views": 2}, paper_fps=18),
     Variant("mFoV DPA-P2PNet, K=3", {"views": 3}, paper_fps=11),
     Variant("mFoV DPA-P2PNet, K=4", {"views": 4}, paper_fps=8),

@@ -45,7 +45,6 @@ def train(recipe: Recipe, world: World, stop: StopSignal) -> int:
         data = load_data(recipe.source)
         if not (tiles := data.splits.get("train", [])):
             raise UserError(f"{data.folder} has no training tiles, only {', '.join(data.splits)}")
-        require_views(data, recipe.views)
         training, trunk_source = _start(recipe, data, world)
     with together(world):
         run = Run(recipe.run_dir, recipe, writes=world.is_main)
@@ -130,7 +129,7 @@ def _resume(recipe: Recipe, training: Training, run: Run, data: AnnotatedData) -
     if saved is None:
         run.rewind(-1)
         return None
-    if saved["data"] != data.digest():
+    if saved["data"] != data.digest(recipe.views):
         raise UserError(
             f"the tiles or cells in {data.folder} have changed since step {saved['step']} of {recipe.run_dir}; "
             "give another run folder with --run-dir"
@@ -140,16 +139,16 @@ def _resume(recipe: Recipe, training: Training, run: Run, data: AnnotatedData) -
     return f"going on after step {training.step} of {recipe.run_dir}"
 
 
-def _start(recipe: Recipe, data: AnnotatedData, world: World) -> tuple[Training, str]:
-    """Detector and optimiser before the first step, the same on every rank; and what the trunk started from."""
-    if recipe.batch_size % (world.size * recipe.accumulate):
-        raise UserError(
-            f"--batch-size {recipe.batch_size} is not a multiple of {world.size} rank(s) x {recipe.accumulate} "
-            "accumulated passes"
-        )
+def detector_for(recipe: Recipe, data: AnnotatedData) -> core.Config:
+    """The member of the family that a recipe asks for; its trunk is still to be found out.
+
+    Raises:
+        UserError: its switches exclude each other, or the data lack views or have too many cells for it.
+    """
+    require_views([tile for tiles in data.splits.values() for tile in tiles], recipe.views)
     interval = recipe.interval or (8 if data.mpp >= 0.4 else 16)
     check_interval(data, interval, recipe.augment)
-    wanted = core.Config(
+    return core.Config(
         classes=len(data.classes),
         interval=interval,
         multi_scale=recipe.multi_scale,
@@ -159,6 +158,16 @@ def _start(recipe: Recipe, data: AnnotatedData, world: World) -> tuple[Training,
         views=recipe.views,
         upsampling=recipe.upsampling,
     )
+
+
+def _start(recipe: Recipe, data: AnnotatedData, world: World) -> tuple[Training, str]:
+    """Detector and optimiser before the first step, the same on every rank; and what the trunk started from."""
+    if recipe.batch_size % (world.size * recipe.accumulate):
+        raise UserError(
+            f"--batch-size {recipe.batch_size} is not a multiple of {world.size} rank(s) x {recipe.accumulate} "
+            "accumulated passes"
+        )
+    wanted = detector_for(recipe, data)
     torch.manual_seed(recipe.seed)
     detector, loaded, trunk_source = initial_detector(wanted, recipe.init, recipe.arch)
     held = [norm for trunk in detector.trunks() for norm in held_batch_norms(trunk, loaded)]
@@ -181,7 +190,8 @@ def _keep(
     if scores and world.is_main:
         _validate(recipe, training, data, run, world)
     if saves and world.is_main:
-        checkpoint.save(recipe.run_dir, training.step, recipe.name, {**training.state(), "data": data.digest()})
+        content = {**training.state(), "data": data.digest(recipe.views)}
+        checkpoint.save(recipe.run_dir, training.step, recipe.name, content)
 
 
 def _validate(recipe: Recipe, training: Training, data: AnnotatedData, run: Run, world: World) -> None:

@@ -1,4 +1,4 @@
-"""Several fields of view: what larger concentric images show, brought onto the annotated image's pyramid.
+"""Several fields of view: what wider concentric images show, brought onto the annotated image's pyramid.
 
 The K images have the same size in px; image k covers 2^(K-k) times the width of the last, which is the
 annotated one. The paper's Eq. 2 prints the upsampling factor as 2(K-k); with a crop of 1/2^(K-k) it must be
@@ -20,7 +20,7 @@ Upsampling = Literal["transposed", "bilinear"]
 
 
 class FieldOfViewFusion(nn.Module):
-    """Crop, enlarge and add the pyramids of the larger views, then a 3x3 convolution on every level (Eq. 2).
+    """Crop, enlarge and add the pyramids of the wider views, then a 3x3 convolution on every level (Eq. 2).
 
     Args:
         levels: Levels of a pyramid.
@@ -40,16 +40,16 @@ class FieldOfViewFusion(nn.Module):
         """K pyramids, that of the annotated image last -> one pyramid with the sizes of the last.
 
         Args:
-            pyramids: Of the views, largest field of view first.
+            pyramids: Of the views, widest first.
             strides: Of the levels, px of an image per cell.
             height: Of every image in px, without padding.
             width: As `height`.
         """
         fused = []
         for level, (stride, smooth) in enumerate(zip(strides, self.smooth, strict=True)):
-            *larger, own_BCHW = (pyramid[level] for pyramid in pyramids)
-            for view, map_BCHW in enumerate(larger):
-                doublings = len(larger) - view
+            *wider, own_BCHW = (pyramid[level] for pyramid in pyramids)
+            for view, map_BCHW in enumerate(wider):
+                doublings = len(wider) - view
                 own_BCHW = own_BCHW + self._centre(map_BCHW, doublings, stride, (height, width), own_BCHW)
             fused.append(smooth(own_BCHW))
         return fused
@@ -57,7 +57,7 @@ class FieldOfViewFusion(nn.Module):
     def _centre(
         self, map_BCHW: Tensor, doublings: int, stride: int, size: tuple[int, int], like_BCHW: Tensor
     ) -> Tensor:
-        """The centre of a larger view, enlarged to the cells of `like_BCHW`."""
+        """The centre of a wider view, enlarged to the cells of `like_BCHW`."""
         rows, columns = like_BCHW.shape[-2:]
         centre_BCHW = centre_crop(map_BCHW, 2**doublings, stride, size, rows, columns)
         for _ in range(doublings):
@@ -74,11 +74,12 @@ class FieldOfViewFusion(nn.Module):
 def centre_crop(
     map_BCHW: Tensor, factor: int, stride: int, size: tuple[int, int], rows: int, columns: int
 ) -> Tensor:
-    """The part of a larger view's map that the annotated image covers, with a frame one cell wide.
+    """The part of a wider view's map that the annotated image covers, with a frame one cell wide.
 
     Without the frame it has ceil(rows / factor) x ceil(columns / factor) cells, each standing for factor x
     factor cells of the annotated image's map. The image's centre falls between cells for most sizes, so the
-    map is shifted by a fraction of a cell as it is cropped.
+    map is shifted by a fraction of a cell as it is cropped. That is exact from 256 px on; a smaller image has
+    so few cells at strides 32 and 64 that the frame lies beyond them.
 
     Args:
         map_BCHW: One level of a view that covers `factor` times the width.
@@ -89,9 +90,12 @@ def centre_crop(
         columns: Of the annotated image's map.
     """
     y_H, x_W = (
-        (torch.arange(-FRAME, -(-cells // factor) + FRAME, device=map_BCHW.device) + 0.5) * stride
-        + side / 2 * (1 - 1 / factor)
-        for cells, side in zip((rows, columns), size, strict=True)
+        # Beyond the outermost cells the map goes on as it ends.
+        (
+            (torch.arange(-FRAME, -(-cells // factor) + FRAME, device=map_BCHW.device) + 0.5) * stride
+            + side / 2 * (1 - 1 / factor)
+        ).clamp(stride / 2, (known - 0.5) * stride)
+        for cells, side, known in zip((rows, columns), size, map_BCHW.shape[-2:], strict=True)
     )
     points_HW2 = torch.stack(torch.meshgrid(x_W, y_H, indexing="xy"), dim=-1)
     points_BN2 = points_HW2.flatten(0, 1).expand(len(map_BCHW), -1, -1)

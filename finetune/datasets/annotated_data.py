@@ -78,13 +78,17 @@ class AnnotatedData:
     official: OfficialRule | None = None
     """The score of the data set's own challenge, if it has one with a rule of its own."""
 
-    def digest(self) -> str:
-        """Tells other tiles, sizes, splits, cells and classes apart; the pixels are not looked at."""
+    def digest(self, views: int = 1) -> str:
+        """Tells other tiles, sizes, splits, cells and classes apart; the pixels are not looked at.
+
+        Args:
+            views: Fields of view that are used.
+        """
         summed = hashlib.sha256(f"{self.mpp} {self.classes}".encode())
         for name, tiles in self.splits.items():
             for tile in tiles:
                 path = tile.image.relative_to(self.folder).as_posix()
-                wider = " ".join(view.name for view in tile.wider)
+                wider = " ".join(view.name for view in tile.views(views)[:-1])
                 summed.update(f"{name} {path} {tile.slide} {tile.size} {wider}".encode())
                 summed.update(tile.points_N2.tobytes() + tile.labels_N.tobytes())
         return summed.hexdigest()

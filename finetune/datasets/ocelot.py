@@ -3,7 +3,7 @@
 `images/SPLIT/cell/NNN.jpg`, `annotations/SPLIT/cell/NNN.csv` (x,y,class without a header; empty: no cells) and
 `metadata.json`, which knows every patch's slide and resolution. A split without annotations is left out. Where
 train alone is annotated it is dealt out 6:2:2 by slide, as in the paper. Tissue patches are not read: a cell
-patch is never in the middle of one, so that they give no larger view around it.
+patch is never in the middle of one, so that they give no wider view around it.
 """
 
 import csv

@@ -5,10 +5,10 @@ height around the same centre. Cells are annotated in NAME.png alone.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from finetune.datasets.annotated_data import IMAGE_SUFFIXES, AnnotatedData, Tile, image_sizes
+from finetune.datasets.annotated_data import IMAGE_SUFFIXES, Tile, image_sizes
 from shared.command_line import UserError
 
 VIEW = re.compile(r"(?P<image>.+)\.fov(?P<factor>\d+)")
@@ -41,7 +41,7 @@ def view_beside(image: Path, factor: int) -> Path | None:
     return next((path for path in paths if path.exists()), None)
 
 
-def require_views(data: AnnotatedData, count: int) -> None:
+def require_views(tiles: Sequence[Tile], count: int) -> None:
     """Make sure that every tile has `count` fields of view of one size, its own among them.
 
     Raises:
@@ -49,7 +49,6 @@ def require_views(data: AnnotatedData, count: int) -> None:
     """
     if count == 1:
         return
-    tiles = [tile for each in data.splits.values() for tile in each]
     for tile in tiles:
         if len(tile.wider) < count - 1:
             raise UserError(_missing(tile, count))

@@ -14,7 +14,7 @@ from finetune.datasets.annotated_data import AnnotatedData
 from finetune.recipes import RECIPES, Recipe
 from finetune.recipes import check as check_recipe
 from finetune.sweep.tables import GIVEN, TABLES, Row, Table
-from finetune.train import FREE_ON_RESUME
+from finetune.train import FREE_ON_RESUME, detector_for
 from shared import checkpoint, weights
 from shared.command_line import UserError, as_plain, check_range, flat
 from shared.launcher import Task
@@ -22,6 +22,8 @@ from shared.slurm_jobs import Slurm
 from shared.slurm_jobs import check as check_slurm
 
 SCORES = "test_scores.json"
+# What `--init` takes besides files.
+NO_FILE = ("imagenet", "random", GIVEN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,16 +126,24 @@ def check(config: Config) -> AnnotatedData:
         raise UserError(f"no row of {config.table} is left to run; give --weights ROW=FILE or other --rows")
     for run in runs:
         check_recipe(run.recipe)
-    for init in sorted({run.recipe.init for run in runs} - {"imagenet", "random"}):
-        weights.read(Path(init))
+        _check_weights(run.recipe)
     if config.launcher == "slurm":
         check_slurm(config.slurm)
     data = load_data(config.recipe.source)
     if not data.splits.get("test"):
         raise UserError(f"{data.folder} has no test tiles to score, only {', '.join(data.splits)}")
     for run in runs:
+        detector_for(run.recipe, data)
         checkpoint.refuse_other_settings(run.recipe.run_dir, as_plain(run.recipe), FREE_ON_RESUME)
+    for run in finished_runs(config):
+        settings = as_plain(run.recipe)
+        checkpoint.refuse_other_settings(run.recipe.run_dir, settings, (*FREE_ON_RESUME, "init"))
     return data
+
+
+def weights_files(config: Config) -> list[Path]:
+    """The files that runs start from."""
+    return sorted({Path(run.recipe.init) for run in planned_runs(config) if run.recipe.init not in NO_FILE})
 
 
 def planned_runs(config: Config) -> list[SweepRun]:
@@ -144,6 +154,16 @@ def planned_runs(config: Config) -> list[SweepRun]:
     """
     rows = [row for row in chosen_rows(config) if not is_skipped(row, config)]
     return [SweepRun(row, _recipe_of(row, seed, config)) for seed in seeds_of(config) for row in rows]
+
+
+def finished_runs(config: Config) -> list[SweepRun]:
+    """Every finished run in the folder, also of rows and seeds that are not asked for now."""
+    found = [
+        SweepRun(row, _recipe_of(row, int(folder.name.removeprefix("seed-")), config))
+        for row in TABLES[config.table].rows
+        for folder in sorted((config.folder / row.name).glob("seed-*[0-9]"))
+    ]
+    return sorted((run for run in found if run.is_finished), key=lambda run: run.recipe.seed)
 
 
 def chosen_rows(config: Config) -> list[Row]:
@@ -225,6 +245,15 @@ def _recipe_of(row: Row, seed: int, config: Config) -> Recipe:
         row = dataclasses.replace(row, settings={**row.settings, "init": file})
     own = {"seed": seed, "run_dir": folder, "out": folder / "detector.pth"}
     return Recipe(**{**common, **row.settings, **own})
+
+
+def _check_weights(recipe: Recipe) -> None:
+    """Refuse a file that cannot be read, or holds another trunk than the row's."""
+    if recipe.init in NO_FILE:
+        return
+    arch = weights.read(Path(recipe.init)).arch
+    if recipe.arch not in (None, arch):
+        raise UserError(f"{recipe.init} holds a {arch}, but {recipe.arch} is wanted; give another file")
 
 
 def _names(table: Table) -> str:

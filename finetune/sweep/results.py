@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune.datasets.annotated_data import AnnotatedData
 from finetune.profile import VARIANTS, multiply_adds
 from finetune.sweep.plan import SCORES, SweepRun, read_kept
 from finetune.sweep.tables import Row, Table
@@ -22,6 +23,8 @@ COLUMNS = {
     "last_f1": "last F1",
     "last_ap": "last AP",
 }
+# Within what distance the paper scores (Table 2), in px of its images.
+PAPER_RADII = {"CoNSeP": "6 px", "BCData": "10 px", "PD-L1": "12 px", "OCELOT": "9 px"}
 # Table 3 counts operations with the classes, the size and the interval of PD-L1.
 SIZE, CLASSES, INTERVAL = 1024, 10, 16
 
@@ -73,7 +76,7 @@ def read_result(run: SweepRun) -> Result:
     )
 
 
-def print_table(table: Table, runs: Sequence[SweepRun], layout: str, data: Path) -> None:
+def print_table(table: Table, runs: Sequence[SweepRun], layout: str, data: AnnotatedData) -> None:
     """The table for people."""
     whose = table.data_set(layout)
     sized = any(row.variant for row in table.rows)
@@ -85,7 +88,9 @@ def print_table(table: Table, runs: Sequence[SweepRun], layout: str, data: Path)
         scores = [mean_and_spread([getattr(each, name) for each in results]) for name in COLUMNS]
         printed = [f"{value:.1f}" for value in row.printed.get(whose, ())] or ["-", "-"]
         lines.append([row.label, *scores, str(len(results)), *printed, *(_sizes(row) if sized else [])])
-    print(f"\n{table.title}\nours: {data}; paper: {whose}\n{_aligned(lines)}\n")
+    ours = f"ours: {data.folder}, within {data.radius_um:.3g} um"
+    paper = f"paper: {whose}, within {PAPER_RADII[whose]}"
+    print(f"\n{table.title}\n{ours}; {paper}\n{_aligned(lines)}\n")
     print("test tiles; percent, mean +- standard deviation over n seeds; best: highest F1 on the validation tiles")
 
 

@@ -1,12 +1,24 @@
 """The sweep itself: check, train what is not yet trained, print and write the table."""
 
-import dataclasses
+import hashlib
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from finetune.sweep.plan import SCORES, Config, SweepRun, check, chosen_rows, is_skipped, layout_of, planned_runs
+from finetune.datasets.annotated_data import AnnotatedData
+from finetune.sweep.plan import (
+    SCORES,
+    Config,
+    SweepRun,
+    check,
+    finished_runs,
+    is_skipped,
+    layout_of,
+    planned_runs,
+    weights_files,
+)
 from finetune.sweep.results import print_table, read_result, write_tables
 from finetune.sweep.tables import TABLES
 from shared.atomic import write_json
@@ -25,15 +37,15 @@ def sweep(config: Config, stop: StopSignal) -> int:
     Raises:
         UserError: something was refused before the first run.
     """
-    digest = check(config).digest()
+    data = check(config)
     runs = planned_runs(config)
-    _start_output(config, digest)
+    _start_output(config, data.digest())
     left = [run for run in runs if not run.is_finished]
     print(f"runs: {len(runs)}, of which {len(runs) - len(left)} are done; logs: {config.folder}/ROW/seed-N.log")
     for run in left:
         (run.recipe.run_dir / SCORES).unlink(missing_ok=True)  # of a try-out that now goes on
     stopped = _train(config, left, stop)
-    _report(config, runs)
+    _report(config, data)
     unfinished = [run for run in left if not run.is_finished]
     if stopped and unfinished:
         leave_marker()
@@ -64,34 +76,44 @@ def _start_output(config: Config, digest: str) -> None:
         UserError: the folder's runs were made from other tiles or cells, or it cannot be written.
     """
     path = config.folder / "settings.json"
-    if path.exists() and _saved_digest(path) != digest:
+    saved = _saved(path)
+    if saved and saved["data"] != digest:
         raise UserError(
             f"the tiles or cells in {config.recipe.source.data} are not those that {config.folder} began with; "
             "give another folder with --run-dir"
         )
+    sums = {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in weights_files(config)}
+    for file, known in saved.get("weights", {}).items():
+        if sums.setdefault(file, known) != known:
+            raise UserError(
+                f"{file} has changed since runs in {config.folder} began with it; give another folder with "
+                "--run-dir"
+            )
     make_folder(config.folder, "--run-dir")
     try:
-        write_json(path, {"config": as_plain(config), "data": digest, **provenance()})
+        write_json(path, {"config": as_plain(config), "data": digest, "weights": sums, **provenance()})
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; give another --run-dir") from error
     print(f"settings (in {path}):\n{settings_text(config)}")
 
 
-def _saved_digest(path: Path) -> str:
+def _saved(path: Path) -> dict[str, Any]:
+    """The settings that the folder has already, or nothing."""
+    if not path.exists():
+        return {}
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["data"])
+        saved = dict(json.loads(path.read_text(encoding="utf-8")))
+        return {"data": saved["data"], "weights": dict(saved["weights"])}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged; give another folder with --run-dir, or remove it") from error
 
 
-def _report(config: Config, runs: Sequence[SweepRun]) -> None:
-    """The table for people and as CSV, and what is missing in it."""
-    table = dataclasses.replace(TABLES[config.table], rows=tuple(chosen_rows(config)))
-    layout = layout_of(config)
-    finished = [run for run in runs if run.is_finished]
-    print_table(table, finished, layout, config.recipe.source.data)
+def _report(config: Config, data: AnnotatedData) -> None:
+    """The table for people and as CSV, of everything that is finished in the folder, and what is missing in it."""
+    table, finished, layout = TABLES[config.table], finished_runs(config), layout_of(config)
+    print_table(table, finished, layout, data)
     for row in table.rows:
-        if is_skipped(row, config):
+        if is_skipped(row, config) and not any(run.row is row for run in finished):
             print(f"left out: {row.name} (it wants a file: --weights {row.name}=FILE)")
     if finished:
         write_tables(config.folder, config.table, table, finished, layout)

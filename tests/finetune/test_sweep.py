@@ -22,6 +22,7 @@ from finetune.sweep.plan import CommonRecipe, Config, planned_runs, words_of
 from finetune.sweep.results import mean_and_spread
 from finetune.sweep.sweep import sweep
 from finetune.sweep.tables import TABLES
+from shared import weights
 from shared.command_line import UserError, as_plain, parse
 from shared.sample_slides import write_tiles
 from shared.stop_signal import StopSignal
@@ -91,10 +92,10 @@ def test_stopped_and_resumed_with_a_failing_row(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Ctrl-C at a terminal goes to the sweep and to its run; the second row wants views that the data lack."""
-    rows = ("--rows", "single_view", "bilinear")
-    words = ["table4", "--seeds", "0", "--data", str(tiles), *words_of(TINY)]
-    run = tmp_path / "runs/sweeps/table4/single_view/seed-0"
+    """Ctrl-C at a terminal goes to the sweep and to its run; the second row's folder holds something else."""
+    rows = ("--rows", "p2pnet", "msd")
+    words = ["table6", "--seeds", "0", "--data", str(tiles), *words_of(TINY)]
+    run = tmp_path / "runs/sweeps/table6/p2pnet/seed-0"
     assert "stopped by SIGINT; the same command goes on with 2 run(s)" in interrupted([*words, *rows], run)
     log = run.with_name("seed-0.log")
     assert "by SIGTERM; the same command goes on" in log.read_text()
@@ -102,11 +103,14 @@ def test_stopped_and_resumed_with_a_failing_row(
     monkeypatch.chdir(tmp_path)
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
+    foreign = tmp_path / "runs/sweeps/table6/msd/seed-0/notes.txt"
+    foreign.parent.mkdir(parents=True)
+    foreign.touch()
     assert sweep(tyro.cli(Config, args=[*words, *rows]), stop) == 3
     assert "going on after step" in log.read_text()
     errors = capsys.readouterr().err
     assert errors.count("\n") == 1
-    assert errors.startswith("failed: bilinear/seed-0: error: ") and "views" in errors
+    assert errors.startswith("failed: msd/seed-0: error: ") and "msd/seed-0" in errors
 
     scored = (run / "test_scores.json").stat().st_mtime_ns
     assert sweep(tyro.cli(Config, args=[*words, *rows[:2]]), stop) == 0
@@ -115,8 +119,8 @@ def test_stopped_and_resumed_with_a_failing_row(
     assert (run / "test_scores.json").stat().st_mtime_ns == scored
     best, last = (json.loads((run / "test_scores.json").read_text())[name] for name in ("best", "last"))
     numbers = [100 * scores[f"macro_{name}"] for scores in (best, last) for name in ("f1", "ap")]
-    row = next(text for text in said.splitlines() if text.startswith("one view"))
-    assert row.split()[2:] == [*(f"{number:.1f}" for number in numbers), "1", "59.3", "44.4"]
+    row = next(text for text in said.splitlines() if text.startswith("P2PNet"))
+    assert row.split()[1:] == [*(f"{number:.1f}" for number in numbers), "1", "70.0", "60.5"]
 
 
 def interrupted(words: list[str], run: Path) -> str:
@@ -311,3 +315,40 @@ def test_an_unknown_table_is_answered_with_the_known_ones(capsys: pytest.Capture
     assert left.value.code == 2
     said = capsys.readouterr().err
     assert "'table9'" in said and all(name in said for name in TABLES)
+
+
+def test_a_part_of_a_sweep_leaves_the_rest_of_its_tables(tiles: Path, tmp_path: Path, stop: StopSignal) -> None:
+    whole = config(tiles, tmp_path, seeds=("0,1",))
+    pretend(whole, {(row.name, seed): (0.5, 0.4) for row in TABLES["table6"].rows for seed in (0, 1)})
+    assert sweep(dataclasses.replace(whole, rows=("msd",), seeds=("0",)), stop) == 0
+    folder = tmp_path / "sweeps/table6"
+    assert len(list(csv.DictReader((folder / "runs.csv").open()))) == 6
+    assert [line["n"] for line in csv.DictReader((folder / "table6.csv").open())] == ["2", "2", "2"]
+
+
+def test_what_would_fail_hours_later_is_refused_at_once(tiles: Path, tmp_path: Path, stop: StopSignal) -> None:
+    tiny_vit = tmp_path / "trunk.pth"
+    weights.write(tiny_vit, {"a": torch.zeros(1)}, {"kind": "backbone", "arch": "vit_tiny_patch16_224"})
+    for changes, sentence in [
+        ({"table": "table5"}, "lacks its wider view .*fov2.png, which 2 fields of view need"),
+        ({"recipe": dataclasses.replace(TINY, interval=12)}, "the interval must divide 16"),
+        ({"table": "table7", "weights": (f"mae={tiny_vit}",)}, "holds a vit_tiny.*vit_base_patch16_224 is wanted"),
+    ]:
+        recipe = changes.pop("recipe", TINY)
+        if "weights" in changes:
+            recipe = dataclasses.replace(TINY, init=CommonRecipe().init, arch=CommonRecipe().arch)
+        with pytest.raises(UserError, match=sentence):
+            sweep(config(tiles, tmp_path, recipe=recipe, **changes), stop)
+        assert not (tmp_path / "sweeps").exists()
+
+
+def test_another_file_under_the_same_name_is_not_mixed_in(tiles: Path, tmp_path: Path, stop: StopSignal) -> None:
+    trunk = tmp_path / "trunk.pth"
+    metadata = {"kind": "backbone", "arch": "vit_tiny_patch16_224"}
+    weights.write(trunk, {"a": torch.zeros(1)}, metadata)
+    asked = config(tiles, tmp_path, recipe=dataclasses.replace(TINY, init=str(trunk)), rows=("msd",), seeds=("0",))
+    pretend(asked, {("msd", 0): (0.5, 0.4)})
+    assert sweep(asked, stop) == 0
+    weights.write(trunk, {"a": torch.ones(1)}, metadata)
+    with pytest.raises(UserError, match=r"trunk.pth has changed since runs in .*table6 began with it"):
+        sweep(asked, stop)

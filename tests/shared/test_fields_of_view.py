@@ -31,7 +31,7 @@ def identity(upsampling: str) -> FieldOfViewFusion:
 
 
 @pytest.mark.parametrize("views", [2, 3, 4])
-@pytest.mark.parametrize(("height", "width"), [(512, 512), (500, 500), (1000, 640)])
+@pytest.mark.parametrize(("height", "width"), [(512, 512), (500, 500), (1000, 640), (256, 333)])
 @pytest.mark.parametrize("stride", PYRAMID_STRIDES)
 def test_views_line_up_with_the_annotated_image(views, height, width, stride):
     """Bilinear enlarging keeps coordinates, up to the border of the annotated image."""

@@ -9,12 +9,24 @@ import pytest
 from PIL import Image
 
 from finetune.datasets import Source, load_data
+from finetune.datasets.annotated_data import Tile
 from finetune.datasets.wider_views import require_views
 from shared.command_line import UserError
 from shared.sample_slides import write_tiles
 from tests.conftest import Command
 
-TRAIN = ("--init", "random", "--arch", "vit_tiny_patch16_224", "--augment.crop", 64, "--batch-size", 2)
+TRAIN = (
+    "--workers",
+    0,
+    "--init",
+    "random",
+    "--arch",
+    "vit_tiny_patch16_224",
+    "--augment.crop",
+    64,
+    "--batch-size",
+    2,
+)
 
 
 @pytest.fixture
@@ -26,6 +38,10 @@ def tiles(tmp_path: Path) -> Path:
         for factor in (2, 4):
             Image.new("RGB", (96, 96), (factor, factor, factor)).save(image.with_suffix(f".fov{factor}.png"))
     return folder
+
+
+def all_tiles(folder: Path) -> list[Tile]:
+    return [tile for each in load_data(Source(data=folder)).splits.values() for tile in each]
 
 
 def test_views_are_read_widest_first(tiles: Path) -> None:
@@ -55,20 +71,20 @@ def test_training_and_scoring_with_views(command: Command, tiles: Path, tmp_path
 
 
 def test_views_that_do_not_fit_are_refused(tiles: Path) -> None:
-    require_views(load_data(Source(data=tiles)), 3)
+    require_views(all_tiles(tiles), 3)
     with pytest.raises(UserError, match=r"lacks its wider view train-slide-00_0\.fov8\.png, which 4 fields"):
-        require_views(load_data(Source(data=tiles)), 4)
+        require_views(all_tiles(tiles), 4)
     view = tiles / "train/images/train-slide-00_0.fov4.png"
     Image.new("RGB", (95, 96)).save(view)
-    require_views(load_data(Source(data=tiles)), 2)
+    require_views(all_tiles(tiles), 2)
     with pytest.raises(UserError, match=r"fov4\.png has 95x96 px, but .*_0\.png 96x96; write every view"):
-        require_views(load_data(Source(data=tiles)), 3)
+        require_views(all_tiles(tiles), 3)
     view.write_bytes(view.read_bytes()[:60])
     with pytest.raises(UserError, match=r"fov4\.png cannot be opened as an image"):
-        require_views(load_data(Source(data=tiles)), 3)
+        require_views(all_tiles(tiles), 3)
     view.unlink()
     with pytest.raises(UserError, match=r"lacks its wider view train-slide-00_0\.fov4\.png, which 3 fields"):
-        require_views(load_data(Source(data=tiles)), 3)
+        require_views(all_tiles(tiles), 3)
 
 
 @pytest.mark.parametrize(
