@@ -1,4 +1,4 @@
-"""The weights that a run leaves for the next stage."""
+"""The weights that a run leaves for the next stage, and the card beside them."""
 
 from pathlib import Path
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from shared import weights
 from shared.command_line import UserError
 from shared.runs import Run, git_commit, versions
+from ssl_pretrain.model_card import write_card
 from ssl_pretrain.plan import Plan
 from ssl_pretrain.shards import ShardSet
 from ssl_pretrain.start import normalisation
@@ -15,8 +16,9 @@ from ssl_pretrain.state import State
 def export(state: State, plan: Plan, run: Run, shard_set: ShardSet) -> Path:
     """Write the backbone into the run folder and copy it to where the recipe says; returns that place."""
     path = _in_run(run, plan)
-    weights.write(path, state.method.export(), _metadata(state, plan, run, shard_set))
-    weights.publish(path, plan.recipe.out)
+    metadata = _metadata(state, plan, run, shard_set)
+    weights.write(path, state.method.export(), metadata)
+    _publish(path, plan.recipe.out, metadata)
     return plan.recipe.out
 
 
@@ -24,12 +26,20 @@ def is_finished(plan: Plan, run: Run) -> bool:
     """Whether the run has exported the weights of its last step; copies them again if the copy is gone."""
     path = _in_run(run, plan)
     try:
-        finished = weights.read(path).metadata.get("steps", 0) >= plan.last_step
+        metadata = weights.read(path).metadata
     except UserError:
         return False
+    finished: bool = metadata.get("steps", 0) >= plan.last_step
     if finished and run.writes and not plan.recipe.out.exists():
-        weights.publish(path, plan.recipe.out)
+        _publish(path, plan.recipe.out, metadata)
     return finished
+
+
+def _publish(path: Path, out: Path, metadata: dict[str, Any]) -> None:
+    """Copy a run's weights to where users look for them, and write both cards."""
+    weights.publish(path, out)
+    for place in (path, out):
+        write_card(place, metadata)
 
 
 def _in_run(run: Run, plan: Plan) -> Path:
@@ -51,7 +61,10 @@ def _metadata(state: State, plan: Plan, run: Run, shard_set: ShardSet) -> dict[s
         "steps": state.step,
         "batch_size": recipe.batch_size,
         "images_at_once": recipe.batch_size if recipe.method.is_mean_over_images else plan.images_at_once,
+        "largest_crop": recipe.method.crops[0].scale[1],
         "patches": shard_set.samples,
+        "slides": shard_set.slides,
+        "biomarkers": dict(shard_set.biomarkers),
         "harvest": shard_set.settings,
         "run_id": run.id,
         "git_commit": git_commit(),

@@ -6,8 +6,8 @@ its SHA-256 and the channel mean and standard deviation over the patches.
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,10 @@ class ShardSet:
     """How the patches were harvested."""
     indexed: bool
     """False for foreign shards without `index.json`: counted here, normalised with ImageNet's values."""
+    slides: int = 0
+    """How many slides the patches are from; 0: unknown."""
+    biomarkers: Mapping[str, dict[str, int]] = field(default_factory=dict)
+    """`patches` and `slides` of each biomarker, as far as known."""
 
     @property
     def samples(self) -> int:
@@ -131,6 +135,11 @@ def _read_index(index: Path) -> ShardSet:
         mean, std = (_of_channels(content, name) for name in ("mean", "std"))
         if not all(std):
             raise ValueError("a standard deviation is 0")
+        slides = int(content.get("slides", 0))
+        biomarkers = {
+            str(name): {part: int(counts[part]) for part in ("patches", "slides")}
+            for name, counts in dict(content.get("biomarkers", {})).items()
+        }
     except (ValueError, KeyError, TypeError, OverflowError, OSError) as error:
         raise UserError(
             f"{index} is not an index of shards ({type(error).__name__}: {error}); "
@@ -138,7 +147,8 @@ def _read_index(index: Path) -> ShardSet:
         ) from error
     if not sum(shard.samples for shard in shards):
         raise UserError(f"{index} lists no patches; harvest some with: {HARVEST} --wsi-dir SLIDES")
-    return ShardSet(index.parent, shards, mean, std, content.get("settings", {}), indexed=True)
+    settings = content.get("settings", {})
+    return ShardSet(index.parent, shards, mean, std, settings, True, slides, biomarkers)
 
 
 def _entry(entry: Any) -> Shard:
