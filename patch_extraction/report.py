@@ -4,10 +4,10 @@ import csv
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from patch_extraction.slide_tar import FAILED, KEPT, NO_PATCH, Record
 from shared.atomic import atomic_path
+from shared.tables import table
 
 NOT_IN_CSV = ("pixel_sums", "source_bytes", "wsi_dir", "settings")
 MOST_ROWS = 40  # slides listed one by one in the terminal; more are summed up by biomarker only
@@ -27,20 +27,6 @@ def summary(records: Sequence[Record]) -> str:
     parts = [_slides_table(records)] if len(records) <= MOST_ROWS else []
     parts += [_biomarker_table(records), _remarks(records)]
     return "\n\n".join(part for part in parts if part)
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Columns aligned: the first to the left, numbers to the right."""
-    lines = [[str(value) for value in row] for row in (header, *rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    numeric = [all(isinstance(row[i], int | float) or row[i] == "" for row in rows) for i in range(len(header))]
-    return "\n".join(
-        "  ".join(
-            value.rjust(width) if right else value.ljust(width)
-            for value, width, right in zip(line, widths, numeric, strict=True)
-        ).rstrip()
-        for line in lines
-    )
 
 
 def _slides_table(records: Sequence[Record]) -> str:

@@ -62,6 +62,7 @@ def _metadata(state: State, plan: Plan, run: Run, shard_set: ShardSet) -> dict[s
         "batch_size": recipe.batch_size,
         "images_at_once": recipe.batch_size if recipe.method.is_mean_over_images else plan.images_at_once,
         "largest_crop": recipe.method.crops[0].scale[1],
+        "interpolation": recipe.method.crops[0].interpolation,
         "patches": shard_set.samples,
         "slides": shard_set.slides,
         "biomarkers": dict(shard_set.biomarkers),

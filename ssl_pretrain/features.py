@@ -13,8 +13,7 @@ from ssl_pretrain.samples import Sample
 PATCHES = 512
 # Images that go through the trunk together.
 AT_ONCE = 64
-# Below it features are taken for collapsed. Untrained networks, too, may lie there: they say almost the same of
-# every patch. The limits are ours.
+# Below it features are taken for collapsed. Untrained ResNets lie there, too (0.02). The limits are ours.
 LEAST_STD = 0.1
 # The same for RankMe, as a share of what it can be at most: min(patches, dimensions).
 LEAST_RANK = 0.01
@@ -42,8 +41,27 @@ def measure(features_ND: Tensor, sample: Sample) -> dict[str, float]:
     return measures
 
 
-def alarms(measures: dict[str, float], most_rank: int) -> dict[str, str]:
-    """What looks wrong, a sentence under the name of each number that says so; `most_rank` is min(N, D)."""
+def alarms(measures: dict[str, float], most_rank: int, may_collapse: bool = True) -> dict[str, str]:
+    """What looks wrong, a sentence under the name of each number that says so.
+
+    Args:
+        measures: As `measure` returns them.
+        most_rank: What RankMe can be at most: min(N, D).
+        may_collapse: Whether the method is one whose features can collapse.
+    """
+    found = _collapse(measures, most_rank) if may_collapse else {}
+    slide, biomarker = (_skill(measures, name) for name in ("knn_slide", "knn_biomarker"))
+    if slide is not None and biomarker is not None and slide - biomarker > MOST_SHORTCUT:
+        found["knn_slide"] = (
+            f"features tell slides apart rather than biomarkers: a patch's neighbours name its slide in "
+            f"{measures['knn_slide']:.0%} (chance {measures['knn_slide_chance']:.0%}), but its biomarker, "
+            f"judged by other slides, in {measures['knn_biomarker']:.0%} "
+            f"(chance {measures['knn_biomarker_chance']:.0%})"
+        )
+    return found
+
+
+def _collapse(measures: dict[str, float], most_rank: int) -> dict[str, str]:
     found = {}
     if measures["feature_std"] < LEAST_STD:
         found["feature_std"] = (
@@ -54,14 +72,6 @@ def alarms(measures: dict[str, float], most_rank: int) -> dict[str, str]:
         found["rank_me"] = (
             f"features fill few dimensions: RankMe {measures['rank_me']:.1f} of at most {most_rank}, where under "
             f"{LEAST_RANK:.0%} is a sign of collapse"
-        )
-    slide, biomarker = (_skill(measures, name) for name in ("knn_slide", "knn_biomarker"))
-    if slide is not None and biomarker is not None and slide - biomarker > MOST_SHORTCUT:
-        found["knn_slide"] = (
-            f"features tell slides apart rather than biomarkers: a patch's neighbours name its slide in "
-            f"{measures['knn_slide']:.0%} (chance {measures['knn_slide_chance']:.0%}), but its biomarker, "
-            f"judged by other slides, in {measures['knn_biomarker']:.0%} "
-            f"(chance {measures['knn_biomarker_chance']:.0%})"
         )
     return found
 

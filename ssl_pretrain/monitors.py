@@ -76,7 +76,8 @@ class Monitor:
         if missing := features.missing_labels(measures):
             self._say("labels", f"note: {missing}")
         if step:  # an untrained network cannot do better
-            for name, alarm in features.alarms(measures, min(features_ND.shape)).items():
+            alarms = features.alarms(measures, min(features_ND.shape), method.may_collapse)
+            for name, alarm in alarms.items():
                 self._say(name, f"warning: after step {step:,} {alarm}")
 
     def _say(self, kind: str, sentence: str) -> None:

@@ -35,6 +35,8 @@ class Method(nn.Module):
 
     synchronises_batch_norms = False
     """Whether batch norms see the images of all ranks (on GPUs)."""
+    may_collapse = True
+    """Whether a network that says the same of every image could do well."""
 
     def forward(self, views: list[Tensor], step: Step) -> Tensor:
         """`loss`: DistributedDataParallel only watches calls of the module itself."""

@@ -168,6 +168,7 @@ def test_alarms_say_what_was_measured():
     collapsed = alarms({"feature_std": 0.05, "rank_me": 2.0}, 512)
     assert collapsed["feature_std"].startswith("features differ little between patches: deviation 0.050")
     assert "RankMe 2.0 of at most 512" in collapsed["rank_me"]
+    assert alarms({"feature_std": 0.05, "rank_me": 2.0}, 512, may_collapse=False) == {}
     shortcut = fine | {"knn_slide": 0.93, "knn_slide_chance": 0.25}
     shortcut |= {"knn_biomarker": 0.55, "knn_biomarker_chance": 0.5}
     assert (

@@ -1,0 +1,137 @@
+"""`python -m ssl_pretrain.inspect PLACE... --shards DIR`: what backbones make of patches, side by side."""
+
+import functools
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from PIL import Image
+from torch import Tensor
+
+from shared.atomic import atomic_path
+from shared.command_line import UserError, check_range, make_folder, run
+from ssl_pretrain import features
+from ssl_pretrain.attention import attention_sheet, class_attention, has_class_attention
+from ssl_pretrain.crops import Crop
+from ssl_pretrain.curves import curve_sheet
+from ssl_pretrain.monitors import SAMPLES, undisturbed
+from ssl_pretrain.report import Finding, as_table, write_csv, write_html
+from ssl_pretrain.samples import Sample, labelled_patches, sample_patches
+from ssl_pretrain.shards import ShardSet, open_shards
+from ssl_pretrain.subjects import Subject, open_subject, untrained
+from ssl_pretrain.views import Config as Augmentation
+from ssl_pretrain.views import Views
+
+# What a run may have logged, and what it is called in its chart.
+CURVES = {
+    "loss": "loss",
+    "feature_std": "deviation of features",
+    "rank_me": "RankMe",
+    "knn_biomarker": "kNN biomarker, other slides",
+    "knn_slide": "kNN slide",
+    "queue_accuracy": "queue accuracy (MoCo)",
+    "prototypes_used": "share of prototypes used (SwAV)",
+    "teacher_entropy": "teacher entropy, nats (DINO)",
+    "divergence": "divergence of the student, nats (DINO)",
+    "lr": "learning rate",
+    "images_per_second": "images/s",
+    "data_wait_percent": "waiting for data, %",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Judge the features of backbones on the same patches, beside untrained networks; with curves and pictures."""
+
+    places: tyro.conf.Positional[tuple[Path, ...]]
+    """Weights (NAME.pth, NAME.safetensors, other projects' too), checkpoints, run folders."""
+    shards: Path = Path("shards")
+    """Folder of shards, as `python -m patch_extraction` makes it; best with slides the run has not seen."""
+    patches: int = features.PATCHES
+    """Patches the numbers are made of; RankMe cannot exceed it."""
+    out: Path = Path("inspection")
+    """Folder for report.csv, report.html and the pictures."""
+
+
+def inspect(config: Config) -> None:
+    """Measure, draw, print the table and write the report.
+
+    Raises:
+        UserError: no place is given, one holds no backbone, the shards cannot be used, `out` cannot be made.
+    """
+    if not config.places:
+        raise UserError("nothing to inspect; give weights files, checkpoints or run folders")
+    check_range("patches", config.patches, 2)
+    shard_set = open_shards(config.shards)
+    subjects = [open_subject(place) for place in config.places]
+    make_folder(config.out, "--out")
+    first_of_arch = {subject.arch: subject for subject in reversed(subjects)}
+    rows = [*subjects, *map(untrained, reversed(first_of_arch.values()))]
+
+    sample_for = functools.cache(lambda crop: labelled_patches(shard_set, crop, config.patches))
+    findings = [
+        _examine(number, row, sample_for, shard_set, config.out) for number, row in enumerate(rows, start=1)
+    ]
+    sheet = curve_sheet({subject.name: subject.curves for subject in subjects if subject.curves}, CURVES)
+    pictures = {"what the runs logged": _saved(sheet, config.out / "curves.png")} if sheet else {}
+
+    sample = f"{len(sample_for(rows[0].crop).slides)} patches of {config.shards}"
+    if missing := features.missing_labels(findings[0].measures):
+        sample += f" ({missing})"
+    print(f"{sample}\n\n{as_table(findings)}\n")
+    for finding in findings:
+        for remark in finding.remarks:
+            print(f"{finding.name}: {remark}")
+    write_csv(config.out / "report.csv", findings)
+    write_html(config.out / "report.html", findings, pictures, sample)
+    print(f"report: {config.out / 'report.html'}, numbers: {config.out / 'report.csv'}")
+
+
+def _examine(
+    number: int, subject: Subject, sample_for: Callable[[Crop], Sample], shard_set: ShardSet, out: Path
+) -> Finding:
+    """Measure one backbone and save its pictures as `NUMBER-NAME-TITLE.png`."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    views = Views(Augmentation(), (), subject.mean, subject.std).to(device)
+    sample = sample_for(subject.crop)
+    with undisturbed(subject.trunk.to(device)):
+        features_ND = features.features_of(subject.trunk, sample.patch_BCHW, views.normalise)
+    measures = features.measure(features_ND, sample)
+    most_rank = min(features_ND.shape)
+    remarks = list(features.alarms(measures, most_rank, subject.may_collapse).values())
+    shown = {} if subject.samples_seen == 0 else _pictures(subject, shard_set, views, device)
+    stem = f"{number}-{re.sub(r'[^A-Za-z0-9-]+', '_', Path(subject.name).name)}"
+    places = {title: _saved(image, out / f"{stem}-{title}.png") for title, image in shown.items()}
+    return Finding(subject.name, subject.samples_seen, measures | {"most_rank": most_rank}, remarks, places)
+
+
+def _pictures(subject: Subject, shard_set: ShardSet, views: Views, device: torch.device) -> dict[str, Image.Image]:
+    """What a ViT's class token looks at, and what the method has to show."""
+    view_BCHW: Tensor = views.normalise(sample_patches(shard_set, subject.crop, SAMPLES).to(device))
+    networks = subject.method or subject.trunk
+    shown: dict[str, Image.Image] = {}
+    with undisturbed(networks.to(device)):
+        if subject.method is not None:
+            shown |= subject.method.show([view_BCHW], views.restore)
+        if has_class_attention(subject.trunk) and "attention" not in shown:
+            maps_BHhw = class_attention(subject.trunk, view_BCHW)
+            shown["attention"] = attention_sheet(views.restore(view_BCHW), maps_BHhw)
+    return shown
+
+
+def _saved(image: Image.Image, path: Path) -> Path:
+    with atomic_path(path) as temporary:
+        image.save(temporary, format="PNG")
+    return path
+
+
+def main() -> None:
+    """Entry point of the command line."""
+    inspect(tyro.cli(Config, prog="python -m ssl_pretrain.inspect"))
+
+
+if __name__ == "__main__":
+    run(main)
