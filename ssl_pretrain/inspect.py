@@ -50,8 +50,8 @@ class Config:
     """Weights (NAME.pth, NAME.safetensors, other projects' too), checkpoints, run folders."""
     shards: Path = Path("shards")
     """Folder of shards, as `python -m patch_extraction` makes it; best with slides the run has not seen."""
-    patches: int = features.PATCHES
-    """Patches the numbers are made of; RankMe cannot exceed it."""
+    patches: int | None = None
+    """Patches the numbers are made of (default 512, on a CPU 128); RankMe cannot exceed it."""
     out: Path = Path("inspection")
     """Folder for report.csv, report.html and the pictures."""
 
@@ -65,13 +65,14 @@ def inspect(config: Config) -> None:
     if not config.places:
         raise UserError("nothing to inspect; give weights files, checkpoints or run folders")
     check_range("patches", config.patches, 2)
+    most = config.patches or features.default_patches(_device())
     shard_set = open_shards(config.shards)
     subjects = [open_subject(place) for place in config.places]
     make_folder(config.out, "--out")
     first_of_arch = {subject.arch: subject for subject in reversed(subjects)}
     rows = [*subjects, *map(untrained, reversed(first_of_arch.values()))]
 
-    sample_for = functools.cache(lambda crop: labelled_patches(shard_set, crop, config.patches))
+    sample_for = functools.cache(lambda crop: labelled_patches(shard_set, crop, most))
     findings = [
         _examine(number, row, sample_for, shard_set, config.out) for number, row in enumerate(rows, start=1)
     ]
@@ -94,7 +95,7 @@ def _examine(
     number: int, subject: Subject, sample_for: Callable[[Crop], Sample], shard_set: ShardSet, out: Path
 ) -> Finding:
     """Measure one backbone and save its pictures as `NUMBER-NAME-TITLE.png`."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device()
     views = Views(Augmentation(), (), subject.mean, subject.std).to(device)
     sample = sample_for(subject.crop)
     with undisturbed(subject.trunk.to(device)):
@@ -120,6 +121,10 @@ def _pictures(subject: Subject, shard_set: ShardSet, views: Views, device: torch
             maps_BHhw = class_attention(subject.trunk, view_BCHW)
             shown["attention"] = attention_sheet(views.restore(view_BCHW), maps_BHhw)
     return shown
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _saved(image: Image.Image, path: Path) -> Path:

@@ -48,7 +48,8 @@ class Monitor:
         if run.writes:
             patches_BCHW = sample_patches(shard_set, crop, SAMPLES).to(views.mean.device)
             self.view_BCHW = views.normalise(patches_BCHW)
-            self.sample = labelled_patches(shard_set, crop, features.PATCHES) if every else None
+            most = features.default_patches(views.mean.device)
+            self.sample = labelled_patches(shard_set, crop, most) if every else None
 
     def is_due(self, step: int) -> bool:
         """Whether it is time to measure; the same on every rank."""
