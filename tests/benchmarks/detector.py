@@ -1,11 +1,9 @@
 """`python -m tests.benchmarks.detector`: the whole detector as it predicts, against the same written plainly.
 
-Plainly: weights and maps in torch's usual layout, every level smoothed everywhere. On a CPU it is the processor
-time of one thread, which other work on the machine disturbs least. On a GPU there is a second comparison, with the
-detector in bfloat16 and compiled.
+Plainly: weights and maps in torch's usual layout, every level smoothed everywhere. On a CPU with all its threads:
+the machine should be idle. On a GPU there is a second comparison, with the detector in bfloat16 and compiled.
 """
 
-import time
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -27,7 +25,6 @@ def main() -> None:
         device = torch.device("cuda")
         write(OUT.with_stem("detector_gpu"), [*parts_of_the_gain(device), everything_on_a_gpu()])
     else:
-        torch.set_num_threads(1)
         write(OUT, parts_of_the_gain(torch.device("cpu")))
 
 
@@ -55,8 +52,7 @@ def parts_of_the_gain(device: torch.device) -> list[dict[str, object]]:
         "channels last, smoothed only where sampled": lambda: run(True),
     }
     results = {name: work() for name, work in works.items()}
-    clock: Callable[[], float] = time.perf_counter if device.type == "cuda" else time.process_time
-    seconds = in_turn(works, repeats=5, clock=clock)
+    seconds = in_turn(works, repeats=8)
     return [row(name, seconds, results) for name in list(works)[1:]]
 
 
