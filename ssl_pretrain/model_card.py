@@ -57,7 +57,7 @@ def card(name: str, metadata: Mapping[str, Any]) -> str:
 
 {loading.format(name=name, arch=metadata["arch"], options=options)}
 
-Its input are RGB images in 0..1, (B, 3, {metadata["image_size"]}, {metadata["image_size"]}) in training, \
+It takes RGB images in 0..1, (B, 3, {metadata["image_size"]}, {metadata["image_size"]}) in training, \
 less the mean ({mean}), divided by the deviation ({std}).
 
 `python -m finetune --init {name}` reads these numbers from the file.
