@@ -236,9 +236,12 @@ def test_batch_norms_train_unless_their_statistics_were_loaded(
     """ResNet-50's are held in the trunk of every view; a ViT has none, and its adapter's start from chance."""
     torch.save(timm.create_model(arch).state_dict(), tmp_path / "trunk.pth")
     common = {"arch": arch, "views": views, "augment": Augment(crop=64)}
+    data = load_data(Source(data=tiles))
+    for split, each in data.splits.items():
+        data.splits[split] = [dataclasses.replace(tile, wider=(tile.image,) * (views - 1)) for tile in each]
     for init in ("random", str(tmp_path / "trunk.pth")):
         recipe = dataclasses.replace(RECIPES["dpa_p2pnet"], init=init, **common)
-        training, _ = _start(recipe, load_data(Source(data=tiles)), World(0, 0, 1, torch.device("cpu")))
+        training, _ = _start(recipe, data, World(0, 0, 1, torch.device("cpu")))
         training.detector.eval()
         training.training_mode()
         norms = [m for m in training.detector.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
