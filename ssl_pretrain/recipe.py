@@ -51,7 +51,8 @@ class Recipe:
     max_steps: int | None = None
     """Stop after this many steps, to try things out; the schedule stays that of the whole length."""
     compile: bool = False
-    """Have torch compile the trunks: some minutes in the beginning, then faster steps."""
+    """Have torch compile trunks and views: some minutes in the beginning, then faster steps. Views then differ in
+    their random numbers."""
     checkpoint_activations: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, slower steps. Batch
     norms count such a pass twice in their running statistics."""

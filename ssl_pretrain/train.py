@@ -66,6 +66,8 @@ def _loop(plan: Plan, state: State, shard_set: ShardSet, run: Run, world: World,
     """Steps until the end, or until any rank is told to stop; returns whether it was the latter."""
     recipe, method, optimiser = plan.recipe, state.method, state.optimiser
     views = Views(recipe.views, recipe.method.crops, *normalisation(recipe, shard_set)).to(world.device)
+    if recipe.compile:
+        views.compile()
     with together(world):
         monitor = Monitor(run, shard_set, views, recipe.method.crops[0], recipe.monitor_every)
     model = replicated(method, world, send_buffers=False)  # a queue is 32 MB
