@@ -65,9 +65,7 @@ def _train(plan: Plan, shard_set: ShardSet, run: Run, world: World, stop: StopSi
 def _loop(plan: Plan, state: State, shard_set: ShardSet, run: Run, world: World, stop: StopSignal) -> bool:
     """Steps until the end, or until any rank is told to stop; returns whether it was the latter."""
     recipe, method, optimiser = plan.recipe, state.method, state.optimiser
-    views = Views(recipe.views, recipe.method.crops, *normalisation(recipe, shard_set)).to(world.device)
-    if recipe.compile:
-        views.compile()
+    views = _views(recipe, shard_set).to(world.device)
     with together(world):
         monitor = Monitor(run, shard_set, views, recipe.method.crops[0], recipe.monitor_every)
     model = replicated(method, world, send_buffers=False)  # a queue is 32 MB
@@ -109,6 +107,14 @@ def _loop(plan: Plan, state: State, shard_set: ShardSet, run: Run, world: World,
                         monitor.measure(method, state.step)
                 meter.restart_clock()
     return stopping
+
+
+def _views(recipe: Recipe, shard_set: ShardSet) -> Views:
+    """What is done to crops on the device."""
+    views = Views(recipe.views, recipe.method.crops, *normalisation(recipe, shard_set))
+    if recipe.compile:
+        views.compile()
+    return views
 
 
 def _add_gradients(
