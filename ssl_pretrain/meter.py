@@ -10,12 +10,15 @@ from torch import Tensor
 
 from shared.distributed import World, mean_over_ranks
 from shared.runs import Run, progress
+from ssl_pretrain.efficiency import flops_per_image, peak_flops, utilisation
 from ssl_pretrain.plan import Plan
 from ssl_pretrain.state import not_finite
 
 # Seconds between two looks at the loss and at the wish to stop, where `log_every` steps take longer: a job is
 # warned minutes before its end, and a checkpoint has to be written in them.
 LONGEST_WAIT = 10.0
+# How the progress bar calls what `utilisation` knows.
+UNITS = {"mfu_percent": "% MFU", "memory_gb": "GB"}
 
 
 class Meter:
@@ -32,6 +35,9 @@ class Meter:
         self.bar = progress(
             plan.last_step, "step", first_step, description=plan.recipe.name, hidden=not world.is_main
         )
+        # Counted only where it says something: it takes some seconds.
+        is_known = world.is_main and peak_flops(world.device) is not None
+        self._flops = flops_per_image(plan.recipe) if is_known else 0.0
         self._done: list[Tensor] = []
         self._names: list[str] = []
         self._step = first_step
@@ -72,11 +78,14 @@ class Meter:
         seconds = time.perf_counter() - self._since
         speed = len(lines) * self.plan.recipe.batch_size / seconds
         wait = 100 * self._waited / seconds
+        used = utilisation(self._flops, speed, self.plan.ranks, self.device)
         for loss, *measures in lines:
             if not math.isfinite(loss):
                 raise not_finite("the loss", self._step + 1, self.run.folder)
-            self._log(loss, speed, wait, dict(zip(self._names, measures, strict=True)))
-        self.bar.set_postfix_str(f"loss {lines[-1][0]:.4f}, {speed:.0f} images/s, data wait {wait:.0f} %", False)
+            self._log(loss, speed, wait, used | dict(zip(self._names, measures, strict=True)))
+        shown = "".join(f", {value} {UNITS[name]}" for name, value in used.items())
+        text = f"loss {lines[-1][0]:.4f}, {speed:.0f} images/s, data wait {wait:.0f} %{shown}"
+        self.bar.set_postfix_str(text, refresh=False)
         self._next = self._step + self._stride(seconds / len(lines))
         self.restart_clock()
 

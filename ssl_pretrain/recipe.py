@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from shared.command_line import check_range
+from shared.command_line import UserError, check_range
 from ssl_pretrain.methods import dino, mae, moco_v2, swav
 from ssl_pretrain.optimisation import LARC, SGD, AdamW
 from ssl_pretrain.shard_loader import Config as Loader
@@ -91,3 +91,15 @@ def check(recipe: Recipe) -> None:
     check_range("seed", recipe.seed, 0, 2**32 - 1)
     for part in (recipe.method, recipe.views, recipe.optimiser, recipe.loader):
         part.check()
+    _check_blur(recipe)
+
+
+def _check_blur(recipe: Recipe) -> None:
+    """A blur mirrors a view at its edges, once."""
+    reach = recipe.views.blur_reach
+    for crop in recipe.method.crops:
+        if crop.count and crop.blur and reach >= crop.size:
+            raise UserError(
+                f"--views.blur-sigma {recipe.views.blur_sigma[1]:g} reaches {reach} px, over views of {crop.size} px; "
+                f"give at most {(crop.size - 1) // 3}"
+            )

@@ -136,6 +136,7 @@ def _read_index(index: Path) -> ShardSet:
         if not all(std):
             raise ValueError("a standard deviation is 0")
         slides = int(content.get("slides", 0))
+        settings = dict(content.get("settings", {}))
         biomarkers = {
             str(name): {part: int(counts[part]) for part in ("patches", "slides")}
             for name, counts in dict(content.get("biomarkers", {})).items()
@@ -147,7 +148,6 @@ def _read_index(index: Path) -> ShardSet:
         ) from error
     if not sum(shard.samples for shard in shards):
         raise UserError(f"{index} lists no patches; harvest some with: {HARVEST} --wsi-dir SLIDES")
-    settings = content.get("settings", {})
     return ShardSet(index.parent, shards, mean, std, settings, True, slides, biomarkers)
 
 

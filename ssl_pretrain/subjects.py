@@ -87,10 +87,17 @@ def _of_state(name: str, folder: Path, state: Any) -> Subject:
         raise UserError(f"{folder} is a run of the recipe {config['name']!r}, which is not known here")
     settings = _replaced(RECIPES[config["name"]].method, config["method"])
     method: Method = settings.build().eval()
-    method.load_state_dict(state["networks"])
+    try:
+        method.load_state_dict(state["networks"])
+    except RuntimeError as error:  # it was moved here from another run
+        raise UserError(
+            f"the checkpoint {name} does not fit the config.json beside it; give its own run"
+        ) from error
     mean, std = IMAGENET_MEAN, IMAGENET_STD
     if config["normalisation"] == "shards":
         remembered = _read_json(folder / "shards.json")
+        if not {"mean", "std"} <= remembered.keys():
+            raise _damaged(folder / "shards.json")
         mean, std = remembered["mean"], remembered["std"]
     return Subject(
         name,
@@ -141,6 +148,8 @@ def _config(folder: Path) -> dict[str, Any]:
     config = _read_json(folder / "config.json")
     if not {"name", "method", "out", "batch_size", "normalisation"} <= config.keys():
         raise UserError(f"{folder} is no run folder of ssl_pretrain; give one, or a weights file")
+    if not isinstance(config["method"], dict) or not isinstance(config["batch_size"], int):
+        raise _damaged(folder / "config.json")
     return config
 
 
@@ -150,17 +159,21 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError, OSError) as error:
-        raise UserError(f"{path} is damaged; give the weights that the run exported instead") from error
+        raise _damaged(path) from error
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(f"{path} is damaged; give the weights that the run exported instead")
 
 
 def _curves(folder: Path, batch_size: int) -> dict[str, list[tuple[float, float]]]:
     """The numbers in `metrics.jsonl`; a line that a dying process cut short is left out."""
     path = folder / "metrics.jsonl"
     curves: dict[str, list[tuple[float, float]]] = {}
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
         try:
             line = dict(json.loads(text))
-            step = line.pop("step")
+            step = int(line.pop("step"))
         except (ValueError, TypeError, KeyError):
             continue
         for name, value in line.items():

@@ -63,7 +63,7 @@ class Config:
             check_range(f"views.{name}", getattr(self, name), 0)
         check_range("views.hue", self.hue, 0, 0.5)
         low, high = self.blur_sigma
-        if not 0 < low <= high:
+        if not 0 < low <= high < math.inf:
             raise UserError(f"--views.blur-sigma {low} {high} are no widths from small to large; give two above 0")
 
 
@@ -106,7 +106,7 @@ class Views(nn.Module):
         """Augment and normalise each (B, 3, size, size) of the list; there is one for each crop of an image."""
         views: list[Tensor] = []
         first = 0
-        for crop in self.crops:
+        for crop in (kind for kind in self.crops if kind.count):  # a recipe may do without small ones
             # Crops of one kind are handled together: fewer and larger operations for the GPU.
             same_BCHW = torch.cat(crops[first : first + crop.count])
             first += crop.count
