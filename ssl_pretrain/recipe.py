@@ -100,6 +100,6 @@ def _check_blur(recipe: Recipe) -> None:
     for crop in recipe.method.crops:
         if crop.count and crop.blur and reach >= crop.size:
             raise UserError(
-                f"--views.blur-sigma {recipe.views.blur_sigma[1]:g} reaches {reach} px, over views of {crop.size} px; "
-                f"give at most {(crop.size - 1) // 3}"
+                f"--views.blur-sigma {recipe.views.blur_sigma[1]:g} reaches {reach} px, over views of "
+                f"{crop.size} px; give at most {(crop.size - 1) // 3}"
             )

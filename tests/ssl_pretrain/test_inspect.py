@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +77,8 @@ def test_numbers_are_those_of_the_runs_end(name: str, tmp_path: Path, inspect):
 
 def test_report_holds_its_pictures(tmp_path: Path, inspect):
     dino, mae = trained("dino_vitb", tmp_path), trained("mae_vitb", tmp_path)
-    (mae.run_dir / "metrics.jsonl").open("a").write('{"step": 5, "lo')  # a process died here
+    with (mae.run_dir / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": "?", "loss": 1}\n\xff\n{"step": 5, "lo')  # a process died here
     code, out, _ = inspect(dino.run_dir, mae.run_dir, "--shards", dino.shards, "--out", tmp_path / "out")
     assert code == 0
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
@@ -106,6 +108,14 @@ def test_refusals_name_file_and_fix(tmp_path: Path, inspect):
     state = (recipe.run_dir / "checkpoint-000000004.pt").read_bytes()
     (renamed / "checkpoint-000000004.pt").write_bytes(state)
     (begun / "checkpoint-000000009.pt").write_bytes(state[:1000])
+    moved, wider, without = (tmp_path / name for name in ("moved", "wider", "without"))
+    for folder in (moved, wider, without):
+        shutil.copytree(recipe.run_dir, folder)
+    other = trained("swav_resnet50", tmp_path).run_dir / "checkpoint-000000004.pt"
+    shutil.copy(other, moved / "checkpoint-000000009.pt")
+    config["name"], config["method"] = recipe.name, None
+    (wider / "config.json").write_text(json.dumps(config))
+    (without / "shards.json").write_text("{}")
     for place, sentence in (
         (tmp_path / "none.pth", "there is no weights file"),
         (empty, "is no run folder (it has no config.json); give one, or a weights file"),
@@ -113,6 +123,9 @@ def test_refusals_name_file_and_fix(tmp_path: Path, inspect):
         (begun, "no checkpoint in"),
         (begun / "checkpoint-000000009.pt", "is cut short"),
         (renamed / "checkpoint-000000004.pt", "is a run of the recipe 'byol', which is not known here"),
+        (moved / "checkpoint-000000009.pt", "does not fit the config.json beside it"),
+        (wider, "config.json is damaged"),
+        (without, "shards.json is damaged"),
     ):
         code, _, err = inspect(place, "--shards", recipe.shards, "--out", tmp_path / "out")
         assert code == 2 and sentence in err and "Traceback" not in err, err

@@ -13,7 +13,7 @@ from shared.stop_signal import StopSignal
 from ssl_pretrain import optimisation
 from ssl_pretrain.methods import mae
 from ssl_pretrain.plan import Plan
-from ssl_pretrain.recipes import MAE_DEMO, MAE_VITB, RECIPES
+from ssl_pretrain.recipes import MAE_DEMO, MAE_VITB, RECIPES, check
 from ssl_pretrain.train import train
 from tests.ssl_pretrain import tiny
 from tests.ssl_pretrain.stub import changed
@@ -264,6 +264,7 @@ def test_options_that_make_no_sense_are_named_before_anything_is_written(
         ("moco_v2_resnet50", "method", "temperature", (0.0,)),
         ("moco_v2_resnet50", "method", "key_group", (0,)),
         ("moco_v2_resnet50", "method", "blur", (1.5,)),
+        ("moco_v2_resnet50", "views", "blur_sigma", ((0.1, 11.0), (0.1, float("inf")))),  # views of 32 px
         ("swav_resnet50", "method", "arch", ("vit_base_patch16_224",)),
         ("swav_resnet50", "method", "small_size", (16,)),
         ("swav_resnet50", "method", "small_scale", ((0.0, 0.1),)),
@@ -295,6 +296,17 @@ def test_options_of_other_methods_that_make_no_sense(
         with pytest.raises(UserError, match=f"--{part}.{field.replace('_', '-')}"):
             train(changed(recipe, **{part: bad}), world, StopSignal())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("name", "field"), [("swav_resnet50", "small_crops"), ("dino_vitb", "local_crops")])
+def test_methods_do_without_small_crops(name: str, field: str, tmp_path: Path, shards: Path, world: World):
+    recipe = tiny.recipe(name, shards, tmp_path, method=tiny.method(name, **{field: 0}), max_steps=1)
+    assert train(recipe, world, StopSignal()) == 0
+
+
+def test_a_blur_may_reach_as_far_as_a_view_is_wide():
+    recipe = tiny.recipe("moco_v2_resnet50", Path("shards"), Path())
+    check(changed(recipe, views=changed(recipe.views, blur_sigma=(0.1, 10.0))))
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,7 @@ def test_index_with_values_that_cannot_be(tmp_path: Path):
     for entry in [{"name": name} for name in names] + [{"samples": n} for n in (-1, 2.5, "2", None, True)]:
         changes.append({"shards": [{**entries(folder)[0], **entry}, entries(folder)[1]]})
     changes.append({"shards": [{**entries(folder)[0], "sha256": 5}]})
+    changes += [{"settings": None}, {"settings": [1]}]  # which the model card would stumble over in the end
     for change in changes:
         (folder / "index.json").write_text(good)
         open_shards(folder)
