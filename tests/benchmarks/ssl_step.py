@@ -1,0 +1,146 @@
+"""`python -m tests.benchmarks.ssl_step [SHARDS]`: a training step of each recipe on a GPU, against a plain one.
+
+Plain: the same networks and loss in eager float32, in torch's usual layout, with an unfused optimiser. Ours: as
+`ssl_pretrain` trains them, and compiled. Synthetic batches; with a folder of shards also fed from them.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from shared.distributed import World
+from shared.precision import autocast
+from shared.weights import IMAGENET_MEAN, IMAGENET_STD
+from ssl_pretrain.efficiency import flops_per_image, peak_flops
+from ssl_pretrain.epochs import Layout, Position
+from ssl_pretrain.methods import Method, Step
+from ssl_pretrain.recipe import Recipe
+from ssl_pretrain.recipes import RECIPES
+from ssl_pretrain.shard_loader import ShardLoader
+from ssl_pretrain.shards import open_shards
+from ssl_pretrain.views import Views
+from tests.benchmarks.measuring import in_turn, write
+
+NAMES = ("moco_v2_resnet50", "swav_resnet50", "dino_resnet50", "dino_vitb", "mae_vitb")
+BATCHES = (64, 128, 256, 512)
+STEPS = 20
+OUT = Path(__file__).with_suffix(".csv")
+
+
+def main() -> None:
+    """Measure what fits into the memory, write the CSV; on a CPU one small batch, to see that it runs."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    on_gpu = device.type == "cuda"
+    shards = Path(sys.argv[1]) if len(sys.argv) > 1 else None
+    rows = []
+    for name in NAMES:
+        for batch in BATCHES if on_gpu else (2,):
+            try:
+                rows.append(measured(RECIPES[name], batch, STEPS if on_gpu else 1, shards, device))
+                print(rows[-1], flush=True)
+            except torch.cuda.OutOfMemoryError:
+                print(f"{name}: a batch of {batch} does not fit")
+                torch.cuda.empty_cache()
+                break
+    if on_gpu:
+        write(OUT, rows)
+
+
+def measured(
+    recipe: Recipe, batch: int, steps: int, shards: Path | None, device: torch.device
+) -> dict[str, object]:
+    """Images/s of both, in turn, and what ours makes of the GPU."""
+    crops = synthetic(recipe, batch, device)
+    plain, ours = step_of(recipe, device, plainly=True), step_of(recipe, device, plainly=False)
+    works = {"plain": lambda: repeat(plain, crops, steps), "ours": lambda: repeat(ours, crops, steps)}
+    for work in works.values():
+        work()  # compiles, and finds the fastest kernels
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    seconds = in_turn(works, repeats=3)
+    speed = {name: batch * steps / taken for name, taken in seconds.items()}
+    peak = peak_flops(device)
+    row: dict[str, object] = {
+        "recipe": recipe.name,
+        "batch": batch,
+        "plain_images_per_second": round(speed["plain"], 1),
+        "images_per_second": round(speed["ours"], 1),
+        "ratio": round(speed["ours"] / speed["plain"], 2),
+        "mfu_percent": round(100 * flops_per_image(recipe) * speed["ours"] / peak, 1) if peak else "",
+        "memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 1) if peak else "",
+        "from_shards": "",
+    }
+    if shards:
+        row["from_shards"] = round(fed_from(shards, recipe, batch, steps, ours, device), 1)
+    return row
+
+
+def step_of(recipe: Recipe, device: torch.device, plainly: bool) -> Callable[[list[Tensor]], None]:
+    """A function that trains on one batch of uint8 crops."""
+    torch.manual_seed(0)
+    method: Method = recipe.method.build().to(device)
+    views = Views(recipe.views, recipe.method.crops, IMAGENET_MEAN, IMAGENET_STD).to(device)
+    if plainly:
+        method = method.to(memory_format=torch.contiguous_format)
+        optimiser: torch.optim.Optimizer = torch.optim.SGD(method.parameters(), 1e-3, momentum=0.9, foreach=False)
+    else:
+        optimiser = recipe.optimiser.build(method)
+        if device.type == "cuda":
+            method.compile_trunks()
+            views.compile()
+    step = Step(number=0, samples=0, total=1)
+
+    def train(crops: list[Tensor]) -> None:
+        with autocast(device, "float32" if plainly else "auto"):
+            loss = method(views(crops), step)
+        loss.backward()
+        method.before_update(step)
+        optimiser.step()
+        optimiser.zero_grad()
+        method.after_step(step)
+
+    return train
+
+
+def synthetic(recipe: Recipe, batch: int, device: torch.device) -> list[Tensor]:
+    """Random uint8 crops as the loader gives them."""
+    crops = [crop for crop in recipe.method.crops for _ in range(crop.count)]
+    return [
+        torch.randint(0, 256, (batch, 3, crop.size, crop.size), dtype=torch.uint8, device=device) for crop in crops
+    ]
+
+
+def repeat(train: Callable[[list[Tensor]], None], crops: list[Tensor], steps: int) -> None:
+    """So many steps on the same crops."""
+    for _ in range(steps):
+        train(crops)
+
+
+def fed_from(
+    shards: Path,
+    recipe: Recipe,
+    batch: int,
+    steps: int,
+    train: Callable[[list[Tensor]], None],
+    device: torch.device,
+) -> float:
+    """Images/s with a loader in front."""
+    config = dataclasses.replace(recipe.loader, buffer=256)
+    layout = Layout(batch, 1, max(config.resolved_workers(), 1), config.buffer)
+    world = World(0, 0, 1, device)
+    with ShardLoader(open_shards(shards), recipe.method.crops, config, layout, world, 0, Position()) as loader:
+
+        def run() -> None:
+            for _ in range(steps):
+                train([crop.to(device, non_blocking=True) for crop in loader.take()])
+
+        run()
+        return batch * steps / in_turn({"fed": run}, repeats=2)["fed"]
+
+
+if __name__ == "__main__":
+    main()
