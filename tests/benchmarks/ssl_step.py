@@ -15,7 +15,7 @@ from torch import Tensor
 from shared.distributed import World
 from shared.precision import autocast
 from shared.weights import IMAGENET_MEAN, IMAGENET_STD
-from ssl_pretrain.efficiency import flops_per_image, peak_flops
+from ssl_pretrain.efficiency import flops_per_image, memory_gb, peak_flops
 from ssl_pretrain.epochs import Layout, Position
 from ssl_pretrain.methods import Method, Step
 from ssl_pretrain.recipe import Recipe
@@ -54,13 +54,15 @@ def measured(
     recipe: Recipe, batch: int, steps: int, shards: Path | None, device: torch.device
 ) -> dict[str, object]:
     """Images/s of both, in turn, and what ours makes of the GPU."""
-    crops = synthetic(recipe, batch, device)
-    plain, ours = step_of(recipe, device, plainly=True), step_of(recipe, device, plainly=False)
-    works = {"plain": lambda: repeat(plain, crops, steps), "ours": lambda: repeat(ours, crops, steps)}
-    for work in works.values():
-        work()  # compiles, and finds the fastest kernels
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
+    crops = synthetic(recipe, batch, device)
+    ours = step_of(recipe, device, plainly=False)
+    repeat(ours, crops, steps)  # compiles, and finds the fastest kernels
+    memory = memory_gb(device)  # of ours alone
+    plain = step_of(recipe, device, plainly=True)
+    repeat(plain, crops, steps)
+    works = {"plain": lambda: repeat(plain, crops, steps), "ours": lambda: repeat(ours, crops, steps)}
     seconds = in_turn(works, repeats=3)
     speed = {name: batch * steps / taken for name, taken in seconds.items()}
     peak = peak_flops(device)
@@ -71,7 +73,7 @@ def measured(
         "images_per_second": round(speed["ours"], 1),
         "ratio": round(speed["ours"] / speed["plain"], 2),
         "mfu_percent": round(100 * flops_per_image(recipe) * speed["ours"] / peak, 1) if peak else "",
-        "memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 1) if peak else "",
+        "memory_gb": round(memory, 1) if memory else "",
         "from_shards": "",
     }
     if shards:
