@@ -1,6 +1,7 @@
 """What the tests share: the real data where it is there, the commands as users type them, sample slides."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from shared.stop_signal import StopSignal
 
 REPOSITORY = Path(__file__).parent.parent
 # Processes started by tests: this checkout, no GPU, one thread each (two would spin on busy cores).
@@ -48,3 +51,13 @@ def command(tmp_path: Path) -> Command:
         )
 
     return run
+
+
+@pytest.fixture
+def stop() -> StopSignal:
+    """A wish to stop that nobody has yet; signals do here what they did before."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGTERM)}
+    made = StopSignal()
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+    return made

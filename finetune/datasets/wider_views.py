@@ -52,16 +52,15 @@ def require_views(tiles: Sequence[Tile], count: int) -> None:
     for tile in tiles:
         if len(tile.wider) < count - 1:
             raise UserError(_missing(tile, count))
-    paths = [path for tile in tiles for path in (tile.image, *tile.views(count)[:-1])]
-    sizes = image_sizes(paths)
-    for first in range(0, len(paths), count):
-        own, *others = sizes[first : first + count]
-        for path, size in zip(paths[first + 1 : first + count], others, strict=True):
-            if size != own:
-                raise UserError(
-                    f"{path} has {size[0]}x{size[1]} px, but {paths[first]} {own[0]}x{own[1]}; write every view "
-                    "with the size of the annotated image"
-                )
+    wider = [(path, tile) for tile in tiles for path in tile.views(count)[:-1]]
+    sizes = image_sizes(path for path, _ in wider)
+    for (path, tile), (width, height) in zip(wider, sizes, strict=True):
+        own_width, own_height = (side * tile.reduction for side in tile.size)
+        if (width, height) != (own_width, own_height):
+            raise UserError(
+                f"{path} has {width}x{height} px, but {tile.image} {own_width}x{own_height}; write every view "
+                "with the size of the annotated image"
+            )
 
 
 def _check(view: Path, images: Mapping[str, Path]) -> None:

@@ -116,24 +116,24 @@ def check(config: Config) -> AnnotatedData:
     Raises:
         UserError: an option, a weights file or the data cannot be used, or the folder has other runs.
     """
-    table = TABLES[config.table]
-    default = CommonRecipe()
-    for name in sorted(table.decided):
-        if getattr(config.recipe, name) != getattr(default, name):
-            raise UserError(f"--{name.replace('_', '-')} is set by the rows of {config.table}; leave it out")
+    _refuse_what_rows_decide(config)
     runs = planned_runs(config)
     if not runs:
         raise UserError(f"no row of {config.table} is left to run; give --weights ROW=FILE or other --rows")
     for run in runs:
         check_recipe(run.recipe)
+    # Weights and views are read to be checked, and seeds share them.
+    one_of_each_row = list({run.row.name: run for run in runs}.values())
+    for run in one_of_each_row:
         _check_weights(run.recipe)
     if config.launcher == "slurm":
         check_slurm(config.slurm)
     data = load_data(config.recipe.source)
     if not data.splits.get("test"):
         raise UserError(f"{data.folder} has no test tiles to score, only {', '.join(data.splits)}")
-    for run in runs:
+    for run in one_of_each_row:
         detector_for(run.recipe, data)
+    for run in runs:
         checkpoint.refuse_other_settings(run.recipe.run_dir, as_plain(run.recipe), FREE_ON_RESUME)
     for run in finished_runs(config):
         settings = as_plain(run.recipe)
@@ -245,6 +245,14 @@ def _recipe_of(row: Row, seed: int, config: Config) -> Recipe:
         row = dataclasses.replace(row, settings={**row.settings, "init": file})
     own = {"seed": seed, "run_dir": folder, "out": folder / "detector.pth"}
     return Recipe(**{**common, **row.settings, **own})
+
+
+def _refuse_what_rows_decide(config: Config) -> None:
+    """Options that the rows set would have no effect."""
+    default = CommonRecipe()
+    for name in sorted(TABLES[config.table].decided):
+        if getattr(config.recipe, name) != getattr(default, name):
+            raise UserError(f"--{name.replace('_', '-')} is set by the rows of {config.table}; leave it out")
 
 
 def _check_weights(recipe: Recipe) -> None:

@@ -20,7 +20,7 @@ from shared.weights import VITS
 from ssl_pretrain.attention import attention_sheet, class_attention, has_class_attention
 from ssl_pretrain.crops import Crop
 from ssl_pretrain.methods import Method, Step
-from ssl_pretrain.methods.trunks import Encoder, check_arch, check_scale, check_size, create_trunk
+from ssl_pretrain.methods.trunks import Encoder, check_arch, check_fields, check_scale, check_size, create_trunk
 from ssl_pretrain.schedules import cosine, linear
 
 # Views that the teacher sees.
@@ -110,14 +110,10 @@ class Config:
         check_scale("method.local-scale", self.local_scale)
         if self.drop_path and self.arch not in VITS.values():
             raise UserError(f"--method.drop-path {self.drop_path} is for ViTs, not for {self.arch}; give 0")
-        for name in ("hidden_dim", "bottleneck_dim", "output_dim"):
-            check_range(_option(name), getattr(self, name), 1)
-        for name in ("local_crops", "temperature_samples", "frozen_samples"):
-            check_range(_option(name), getattr(self, name), 0)
-        for name in ("student_temperature", "teacher_temperature", "first_teacher_temperature"):
-            check_range(_option(name), getattr(self, name), 1e-3)
-        for name in ("solarise", "centre_momentum", "momentum"):
-            check_range(_option(name), getattr(self, name), 0, 1)
+        check_fields(self, ("hidden_dim", "bottleneck_dim", "output_dim"), 1)
+        check_fields(self, ("local_crops", "temperature_samples", "frozen_samples"), 0)
+        check_fields(self, ("student_temperature", "teacher_temperature", "first_teacher_temperature"), 1e-3)
+        check_fields(self, ("solarise", "centre_momentum", "momentum"), 0, 1)
         for probability in self.blur:
             check_range("method.blur", probability, 0, 1)
         check_range("method.drop-path", self.drop_path, 0, 0.99)
@@ -229,7 +225,3 @@ def _encoder(config: Config, drop_path: float = 0.0) -> Encoder:
             norm_last_layer=config.norm_last_layer,
         )
     return Encoder(trunk, head)
-
-
-def _option(field: str) -> str:
-    return f"method.{field.replace('_', '-')}"

@@ -19,7 +19,7 @@ from shared.command_line import check_range
 from ssl_pretrain.crops import Crop
 from ssl_pretrain.methods import Method, Step
 from ssl_pretrain.methods.queue import Queue
-from ssl_pretrain.methods.trunks import Encoder, check_arch, check_scale, check_size, create_trunk
+from ssl_pretrain.methods.trunks import Encoder, check_arch, check_fields, check_scale, check_size, create_trunk
 
 # Views whose assignments are predicted from all others.
 ASSIGNED = 2
@@ -105,10 +105,8 @@ class Config:
         check_size("method.small-size", self.small_size, self.arch)
         check_scale("method.large-scale", self.large_scale)
         check_scale("method.small-scale", self.small_scale)
-        for name in ("hidden_dim", "dim", "prototypes", "sinkhorn_iterations"):
-            check_range(_option(name), getattr(self, name), 1)
-        for name in ("small_crops", "frozen_samples", "queue_length", "queue_after"):
-            check_range(_option(name), getattr(self, name), 0)
+        check_fields(self, ("hidden_dim", "dim", "prototypes", "sinkhorn_iterations"), 1)
+        check_fields(self, ("small_crops", "frozen_samples", "queue_length", "queue_after"), 0)
         check_range("method.blur", self.blur, 0, 1)
         check_range("method.temperature", self.temperature, 1e-3)
         check_range("method.epsilon", self.epsilon, 0.03)  # less underflows in float32
@@ -235,7 +233,3 @@ def _share_used(assigned_ABK: Tensor) -> Tensor:
 
 def _of_all_ranks(rows_BD: Tensor) -> Tensor:
     return concat_all_gather(rows_BD.contiguous()) if dist.is_initialized() else rows_BD
-
-
-def _option(field: str) -> str:
-    return f"method.{field.replace('_', '-')}"

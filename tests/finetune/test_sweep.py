@@ -76,15 +76,6 @@ def pretend(asked: Config, scores: dict[tuple[str, int], tuple[float, float]]) -
         (folder / "test_scores.json").write_text(json.dumps(scored))
 
 
-@pytest.fixture
-def stop() -> StopSignal:
-    kept = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGTERM)}
-    made = StopSignal()
-    for number, handler in kept.items():
-        signal.signal(number, handler)
-    return made
-
-
 def test_stopped_and_resumed_with_a_failing_row(
     tiles: Path,
     tmp_path: Path,

@@ -1,7 +1,6 @@
 """Tasks as Slurm jobs, through submitit, on a cluster without accounting."""
 
 import json
-import signal
 import sys
 import threading
 import time
@@ -43,15 +42,6 @@ def here(slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.fixture
-def stop() -> StopSignal:
-    kept = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGTERM)}
-    made = StopSignal()
-    for number, handler in kept.items():
-        signal.signal(number, handler)
-    return made
 
 
 def python(name: str, code: str, folder: Path) -> Task:
