@@ -54,7 +54,8 @@ def start() -> World:
     Under SLURM, MASTER_ADDR and MASTER_PORT come from the sbatch script.
 
     Raises:
-        UserError: several SLURM tasks that do not know each other, or more ranks on a node than GPUs.
+        UserError: several SLURM tasks that do not know each other, more ranks on a node than GPUs, or no way to
+            the first rank.
     """
     environment = os.environ
     if "RANK" in environment:
@@ -76,7 +77,10 @@ def start() -> World:
         environment.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(local_rank))
         backend = "nccl" if device.type == "cuda" else "gloo"
         gpu = device if device.type == "cuda" else None
-        dist.init_process_group(backend, device_id=gpu, timeout=PATIENCE)
+        try:
+            dist.init_process_group(backend, device_id=gpu, timeout=PATIENCE)
+        except dist.DistNetworkError as error:
+            raise _no_meeting(error) from error
     return World(rank, local_rank, size, device)
 
 

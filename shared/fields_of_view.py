@@ -9,13 +9,10 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared.proposals import sample
 
-# Cells around a crop, so that interpolation at its border knows what lies beyond.
-FRAME = 1
 Upsampling = Literal["transposed", "bilinear"]
 
 
@@ -59,43 +56,37 @@ class FieldOfViewFusion(nn.Module):
     ) -> Tensor:
         """The centre of a wider view, enlarged to the cells of `like_BCHW`."""
         rows, columns = like_BCHW.shape[-2:]
-        centre_BCHW = centre_crop(map_BCHW, 2**doublings, stride, size, rows, columns)
+        if self.enlarge is None:
+            return centre_crop(map_BCHW, 2**doublings, 1, stride, size, rows, columns)
+        centre_BCHW = centre_crop(map_BCHW, 2**doublings, 2**doublings, stride, size, rows, columns)
         for _ in range(doublings):
-            centre_BCHW = self._twice(centre_BCHW)
-        frame = FRAME * 2**doublings
-        return centre_BCHW[..., frame : frame + rows, frame : frame + columns]
-
-    def _twice(self, map_BCHW: Tensor) -> Tensor:
-        if self.enlarge is not None:
-            return self.enlarge(map_BCHW)
-        return F.interpolate(map_BCHW, scale_factor=2.0, mode="bilinear", align_corners=False)
+            centre_BCHW = self.enlarge(centre_BCHW)
+        return centre_BCHW[..., :rows, :columns]
 
 
 def centre_crop(
-    map_BCHW: Tensor, factor: int, stride: int, size: tuple[int, int], rows: int, columns: int
+    map_BCHW: Tensor, factor: int, block: int, stride: int, size: tuple[int, int], rows: int, columns: int
 ) -> Tensor:
-    """The part of a wider view's map that the annotated image covers, with a frame one cell wide.
+    """The part of a wider view's map that the annotated image covers, read between its cells.
 
-    Without the frame it has ceil(rows / factor) x ceil(columns / factor) cells, each standing for factor x
-    factor cells of the annotated image's map. The image's centre falls between cells for most sizes, so the
-    map is shifted by a fraction of a cell as it is cropped. That is exact from 256 px on; a smaller image has
-    so few cells at strides 32 and 64 that the frame lies beyond them.
+    The result has ceil(rows / block) x ceil(columns / block) cells. Each holds the wider map at the centre of
+    the block x block cells of the annotated image's map that it stands for. The image's centre falls between
+    cells for most sizes, so a cut at whole cells would be off by up to half of one.
 
     Args:
         map_BCHW: One level of a view that covers `factor` times the width.
         factor: 2^(K-k).
+        block: `factor` for a crop that is to be enlarged, 1 for one that is enlarged already.
         stride: Px of an image per cell.
         size: Height and width of the images in px, without padding.
         rows: Of the annotated image's map.
         columns: Of the annotated image's map.
     """
     y_H, x_W = (
-        # Beyond the outermost cells the map goes on as it ends.
-        (
-            (torch.arange(-FRAME, -(-cells // factor) + FRAME, device=map_BCHW.device) + 0.5) * stride
-            + side / 2 * (1 - 1 / factor)
-        ).clamp(stride / 2, (known - 0.5) * stride)
-        for cells, side, known in zip((rows, columns), size, map_BCHW.shape[-2:], strict=True)
+        # From the annotated image to the wider view: towards the common centre.
+        ((torch.arange(-(-cells // block), device=map_BCHW.device) + 0.5) * block * stride - side / 2) / factor
+        + side / 2
+        for cells, side in zip((rows, columns), size, strict=True)
     )
     points_HW2 = torch.stack(torch.meshgrid(x_W, y_H, indexing="xy"), dim=-1)
     points_BN2 = points_HW2.flatten(0, 1).expand(len(map_BCHW), -1, -1)

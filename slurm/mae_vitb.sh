@@ -27,9 +27,10 @@ set -uo pipefail
 PYTHON=${PYTHON:-.venv/bin/python}
 command -v "$PYTHON" >/dev/null || PYTHON=python
 
-# Where the ranks meet: the first node. The port differs between jobs that share a node.
+# Where the ranks meet: the first node. The port differs between jobs that share a node, and lies below those
+# that Linux gives to outgoing connections.
 MASTER_ADDR=${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}
-MASTER_PORT=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 40000))}
+MASTER_PORT=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 12000))}
 # srun no longer takes this over from sbatch by itself (since Slurm 22.05).
 SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 # Made by a run that stopped at a checkpoint because it was told to; a run that fails leaves none.

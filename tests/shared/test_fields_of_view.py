@@ -8,6 +8,10 @@ from shared.decoders import PYRAMID_STRIDES
 from shared.fields_of_view import FieldOfViewFusion, centre_crop
 
 
+# The smallest has a single cell at stride 64.
+SIZES = [(512, 512), (500, 500), (96, 200), (65, 129), (64, 64)]
+
+
 def coordinates(height: int, width: int, stride: int, factor: int) -> torch.Tensor:
     """A map (1, 2, H, W) of a view, holding (x, y) of its cells in px of the annotated image."""
     rows, columns = (-(-side // 64) * 64 // stride for side in (height, width))
@@ -31,7 +35,7 @@ def identity(upsampling: str) -> FieldOfViewFusion:
 
 
 @pytest.mark.parametrize("views", [2, 3, 4])
-@pytest.mark.parametrize(("height", "width"), [(512, 512), (500, 500), (1000, 640), (256, 333)])
+@pytest.mark.parametrize(("height", "width"), [*SIZES, (1000, 640), (256, 333)])
 @pytest.mark.parametrize("stride", PYRAMID_STRIDES)
 def test_views_line_up_with_the_annotated_image(views, height, width, stride):
     """Bilinear enlarging keeps coordinates, up to the border of the annotated image."""
@@ -44,15 +48,18 @@ def test_views_line_up_with_the_annotated_image(views, height, width, stride):
     assert (fused - wanted)[..., :rows, :columns].abs().max() < 0.01
 
 
-@pytest.mark.parametrize(("height", "width"), [(512, 512), (500, 500)])
+@pytest.mark.parametrize(("height", "width"), SIZES[:-1])
 @pytest.mark.parametrize("factor", [2, 4, 8])
-def test_a_cell_of_the_crop_stands_for_a_block_of_cells(height, width, factor):
+@pytest.mark.parametrize("stride", PYRAMID_STRIDES)
+def test_a_cell_of_the_crop_stands_for_a_block_of_cells(height, width, factor, stride):
     """For transposed convolution: the crop's cell carries the mean coordinates of the cells it becomes."""
-    own, wider = coordinates(height, width, 8, 1), coordinates(height, width, 8, factor)
-    crop = centre_crop(wider, factor, 8, (height, width), *own.shape[-2:])
-    blocks = nn.functional.avg_pool2d(own, factor)
-    assert crop.shape[-2:] == (blocks.shape[-2] + 2, blocks.shape[-1] + 2)
-    assert (crop[..., 1:-1, 1:-1] - blocks).abs().max() < 0.01
+    own, wider = coordinates(height, width, stride, 1), coordinates(height, width, stride, factor)
+    crop = centre_crop(wider, factor, factor, stride, (height, width), *own.shape[-2:])
+    rows, columns = (-(-cells // factor) for cells in own.shape[-2:])
+    assert crop.shape[-2:] == (rows, columns)
+    x = (torch.arange(columns) + 0.5) * factor * stride
+    y = (torch.arange(rows) + 0.5) * factor * stride
+    assert (crop[0, 0] - x).abs().max() < 0.01 and (crop[0, 1] - y[:, None]).abs().max() < 0.01
 
 
 def test_the_same_enlarging_layer_serves_all_levels_and_views():
