@@ -80,7 +80,7 @@ def start() -> World:
         try:
             dist.init_process_group(backend, device_id=gpu, timeout=PATIENCE)
         except dist.DistNetworkError as error:
-            raise _no_meeting(error) from error
+            raise UserError(_why_no_meeting(error)) from error
     return World(rank, local_rank, size, device)
 
 
@@ -140,6 +140,14 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     value = torch.tensor(float(flag), device=device)
     dist.all_reduce(value, op=dist.ReduceOp.MAX)
     return bool(value.item())
+
+
+def _why_no_meeting(error: Exception) -> str:
+    address, port = (os.environ.get(f"MASTER_{name}") for name in ("ADDR", "PORT"))
+    if "EADDRINUSE" in str(error):
+        return f"port {port} of {address}, where the ranks meet, is in use; set MASTER_PORT to a free one"
+    reason = str(error).splitlines()[0]
+    return f"a rank could not reach the first one at {address}:{port}, see MASTER_ADDR and MASTER_PORT ({reason})"
 
 
 def _device(local_rank: int) -> torch.device:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 
@@ -50,6 +51,18 @@ def test_slurm_tasks_that_do_not_know_each_other_are_refused() -> None:
     lonely = {**ENVIRONMENT, "SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "1"}
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=lonely, capture_output=True, text=True, check=False)
     assert "UserError: several SLURM tasks were started without MASTER_ADDR" in done.stderr
+
+
+def test_a_port_in_use_is_one_sentence() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        first = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        words = [sys.executable, "-c", PROGRAM]
+        done = subprocess.run(words, env=ENVIRONMENT | first, capture_output=True, text=True, check=False)
+    said = f"UserError: port {port} of 127.0.0.1, where the ranks meet, is in use; set MASTER_PORT to a free one"
+    assert said in done.stderr
 
 
 def test_signals_raise_a_flag_and_nothing_else() -> None:

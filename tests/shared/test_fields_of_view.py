@@ -7,7 +7,6 @@ from torch import nn
 from shared.decoders import PYRAMID_STRIDES
 from shared.fields_of_view import FieldOfViewFusion, centre_crop
 
-
 # The smallest has a single cell at stride 64.
 SIZES = [(512, 512), (500, 500), (96, 200), (65, 129), (64, 64)]
 
