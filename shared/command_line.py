@@ -1,6 +1,7 @@
 """From the command line to a frozen config; wrong input ends in one sentence and exit code 2."""
 
 import dataclasses
+import errno
 import math
 import multiprocessing
 import os
@@ -14,6 +15,7 @@ import tyro
 from shared.stop_signal import ignore_from_now_on
 
 Config = TypeVar("Config")
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class UserError(Exception):
@@ -43,6 +45,12 @@ def _code_of(command: Callable[[], int | None]) -> int | str | None:
         return command() or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.filename is None and error.errno not in DISK_FULL:
+            raise  # no file that the user could look after
+        place = error.filename or "what was being written"
+        print(f"error: cannot read or write {place}: {error.strerror}; mend it and start again", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; a run or harvest goes on from what it saved last", file=sys.stderr)

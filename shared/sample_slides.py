@@ -73,6 +73,9 @@ def write_slide(
         write_pyramid(temporary, levels, description, 1e4 / mpp if resolution and not aperio else None)
 
 
+TILE_UM = (48, 150)  # sides of tiles that hold 15-60 cells
+
+
 def write_tiles(
     folder: Path,
     *,
@@ -86,7 +89,12 @@ def write_tiles(
 
     Every tile holds 15-60 cells. Tiles of one slide share its stain, stay in one split, and are listed under
     its key in `dataset.json`.
+
+    Raises:
+        ValueError: hardly any tile of that size has so many cells.
     """
+    if not TILE_UM[0] <= side * mpp <= TILE_UM[1]:
+        raise ValueError(f"a tile of {side * mpp:g} um is not from {TILE_UM[0]} to {TILE_UM[1]} um wide")
     slide_of: dict[str, str] = {}
     images: dict[str, list[str]] = {"train": [], "val": [], "test": []}
     for split_index, (split, count) in enumerate(zip(images, tiles, strict=True)):

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -70,9 +71,28 @@ def test_the_command_s_own_code_is_kept() -> None:
         assert left.value.code == code
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (lambda folder: folder.open("w"), "cannot read or write {folder}: Is a directory"),
+        (lambda folder: (folder / "a/b").mkdir(), "cannot read or write {folder}/a/b: No such file or directory"),
+        (lambda _: os.write(os.open("/dev/full", os.O_WRONLY), b"x"), "what was being written: No space left"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_one_sentence(
+    error: Callable[[Path], object], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        run(lambda: error(tmp_path) and None)
+    printed = capsys.readouterr().err
+    assert left.value.code == 2 and said.format(folder=tmp_path) in printed and printed.count("\n") == 1
+
+
 def test_a_bug_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         run(lambda: 1 // 0)
+    with pytest.raises(OSError, match="Bad file"):
+        run(lambda: os.close(987654))
 
 
 PROGRAM = """

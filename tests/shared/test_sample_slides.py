@@ -156,3 +156,9 @@ def test_impossible_numbers_are_one_sentence(command, tmp_path, words):
 def test_torch_is_not_imported():
     code = "import sys, shared.sample_slides; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("side", [64, 512])
+def test_tiles_that_would_never_hold_so_many_cells_are_refused(side, tmp_path):
+    with pytest.raises(ValueError, match="is not from 48 to 150 um wide"):
+        write_tiles(tmp_path, side=side)
