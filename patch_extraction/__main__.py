@@ -3,6 +3,7 @@
 tissue -> candidates -> cell counter -> harvest (one slide -> one tar) -> pack (tars -> shuffled shards) -> report
 """
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 
@@ -10,8 +11,10 @@ import tyro
 
 from patch_extraction.cell_counters import CellCounter, HaematoxylinCounter
 from patch_extraction.config import HarvestConfig, Source, check, common_settings, overrides, pixel_settings
-from patch_extraction.output import kept_slides, only_harvest, refuse_foreign
+from patch_extraction.locks import one_after_another, only_harvest, only_part
+from patch_extraction.output import harvested_slides, kept_slides, refuse_foreign
 from patch_extraction.pack import INDEX, discard, pack
+from patch_extraction.parts import Part
 from patch_extraction.pictures import THUMBNAILS, sheet_of_patches
 from patch_extraction.report import summary, write_csv
 from patch_extraction.slide_tar import FAILED, Record, finished, slide_id
@@ -32,8 +35,11 @@ def main() -> int:
     hidden: list[str] = []
     sources = find_sources(config, counter, hidden)
     refuse_foreign(config.out)
-    with only_harvest(config.out):
-        records = harvest(sources, config, counter)
+    if config.part is not None:
+        records = harvest_part(Part.of_text(config.part), sources, config, counter)
+    else:
+        with only_harvest(config.out):
+            records = harvest(sources, config, counter)
     failed = sum(record.status == FAILED for record in records)
     if failed:
         again = "mend them and start the same command again"
@@ -69,6 +75,25 @@ def find_sources(config: HarvestConfig, counter: CellCounter, hidden: list[str] 
     return sources
 
 
+def harvest_part(
+    part: Part, sources: Sequence[Source], config: HarvestConfig, counter: CellCounter
+) -> list[Record]:
+    """Harvest a part of the slides, other tasks being at the others; the records of the part.
+
+    Raises:
+        UserError: what is there already does not go with this run, or others are at the same slides.
+    """
+    mine = part.share(sources)
+    with only_part(config.out, part):
+        kept_slides(sources, config, counter.name)  # the same refusals as of the whole
+        with one_after_another(config.out):
+            done = start(mine, config)
+        records = harvest_slides(mine, done, config, counter)
+    print(f"\n{summary(records)}\n")
+    print(f"part {part}: {len(records)} of {len(sources)} slides; after all parts: the same command with --pack")
+    return records
+
+
 def harvest(sources: Sequence[Source], config: HarvestConfig, counter: CellCounter) -> list[Record]:
     """Fill the output folder; the records of all slides whose patches are there or should be.
 
@@ -76,11 +101,11 @@ def harvest(sources: Sequence[Source], config: HarvestConfig, counter: CellCount
         UserError: what is there already does not go with this run, or there is not one patch.
     """
     kept = kept_slides(sources, config, counter.name)
-    done = finished_slides(sources, config)
-    if any(finished(config.out, source) for source in sources if source.slide_id not in done):
-        discard(config.out)  # --overwrite: what was packed must not pass for the result of the new settings
-    start_output(config)
-    records = [*harvest_slides(sources, done, config, counter), *kept]
+    done = start(sources, config)
+    if config.pack:
+        records = [*harvested_slides(sources, done, config), *kept]
+    else:
+        records = [*harvest_slides(sources, done, config, counter), *kept]
     write_csv(config.out / "slides.csv", records)
     if not any(record.kept for record in records):
         print(f"\n{summary(records)}\n", flush=True)
@@ -92,10 +117,24 @@ def harvest(sources: Sequence[Source], config: HarvestConfig, counter: CellCount
     return records
 
 
+def start(sources: Sequence[Source], config: HarvestConfig) -> dict[str, Record]:
+    """Begin with the output folder, or go on with it; the records of the slides that are done, by slide id.
+
+    Raises:
+        UserError: some were harvested with other settings, or the folder cannot be written.
+    """
+    done = finished_slides(sources, config)
+    if any(finished(config.out, source) for source in sources if source.slide_id not in done):
+        discard(config.out)  # --overwrite: what was packed must not pass for the result of the new settings
+    start_output(config)
+    return done
+
+
 def start_output(config: HarvestConfig) -> None:
     """Say in the output folder, and here, what was asked for."""
     try:
-        write_json(config.out / "config.json", as_plain(config))
+        asked = dataclasses.replace(config, part=None, pack=False)  # what all parts have in common
+        write_json(config.out / "config.json", as_plain(asked))
         write_json(config.out / "provenance.json", provenance())
     except OSError as error:
         raise UserError(f"cannot write to {config.out}: {error.strerror}; choose another --out") from error

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from patch_extraction.parts import Part
 from shared.command_line import UserError, as_plain, check_range
 from shared.resolution import PLAUSIBLE
 from shared.slides import printable
@@ -51,6 +52,10 @@ class HarvestConfig:
     """Patches in a shard, about."""
     overwrite: bool = False
     """Redo slides that were harvested into `out` with other settings, instead of refusing."""
+    part: str | None = None
+    """I/N, as 3/16: harvest only this part of the slides, other tasks harvesting the others, and pack nothing."""
+    pack: bool = False
+    """Harvest nothing, only pack what all the parts have harvested."""
 
     def processes(self) -> int:
         """The number of worker processes."""
@@ -90,6 +95,10 @@ def check(config: HarvestConfig) -> None:
         check_range(name, value, least, most)
     for word in config.slide_mpp:
         _override(word)
+    if config.part is not None:
+        Part.of_text(config.part)
+        if config.pack:
+            raise UserError("--part and --pack exclude each other; the parts come first, then one --pack")
     for name, folder in (("wsi-dir", config.wsi_dir), ("out", config.out)):
         if printable(str(folder)) != str(folder):
             raise UserError(

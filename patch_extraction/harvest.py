@@ -97,8 +97,7 @@ def harvest_slide(source: Source, config: HarvestConfig, counter: CellCounter) -
         }
     facts["seconds"] = round(time.monotonic() - start, 2)
     record = Record(source.name, source.slide_id, source.biomarker, **facts)
-    if record.status != FAILED:
-        write_record(config.out, record)
+    write_record(config.out, record)  # of a failed slide, too: one that packs what others harvested has to know
     return record
 
 

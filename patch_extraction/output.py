@@ -1,22 +1,14 @@
-"""The output folder of a harvest: one harvest at a time, nobody else's files touched, nothing lost unsaid."""
+"""The output folder of a harvest: nobody else's files touched, nothing lost unsaid."""
 
 import dataclasses
-import errno
-import fcntl
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from patch_extraction.config import HarvestConfig, Source, common_settings
 from patch_extraction.pack import INDEX, own_shards, read_index
-from patch_extraction.slide_tar import KEPT, Record, read_record, tar_path
+from patch_extraction.slide_tar import FAILED, KEPT, Record, read_record, tar_path
 from shared.command_line import UserError
 from shared.slides import folder_name
-
-LOCK = ".lock"
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems that cannot lock
-TEMPORARY = re.compile(r"\..+\.\d+\.tmp")  # what `shared.atomic` leaves behind when it is killed
 
 
 def refuse_foreign(out: Path) -> None:
@@ -28,32 +20,6 @@ def refuse_foreign(out: Path) -> None:
     there = sorted(path.name for path in (*out.glob("shard-*.tar"), *out.glob(INDEX)))
     if there and read_index(out) is None and not own_shards(out) and not _records(out):
         raise UserError(f"{out} holds {there[0]}, which no harvest made; choose another --out")
-
-
-@contextmanager
-def only_harvest(out: Path) -> Iterator[None]:
-    """Make the output folder and keep other harvests out of it; what killed ones left half-written goes.
-
-    Raises:
-        UserError: another harvest is at it; the folder cannot be written.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        file = (out / LOCK).open("w")
-    except OSError as error:
-        raise UserError(f"cannot write to {out}: {error.strerror}; choose another --out") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends, however it does
-        except BlockingIOError as error:
-            raise UserError(f"another harvest is writing to {out}; wait for it or choose another --out") from error
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-        for path in (*out.glob(".*.tmp"), *out.glob("*/.*.tmp")):
-            if TEMPORARY.fullmatch(path.name):
-                path.unlink(missing_ok=True)
-        yield
 
 
 def kept_slides(sources: Sequence[Source], config: HarvestConfig, counter: str) -> list[Record]:
@@ -77,6 +43,25 @@ def kept_slides(sources: Sequence[Source], config: HarvestConfig, counter: str) 
     for record in gone:
         _check_gone(record, config, counter)
     return [dataclasses.replace(record, status=KEPT) for record in gone]
+
+
+def harvested_slides(sources: Sequence[Source], done: Mapping[str, Record], config: HarvestConfig) -> list[Record]:
+    """Records of all slides, which other processes have harvested, or have found to fail.
+
+    Raises:
+        UserError: there are slides that nobody has tried.
+    """
+    records = dict(done)
+    for record in _records(config.out):
+        if record.status == FAILED:
+            records.setdefault(record.slide_id, record)
+    left = [source.name for source in sources if source.slide_id not in records]
+    if left:
+        raise UserError(
+            f"{len(left)} of {len(sources)} slides are still to be harvested into {config.out} ({left[0]}); "
+            "start their parts again, finished slides are skipped"
+        )
+    return [records[source.slide_id] for source in sources]
 
 
 def _records(out: Path) -> list[Record]:

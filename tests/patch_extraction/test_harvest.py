@@ -126,7 +126,7 @@ def test_glass_without_tissue_fails_but_has_a_picture(tmp_path):
     assert record.status == FAILED
     assert "shows no tissue" in record.reason
     assert (tmp_path / "thumbnails" / f"{record.slide_id}.jpg").is_file()
-    assert not list((tmp_path / "slides").glob("*"))
+    assert not list((tmp_path / "slides").glob("*.tar"))
 
 
 @pytest.mark.parametrize(
