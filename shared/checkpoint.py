@@ -16,7 +16,9 @@ NAME = re.compile(r"checkpoint-(\d{9})\.pt")
 FORMAT = "dpa-p2pnet training state"
 
 
-def save(folder: Path, step: int, recipe: str, state: dict[str, Any], keep: int = 2) -> Path:
+def save(
+    folder: Path, step: int, recipe: str, state: dict[str, Any], keep: int = 2, keep_every: int | None = None
+) -> Path:
     """Write `folder/checkpoint-STEP.pt` atomically, then drop all but the `keep` newest.
 
     Args:
@@ -25,6 +27,7 @@ def save(folder: Path, step: int, recipe: str, state: dict[str, Any], keep: int 
         recipe: Name of the recipe; `resume` refuses another.
         state: Tensors and plain Python values only, so that `weights_only` loading accepts it.
         keep: How many checkpoints stay.
+        keep_every: Those of every multiple of this step stay as well.
 
     Raises:
         UserError: the disk is full or cannot be written.
@@ -39,7 +42,8 @@ def save(folder: Path, step: int, recipe: str, state: dict[str, Any], keep: int 
             "make room, and the same command goes on from them"
         ) from error
     for old in _newest_first(folder)[keep:]:
-        old.unlink()
+        if keep_every is None or int(old.stem.removeprefix("checkpoint-")) % keep_every:
+            old.unlink()
     return path
 
 

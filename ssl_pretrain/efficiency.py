@@ -8,7 +8,18 @@ from ssl_pretrain.methods import Step
 from ssl_pretrain.recipe import Recipe
 
 # Dense bfloat16 operations a second in units of 1e12, by a word of the GPU's name (NVIDIA's data sheets).
-PEAKS = {"A100": 312, "A800": 312, "H100": 989, "H200": 989, "H800": 989, "L40S": 362, "A40": 150, "A10": 125}
+PEAKS = {
+    "A100": 312,
+    "A800": 312,
+    "H100 PCIe": 756,
+    "H100 NVL": 835,
+    "H100": 989,
+    "H200": 989,
+    "H800": 989,
+    "L40S": 362,
+    "A40": 150,
+    "A10": 125,
+}
 # Images that are counted with: batch norms want more than one.
 IMAGES = 2
 
@@ -29,7 +40,7 @@ def peak_flops(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device).replace("-", " ").split()
-    return next((1e12 * peak for word, peak in PEAKS.items() if word in name), None)
+    return next((1e12 * peak for model, peak in PEAKS.items() if set(model.split()) <= set(name)), None)
 
 
 def utilisation(flops: float, images_per_second: float, ranks: int, device: torch.device) -> dict[str, float]:

@@ -84,7 +84,8 @@ class Meter:
                 raise not_finite("the loss", self._step + 1, self.run.folder)
             self._log(loss, speed, wait, used | dict(zip(self._names, measures, strict=True)))
         shown = "".join(f", {value} {UNITS[name]}" for name, value in used.items())
-        text = f"loss {lines[-1][0]:.4f}, {speed:.0f} images/s, data wait {wait:.0f} %{shown}"
+        lr = self.plan.learning_rate(self._step - 1)
+        text = f"loss {lines[-1][0]:.4f}, lr {lr:.2g}, {speed:.0f} images/s, data wait {wait:.0f} %{shown}"
         self.bar.set_postfix_str(text, refresh=False)
         self._next = self._step + self._stride(seconds / len(lines))
         self.restart_clock()

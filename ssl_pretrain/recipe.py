@@ -67,6 +67,9 @@ class Recipe:
     wait once; slow steps are looked at about every 10 s."""
     checkpoint_every: int = 1000
     """Steps between two checkpoints, each with a picture."""
+    keep_every: int | None = None
+    """Steps between two checkpoints that stay for good; the two newest are always there. Several of
+    `checkpoint-every`."""
     monitor_every: int = 500
     """Steps between two looks at the features of the same 512 patches (128 on a CPU); there is one at the
     beginning and one at the end as well. 0: none."""
@@ -88,6 +91,11 @@ def check(recipe: Recipe) -> None:
     ):
         check_range(option, value, 1)
     check_range("monitor-every", recipe.monitor_every, 0)
+    if recipe.keep_every is not None and (recipe.keep_every < 1 or recipe.keep_every % recipe.checkpoint_every):
+        raise UserError(
+            f"--keep-every {recipe.keep_every} is not a multiple of --checkpoint-every {recipe.checkpoint_every}, "
+            "at which checkpoints are written; give one"
+        )
     check_range("seed", recipe.seed, 0, 2**32 - 1)
     for part in (recipe.method, recipe.views, recipe.optimiser, recipe.loader):
         part.check()

@@ -23,7 +23,7 @@ from ssl_pretrain.state import State
 FREE = (
     *("shards", "run_dir", "out", "micro_batch", "max_steps", "loader"),
     *("compile", "checkpoint_activations"),
-    *("verify", "log_every", "checkpoint_every", "monitor_every"),
+    *("verify", "log_every", "checkpoint_every", "keep_every", "monitor_every"),
 )
 
 

@@ -29,8 +29,13 @@ class State:
     position: Position = Position()
     """What has been read of the shards."""
 
-    def save(self, run: Run, recipe: str) -> None:
+    def save(self, run: Run, recipe: str, keep_every: int | None = None) -> None:
         """Write a checkpoint into the run folder; called on every rank.
+
+        Args:
+            run: The run.
+            recipe: Name of the recipe.
+            keep_every: Checkpoints of every multiple of this step stay.
 
         Raises:
             SharedError: a weight, the same on every rank, is not finite; the checkpoints before are kept.
@@ -46,7 +51,7 @@ class State:
             "position": asdict(self.position),
             "layout": asdict(self.layout),
         }
-        checkpoint.save(run.folder, self.step, recipe, content)
+        checkpoint.save(run.folder, self.step, recipe, content, keep_every=keep_every)
 
     def restore(self, folder: Path, recipe: str, free_workers: bool = False) -> str:
         """Take over the newest whole checkpoint of a run folder; says in words where the run stands.

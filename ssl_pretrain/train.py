@@ -101,7 +101,7 @@ def _loop(plan: Plan, state: State, shard_set: ShardSet, run: Run, world: World,
                 meter.flush()
                 with together(world):  # a full disk shows on the first rank only
                     if is_saved:
-                        state.save(run, recipe.name)
+                        state.save(run, recipe.name, recipe.keep_every)
                         monitor.draw(method, state.step)
                     if is_measured:
                         monitor.measure(method, state.step)

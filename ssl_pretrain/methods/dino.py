@@ -14,6 +14,7 @@ from lightly.models.modules.heads import DINOProjectionHead
 from lightly.models.utils import update_momentum
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from shared.command_line import UserError, check_range
 from shared.weights import VITS
@@ -212,12 +213,26 @@ def mean_entropy(logits_NK: Tensor) -> Tensor:
     return -torch.linalg.vecdot(log_NK.exp(), log_NK).mean()
 
 
+class Head(DINOProjectionHead):
+    """The head, whose last layer is computed in float32 whatever autocast asks for.
+
+    Its outputs are cosines, which the loss divides by 0.04: in bfloat16 they would be off by up to 0.1 then.
+    """
+
+    def forward(self, feature_BD: Tensor) -> Tensor:
+        """Features (B, D) -> cosines (B, K) with the last layer's directions."""
+        bottleneck_BD = self.layers(feature_BD)
+        with torch.autocast(feature_BD.device.type, enabled=False):
+            cosine_BK: Tensor = self.last_layer(F.normalize(bottleneck_BD.float(), dim=-1))
+        return cosine_BK
+
+
 def _encoder(config: Config, drop_path: float = 0.0) -> Encoder:
     trunk = create_trunk(config.arch, config.image_size, drop_path)
     with warnings.catch_warnings():
         # lightly's head keeps torch's older weight norm, whose names of tensors are the official ones.
         warnings.filterwarnings("ignore", message=".*weight_norm.*", category=FutureWarning)
-        head = DINOProjectionHead(
+        head = Head(
             trunk.num_features,
             config.hidden_dim,
             config.bottleneck_dim,

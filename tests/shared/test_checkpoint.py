@@ -29,6 +29,13 @@ def test_the_newest_is_resumed_and_the_old_are_dropped(tmp_path: Path) -> None:
     ]
 
 
+def test_some_are_kept_for_good(tmp_path: Path) -> None:
+    for step in (5, 10, 15, 20, 25, 30):
+        checkpoint.save(tmp_path, step, "mae", {}, keep_every=10)
+    steps = sorted(int(path.stem.rpartition("-")[2]) for path in tmp_path.iterdir())
+    assert steps == [10, 20, 25, 30]
+
+
 @pytest.mark.parametrize("kept", [0, 100, 2000])
 def test_a_cut_file_is_passed_over(tmp_path: Path, kept: int, capsys: pytest.CaptureFixture[str]) -> None:
     save(tmp_path, 1)

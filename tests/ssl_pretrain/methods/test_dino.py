@@ -181,6 +181,17 @@ def test_loss_is_float32_under_autocast():
     assert loss.dtype == model.criterion.center.dtype == torch.float32
 
 
+def test_cosines_are_not_rounded_to_bfloat16():
+    """From the bottleneck on, autocast changes nothing."""
+    head = build("dino_vitb").student.head
+    feature_BD = torch.randn(8, head.layers[0].in_features)
+    with torch.autocast("cpu", torch.bfloat16):
+        bottleneck_BD = head.layers(feature_BD)
+        cosine_BK = head(feature_BD)
+    expected_BK = head.last_layer(torch.nn.functional.normalize(bottleneck_BD.float(), dim=1))
+    torch.testing.assert_close(cosine_BK, expected_BK, atol=1e-6, rtol=0)
+
+
 def test_class_token_is_drawn_like_all_else():
     model = tiny.method("dino_vitb").build()
     assert 0.01 < model.teacher.trunk.cls_token.std() < 0.03
