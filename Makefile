@@ -27,7 +27,7 @@ lint: setup
 	$(VENV)/bin/mypy
 
 test: lint
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadfile
 
 test-slow: setup
 	$(PY) -m pytest -m slow --timeout 3600

@@ -15,7 +15,7 @@ import multiprocessing
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from shared.distributed import World
 from shared.loader_workers import deaths_named
 from shared.stop_signal import ignore_signals_in_worker
 from ssl_pretrain.crops import Crop, cut, decode
+from ssl_pretrain.device_decoding import Drawn, Packed, decode_and_cut, pack
 from ssl_pretrain.epochs import (
     BUFFER,
     CROPS,
@@ -51,6 +52,9 @@ class Config:
     """Images whose raw bytes a worker holds to shuffle them (about 60 kB each)."""
     batches_ahead: int = 2
     """Batches that each worker prepares in advance."""
+    decode: Literal["cpu", "gpu"] = "cpu"
+    """Who decodes and crops: the workers, or the training GPU, where its node has too few cores for that. Pixels
+    differ by a grey level here and there."""
 
     def resolved_workers(self) -> int:
         """`workers`, or what this rank's CPU cores allow."""
@@ -71,7 +75,8 @@ class ShardStream(IterableDataset):
     """The batches of one rank, without end, epoch after epoch; in a loader worker, this worker's part of them.
 
     Batch number n of a rank (counted from the beginning of training) comes from run n mod `workers`.
-    A batch is a list of uint8 tensors (batch, 3, size, size), one for each crop. Where a shard is damaged
+    A batch is a list of uint8 tensors (batch, 3, size, size), one for each crop; or, if it is to be decoded
+    later, `Packed`. Where a shard is damaged
     the stream ends with the sentence for the user instead, because an exception would lose it on its way
     out of a worker.
     """
@@ -84,13 +89,15 @@ class ShardStream(IterableDataset):
         rank: int,
         seed: int,
         start: Position,
+        decode_later: bool = False,
     ) -> None:
         self.shard_set, self.crops, self.layout = shard_set, crops, layout
+        self.decode_later = decode_later
         self.rank, self.seed = rank, seed
         self.an_epoch = layout.batches(shard_set.samples)
         self.first = start.epoch * self.an_epoch + start.batch
 
-    def __iter__(self) -> Iterator[list[Tensor] | str]:
+    def __iter__(self) -> Iterator[list[Tensor] | Packed | str]:
         """Batches, without end."""
         worker = get_worker_info()
         run = (self.first + (worker.id if worker else 0)) % self.layout.workers
@@ -102,14 +109,18 @@ class ShardStream(IterableDataset):
         except UserError as error:
             yield str(error)
 
-    def _batches_of_run(self, run: int) -> Iterator[list[Tensor]]:
+    def _batches_of_run(self, run: int) -> Iterator[list[Tensor] | Packed]:
         for epoch in itertools.count(self.first // self.an_epoch):
-            images = self._crops_of_epoch(epoch, run)
+            images = self._images_of_epoch(epoch, run)
             while batch := list(itertools.islice(images, self.layout.batch)):
-                yield [torch.stack(views) for views in zip(*batch, strict=True)]
+                yield pack(batch) if self.decode_later else self._crops_of(batch)
 
-    def _crops_of_epoch(self, epoch: int, run: int) -> Iterator[list[Tensor]]:
-        """The crops of each image of a run, after those that were seen before the start."""
+    def _crops_of(self, batch: list[Drawn]) -> list[Tensor]:
+        cuts = [cut(decode(image, shard), self.crops, np.random.default_rng(seed)) for image, shard, seed in batch]
+        return [torch.stack(views) for views in zip(*cuts, strict=True)]
+
+    def _images_of_epoch(self, epoch: int, run: int) -> Iterator[Drawn]:
+        """The images of a run, after those that were seen before the start."""
         before = epoch * self.an_epoch
         numbers = [before + n for n in range(self.an_epoch)]
         length_of = [sum(n % self.layout.workers == r for n in numbers) for r in range(self.layout.workers)]
@@ -120,7 +131,7 @@ class ShardStream(IterableDataset):
         random = np.random.default_rng((BUFFER, self.seed, epoch, begin))
         order = buffered_order(length_of[run] * size, self.layout.buffer, random)
         for place, shard, image in self._in_order(segments, order, seen * size):
-            yield self._cut(epoch, begin + place, shard, image)
+            yield Drawn(image, self.shard_set.path(shard), (CROPS, self.seed, epoch, begin + place))
 
     def _begin_of_rank(self, epoch: int) -> int:
         """Where the rank's share of the sequence begins; what is left out lies before and behind all shares."""
@@ -150,10 +161,6 @@ class ShardStream(IterableDataset):
                 yield number + shift, segment.shard, image
             begin += segment.last - segment.first
 
-    def _cut(self, epoch: int, place: int, shard: int, image: Image) -> list[Tensor]:
-        image_CHW = decode(image, self.shard_set.path(shard))
-        return cut(image_CHW, self.crops, np.random.default_rng((CROPS, self.seed, epoch, place)))
-
 
 class ShardLoader:
     """Batches for one rank, from worker processes, in page-locked memory where there is a GPU."""
@@ -176,7 +183,9 @@ class ShardLoader:
         check_batch(shard_set, layout.batch * layout.ranks)
         self.layout, self.an_epoch = layout, layout.batches(shard_set.samples)
         self._taken = start.epoch * self.an_epoch + start.batch
-        stream = ShardStream(shard_set, crops, layout, world.rank, seed, start)
+        self._crops, self._device = crops, world.device
+        later = config.decode == "gpu"
+        stream = ShardStream(shard_set, crops, layout, world.rank, seed, start, later)
         before = set(multiprocessing.active_children())
         self._batches = iter(_loader(stream, config, world.device))
         self._workers = [child for child in multiprocessing.active_children() if child not in before]
@@ -196,7 +205,7 @@ class ShardLoader:
         if isinstance(batch, str):
             raise UserError(batch)
         self._taken += 1
-        return batch
+        return decode_and_cut(batch, self._crops, self._device) if isinstance(batch, Packed) else batch
 
     def __enter__(self) -> "ShardLoader":
         return self

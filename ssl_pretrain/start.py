@@ -36,6 +36,8 @@ def prepare(recipe: Recipe, world: World) -> tuple[Plan, ShardSet]:
     """
     with together(world):
         check(recipe)
+        if recipe.loader.decode == "gpu" and world.device.type != "cuda":
+            raise UserError("--loader.decode gpu needs a GPU that torch can use; leave it out, and workers decode")
         if world.is_main:
             check_destination(recipe.out)
         plan = Plan.of(recipe, world.size)

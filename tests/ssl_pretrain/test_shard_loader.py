@@ -7,6 +7,7 @@ import sys
 import tarfile
 from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -41,10 +42,12 @@ def batches(
     start: Position = BEGINNING,
     seed: int = 0,
     crops: tuple[Crop, ...] = CROPS,
+    decode: Literal["cpu", "gpu"] = "cpu",
 ) -> list[list[torch.Tensor]]:
     """The next batches of a rank, from as many real workers as the layout says."""
     world = World(rank, 0, layout.ranks, torch.device("cpu"))
-    with ShardLoader(shard_set, crops, Config(workers=layout.workers), layout, world, seed, start) as loader:
+    config = Config(workers=layout.workers, decode=decode)
+    with ShardLoader(shard_set, crops, config, layout, world, seed, start) as loader:
         return [loader.take() for _ in range(count)]
 
 
@@ -121,6 +124,29 @@ def test_what_was_seen_is_not_decoded_again(uneven: ShardSet, monkeypatch: pytes
     with ShardLoader(uneven, CROPS, Config(workers=0), layout, world, 0, Position(0, 200)) as loader:
         loader.take()
     assert len(decoded) == 10
+
+
+def test_decoded_on_the_training_device_the_batches_are_the_same(uneven: ShardSet):
+    """Which is the CPU here, so that even the pixels are."""
+    layout = Layout(batch=4, ranks=2, workers=2, buffer=40)
+    crops = (*CROPS, Crop(size=16, scale=(0.1, 0.5), count=2))
+    start = Position(1, 7)
+    expected, found = (batches(uneven, layout, 9, 1, start, 3, crops, where) for where in ("cpu", "gpu"))
+    for views, same in zip(expected, found, strict=True):
+        assert len(views) == len(same) == 3
+        assert all(map(torch.equal, views, same))
+
+
+@pytest.mark.gpu
+def test_decoded_on_a_gpu_the_crops_look_the_same(tmp_path: Path):
+    shard_set = open_shards(write_shards(tmp_path, [12], tissue))
+    layout, crops = Layout(batch=12, ranks=1, workers=1, buffer=4), (Crop(size=64, scale=(0.2, 1.0)),)
+    (expected,) = batches(shard_set, layout, 1, crops=crops)[0]
+    arguments = (Config(workers=1, decode="gpu"), layout, World(0, 0, 1, torch.device("cuda")), 0, BEGINNING)
+    with ShardLoader(shard_set, crops, *arguments) as loader:
+        (found,) = loader.take()
+    assert found.device.type == "cuda"
+    assert (found.cpu().float() - expected.float()).abs().mean() < 2
 
 
 def test_seeds_and_epochs_give_other_orders_and_crops(tmp_path: Path):
@@ -228,7 +254,8 @@ def test_image_that_is_no_jpeg_is_named_by_loader_and_monitor(tmp_path: Path, co
     sentence = (
         r"^the shard \S+/shard.tar is damaged: some/patch is no JPEG that can be read; replace or remove it$"
     )
-    with pytest.raises(UserError, match=sentence):
-        batches(shard_set, Layout(batch=1, ranks=1, workers=1, buffer=4), 1)
+    for decode in ("cpu", "gpu"):
+        with pytest.raises(UserError, match=sentence):
+            batches(shard_set, Layout(batch=1, ranks=1, workers=1, buffer=4), 1, decode=decode)
     with pytest.raises(UserError, match=sentence):
         sample_patches(shard_set, CROPS[0], 2)
