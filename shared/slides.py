@@ -5,18 +5,21 @@ result. Every error is a `SlideError` with the file and the reason, so that one 
 harvest nor a prediction without a word.
 """
 
+import contextlib
 import math
 import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import openslide
 from PIL import Image
 
 from shared.command_line import UserError
 from shared.resolution import Resolution, UnknownResolutionError, resolve
+from shared.tiled_tiff import NotReadError, TiledTiff
 
 # Endings of the formats that OpenSlide 4 reads.
 SUFFIXES = frozenset(
@@ -27,8 +30,17 @@ TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MOST_UPSAMPLING = 1.25
 # A level counts as fine enough if it is coarser than wanted by less than this; the difference is invisible.
 LEVEL_TOLERANCE = 1.005
+# Where a level is not smaller by a whole number, OpenSlide's reads mostly lie between its px and are blurred. They
+# are not if the place is whole up to this (cairo rounds to 1/256), not left of or above the slide (OpenSlide
+# rounds what is cut off), and not so large that it reads in pieces (and rounds the place of each).
+BETWEEN_PX = 1 / 1024
+OPENSLIDE_PIECE = 4096
 BLOCK = 2048  # px of a level read at a time for an overview: 16 MB
 SMALLEST_BLOCK = 256  # px of a level; one that cannot be read is halved down to this, the size of a tile
+
+
+# Who decodes: `auto` reads plain tiles of JPEG directly and leaves all else to OpenSlide; the pixels are the same.
+Reader = Literal["auto", "openslide"]
 
 
 class SlideError(UserError):
@@ -90,13 +102,20 @@ class Slide:
         level_mpps: um/px of every level, finest first.
     """
 
-    def __init__(self, path: Path, slide_mpp: float | None = None, trust_objective: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        slide_mpp: float | None = None,
+        trust_objective: bool = False,
+        reader: Reader = "auto",
+    ) -> None:
         """Open `path`.
 
         Args:
             path: The file.
             slide_mpp: um/px of level 0, overriding what the file states.
             trust_objective: Take the resolution from the objective's power if nothing better is stated.
+            reader: Who decodes.
 
         Raises:
             SlideError: no such file, not a slide, cut short, or no usable resolution.
@@ -107,6 +126,7 @@ class Slide:
         self.size: tuple[int, int] = self._handle.dimensions
         self._downsamples: tuple[float, ...] = self._handle.level_downsamples
         self.level_mpps = tuple(self.mpp * downsample for downsample in self._downsamples)
+        self._tiles = self._open_tiles() if reader == "auto" else None
 
     def __enter__(self) -> "Slide":
         return self
@@ -117,6 +137,8 @@ class Slide:
     def close(self) -> None:
         """Close the file."""
         self._handle.close()
+        if self._tiles is not None:
+            self._tiles.close()
 
     @property
     def mpp(self) -> float:
@@ -206,7 +228,11 @@ class Slide:
 
     def _read_level(self, level: int, corner: tuple[int, int], size: tuple[int, int]) -> Image.Image:
         """Px of a level, white where nothing was scanned; `corner` is in px of the level too."""
-        at = tuple(round(value * self._downsamples[level]) for value in corner)
+        downsample = self._downsamples[level]
+        at = (round(corner[0] * downsample), round(corner[1] * downsample))
+        if self._tiles is not None and self._whole_px(level, at, corner, size):
+            with contextlib.suppress(NotReadError):
+                return self._tiles.read(level, corner, size)
         try:
             region = self._handle.read_region(at, level, size)
         except openslide.OpenSlideError as error:
@@ -219,6 +245,20 @@ class Slide:
         white = Image.new("RGB", size, "white")
         white.paste(region, mask=region.getchannel("A"))
         return white
+
+    def _whole_px(self, level: int, at: tuple[int, int], corner: tuple[int, int], size: tuple[int, int]) -> bool:
+        """Whether OpenSlide, told to read `at` px of level 0, reads just these px of the level, unblurred."""
+        downsample = self._downsamples[level]
+        if downsample.is_integer():
+            return True
+        near = all(abs(a / downsample - c) < BETWEEN_PX for a, c in zip(at, corner, strict=True))
+        return near and min(corner) >= 0 and max(size) <= OPENSLIDE_PIECE
+
+    def _open_tiles(self) -> TiledTiff | None:
+        try:
+            return TiledTiff(self.path, self._handle.properties, self._handle.level_dimensions)
+        except (NotReadError, OSError):
+            return None
 
     def _resolve(self, slide_mpp: float | None, trust_objective: bool) -> Resolution:
         try:
