@@ -78,7 +78,7 @@ def harvest_slide(source: Source, config: HarvestConfig, counter: CellCounter) -
         "wsi_dir": folder_name(config.wsi_dir),
     }  # fields of the record, as they become known
     try:
-        with Slide(source.path, source.slide_mpp, config.trust_objective) as slide:
+        with Slide(source.path, source.slide_mpp, config.trust_objective, config.reader) as slide:
             _harvest_open(slide, source, config, counter, facts)
     except SlideError as error:
         facts |= {"status": FAILED, "reason": str(error)}
