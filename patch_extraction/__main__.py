@@ -6,36 +6,47 @@ tissue -> candidates -> cell counter -> harvest (one slide -> one tar) -> pack (
 import dataclasses
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import tyro
 
-from patch_extraction.cell_counters import CellCounter, HaematoxylinCounter
-from patch_extraction.config import HarvestConfig, Source, check, common_settings, overrides, pixel_settings
+from patch_extraction.cell_counters import CellCounter, choose_counter
+from patch_extraction.check import CheckConfig, check_shards
+from patch_extraction.config import HarvestConfig, Source, check, common_settings
+from patch_extraction.html_report import REPORT, write_report
 from patch_extraction.locks import one_after_another, only_harvest, only_part
 from patch_extraction.output import harvested_slides, kept_slides, refuse_foreign
-from patch_extraction.pack import INDEX, discard, pack
+from patch_extraction.pack import INDEX, DamagedTarError, discard, pack
 from patch_extraction.parts import Part
-from patch_extraction.pictures import THUMBNAILS, sheet_of_patches
+from patch_extraction.pictures import CONTACT_SHEET, THUMBNAILS, save_contact_sheets
+from patch_extraction.preview import preview_slides
 from patch_extraction.report import summary, write_csv
-from patch_extraction.slide_tar import FAILED, Record, finished, slide_id
+from patch_extraction.slide_list import find_sources
+from patch_extraction.slide_tar import FAILED, Record, finished
 from patch_extraction.workers import finished_slides, harvest_slides
-from shared.atomic import atomic_path, write_json
+from shared.atomic import write_json
 from shared.command_line import UserError, as_plain, run, settings_text
 from shared.runs import provenance
-from shared.slides import SUFFIXES, find_slides, printable
 
 NOTHING_FAILED, SOME_FAILED = 0, 3
 
 
 def main() -> int:
     """Harvest, pack, report; returns 0, or 3 if some slides failed or lie in folders that cannot be listed."""
+    if any(word.partition("=")[0] == "--check" for word in sys.argv[1:]):
+        check_shards(tyro.cli(CheckConfig, prog="python -m patch_extraction").check)
+        return NOTHING_FAILED
     config = tyro.cli(HarvestConfig, prog="python -m patch_extraction")
     check(config)
-    counter = HaematoxylinCounter()
+    counter = choose_counter(config.counter, config.detector, config.patch_mpp, config.patch_size)
     hidden: list[str] = []
     sources = find_sources(config, counter, hidden)
     refuse_foreign(config.out)
-    if config.part is not None:
+    if config.dry_run:
+        records = preview_slides(sources, finished_slides(sources, config), config)
+        if all(record.status == FAILED for record in records):
+            raise UserError(f"none of the slides in {config.wsi_dir} can be harvested; the reasons stand above")
+    elif config.part is not None:
         records = harvest_part(Part.of_text(config.part), sources, config, counter)
     else:
         with only_harvest(config.out):
@@ -47,32 +58,6 @@ def main() -> int:
     if hidden:
         print(f"folders left out: {len(hidden)} ({hidden[0]})", file=sys.stderr)
     return SOME_FAILED if failed or hidden else NOTHING_FAILED
-
-
-def find_sources(config: HarvestConfig, counter: CellCounter, hidden: list[str] | None = None) -> list[Source]:
-    """The slides below --wsi-dir, each with its biomarker and resolution override.
-
-    Args:
-        config: What is asked for.
-        counter: Its name is part of the settings.
-        hidden: Takes a sentence for every folder that cannot be listed.
-
-    Raises:
-        UserError: there are none, or --slide-mpp names one that is not there.
-    """
-    paths = find_slides(config.wsi_dir, hidden)
-    if not paths:
-        endings = ", ".join(sorted(SUFFIXES))
-        raise UserError(f"{config.wsi_dir} holds no slides; files with one of these endings are read: {endings}")
-    names = [printable(path.relative_to(config.wsi_dir).as_posix()) for path in paths]
-    mpps = overrides(config, names)
-    sources = []
-    for path, name in zip(paths, names, strict=True):
-        folder = name.split("/")[-2] if "/" in name else ""
-        biomarker = folder if config.biomarker is None else config.biomarker
-        settings = pixel_settings(config, counter.name, biomarker, mpps.get(name))
-        sources.append(Source(path, name, slide_id(name), biomarker, mpps.get(name), settings))
-    return sources
 
 
 def harvest_part(
@@ -108,13 +93,30 @@ def harvest(sources: Sequence[Source], config: HarvestConfig, counter: CellCount
         records = [*harvest_slides(sources, done, config, counter), *kept]
     write_csv(config.out / "slides.csv", records)
     if not any(record.kept for record in records):
+        write_report(config.out, records, config)
         print(f"\n{summary(records)}\n", flush=True)
         raise UserError(f"no patch was harvested from {config.wsi_dir}; the reasons stand above and in slides.csv")
-    index = pack(config.out, records, common_settings(config, counter.name), config.shard_size, config.seed)
-    save_contact_sheet(config, counter)
+    try:
+        index = pack_all(records, config, counter)
+    except DamagedTarError as error:
+        if config.pack:
+            raise
+        print(f"tars of {len(error.slide_ids)} slides are damaged; those slides are harvested again", flush=True)
+        intact = {record.slide_id: record for record in records if record.slide_id not in error.slide_ids}
+        records = [*harvest_slides(sources, intact, config, counter), *kept]
+        write_csv(config.out / "slides.csv", records)
+        index = pack_all(records, config, counter)
+    save_contact_sheets(config.out, [record.slide_id for record in records], counter)
+    write_report(config.out, records, config)
     print(f"\n{summary(records)}\n")
     print_places(config, index["samples"], len(index["shards"]))
     return records
+
+
+def pack_all(records: Sequence[Record], config: HarvestConfig, counter: CellCounter) -> dict[str, Any]:
+    """Pack the slides' tars as the configuration asks for; the index."""
+    settings = common_settings(config, counter.name)
+    return pack(config.out, records, settings, config.shard_size, config.seed, config.add_shards)
 
 
 def start(sources: Sequence[Source], config: HarvestConfig) -> dict[str, Record]:
@@ -141,18 +143,11 @@ def start_output(config: HarvestConfig) -> None:
     print(f"settings (in {config.out}/config.json):\n{settings_text(config)}", flush=True)
 
 
-def save_contact_sheet(config: HarvestConfig, counter: CellCounter) -> None:
-    """Write a picture of some of the patches; the first shard is a random choice of all."""
-    sheet = sheet_of_patches(config.out / "shard-000000.tar", counter)
-    with atomic_path(config.out / "contact_sheet.png") as temporary:
-        sheet.save(temporary, format="PNG")
-
-
 def print_places(config: HarvestConfig, samples: int, shards: int) -> None:
     """Say where everything is."""
     out = config.out
     print(f"shards:    {samples} patches in {shards} of {out / 'shard-*.tar'}, listed in {out / INDEX}")
-    print(f"pictures:  {out / 'contact_sheet.png'}, {out / THUMBNAILS}")
+    print(f"pictures:  {out / REPORT}, {out / CONTACT_SHEET}, {out / THUMBNAILS}")
     print(f"slides:    {out / 'slides.csv'}", flush=True)
 
 

@@ -25,6 +25,9 @@ class HarvestConfig:
     """Folder of slides, searched with its sub-folders."""
     out: Path = Path("shards")
     """Folder for the shards, the pictures and the summary."""
+    slides: Path | None = None
+    """CSV of the slides to harvest, in this order: column `slide` (path below the folder, file name, or that
+    without its ending) and, if wanted, `slide_mpp` and `biomarker`, which go before the options of that name."""
     biomarker: str | None = None
     """Stain or label of all slides; by default each slide's is the name of the folder it lies in."""
     slide_mpp: tuple[str, ...] = ()
@@ -44,17 +47,32 @@ class HarvestConfig:
     """At most so many patches a slide, spread over its tissue. Source: the same."""
     min_tissue: float = 0.5
     """Least share of a patch that the tissue mask covers."""
+    counter: str = "haematoxylin"
+    """Who counts cells: `haematoxylin`, or MODULE:FUNCTION, a Python function of yours that takes an RGB image
+    (uint8, height x width x 3) and its um/px, and returns the cells' centres (N x 2, x and y in px)."""
+    detector: Path | None = None
+    """Let this detector count instead, a file that `python -m finetune` wrote."""
+    screen: bool = True
+    """Leave out places where the classical counter sees far too few cells at about 1 um/px, before they are
+    counted; switch it off for a counter that finds what the classical one does not see."""
     seed: int = 0
     """Decides which patches are kept where there are too many, and the order of the shards."""
     workers: int = 0
     """Slides harvested at a time, each in a process; 0: one for each core. Does not change the result."""
+    slide_minutes: float = 120.0
+    """A slide that takes longer is given up and named; those of the paper take seconds to a few minutes."""
     shard_size: int = 4000
     """Patches in a shard, about."""
+    add_shards: bool = False
+    """Where slides were added since the last time: leave the shards alone and write further ones with the new
+    slides' patches, instead of shuffling all patches anew."""
     reader: Reader = "auto"
     """Who decodes slides: `auto` reads plain tiles of JPEG directly, several times faster, and leaves all else to
     OpenSlide; `openslide` leaves everything to it. The pixels are the same."""
     overwrite: bool = False
     """Redo slides that were harvested into `out` with other settings, instead of refusing."""
+    dry_run: bool = False
+    """Only say what would be done, slide by slide; nothing is written."""
     part: str | None = None
     """I/N, as 3/16: harvest only this part of the slides, other tasks harvesting the others, and pack nothing."""
     pack: bool = False
@@ -75,6 +93,7 @@ class Source:
     biomarker: str
     slide_mpp: float | None  # override
     settings: Mapping[str, Any] = field(repr=False)  # what decides its patches, to tell other runs' apart
+    twin: str = ""  # the slide that is the same file, and is harvested instead of this one
 
 
 def check(config: HarvestConfig) -> None:
@@ -92,6 +111,7 @@ def check(config: HarvestConfig) -> None:
         "min-tissue": (config.min_tissue, 0, 1),
         "seed": (config.seed, 0, 2**32 - 1),
         "workers": (config.workers, 0, 1024),
+        "slide-minutes": (config.slide_minutes, 0.01, 10**6),
         "shard-size": (config.shard_size, 1, 10**9),
     }
     for name, (value, least, most) in limits.items():
@@ -129,7 +149,7 @@ def common_settings(config: HarvestConfig, counter: str) -> dict[str, Any]:
     """The settings that decide the patches of every slide."""
     names = ("trust_objective", "patch_mpp", "patch_size", "allow_upsampling", "min_cells", "max_patches")
     plain = as_plain(config)
-    chosen = {name: plain[name] for name in (*names, "min_tissue", "seed")}
+    chosen = {name: plain[name] for name in (*names, "min_tissue", "screen", "seed")}
     return {"format": FORMAT, **chosen, "counter": counter}
 
 

@@ -4,6 +4,7 @@ import errno
 import math
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,13 +12,24 @@ import numpy as np
 from PIL import Image
 
 from patch_extraction.candidates import Grid, on_tissue, screen, spread_order
-from patch_extraction.cell_counters import CellCounter
+from patch_extraction.cell_counters import CellCounter, HaematoxylinCounter
 from patch_extraction.config import COARSEST_PATCH_MPP, HarvestConfig, Source
+from patch_extraction.near_misses import NearMisses, remove_near_misses
 from patch_extraction.pictures import THUMBNAILS, save_thumbnail
-from patch_extraction.slide_tar import FAILED, HARVESTED, NO_PATCH, Record, SlideTar, tar_path, write_record
+from patch_extraction.slide_tar import (
+    BIN,
+    DUPLICATE,
+    FAILED,
+    HARVESTED,
+    NO_PATCH,
+    Record,
+    SlideTar,
+    tar_path,
+    write_record,
+)
 from shared.command_line import UserError
 from shared.slides import MOST_UPSAMPLING, Slide, SlideError, folder_name, printable
-from shared.tissue import Tissue, find_tissue
+from shared.tissue import find_tissue
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -32,6 +44,11 @@ class Plan:
     counter: CellCounter
     grid: Grid
 
+    @classmethod
+    def of(cls, slide: Slide, source: Source, config: HarvestConfig, counter: CellCounter) -> "Plan":
+        """The plan of an open slide, its grid laid out."""
+        return cls(slide, source, config, counter, Grid.over(slide, config.patch_size * config.patch_mpp))
+
     @property
     def mpp(self) -> float:
         """um/px of the stored patches: what was asked for, up to the rounding of a patch to whole px."""
@@ -41,6 +58,12 @@ class Plan:
         """The patch whose corner lies at (`x`, `y`) px of level 0."""
         size = self.config.patch_size
         return self.slide.read(x, y, size, size, self.mpp, allow_upsampling=True)
+
+    def screened(self, places_N2: np.ndarray) -> np.ndarray:
+        """Which places are worth an exact count, as a mask; the classical counter judges, whoever counts then."""
+        if not self.config.screen:
+            return np.ones(len(places_N2), bool)
+        return screen(self.slide, self.grid, places_N2, HaematoxylinCounter(), self.config.min_cells)
 
     def fields(self, x: int, y: int, cells: int) -> dict[str, object]:
         """What `KEY.json` says of a patch."""
@@ -64,22 +87,36 @@ class Tally:
     errors: list[SlideError] = field(default_factory=list)  # of places that could not be read
     corners: list[tuple[int, int]] = field(default_factory=list)  # of the patches kept, px of level 0
     cells: list[int] = field(default_factory=list)  # counted in each of them
+    histogram: list[int] = field(default_factory=list)  # places counted, by BIN cells
+    near_misses: NearMisses = field(default_factory=NearMisses)
+
+    def note(self, cells: int) -> None:
+        """Enter a place in the histogram."""
+        self.histogram += [0] * (cells // BIN + 1 - len(self.histogram))
+        self.histogram[cells // BIN] += 1
 
 
-def harvest_slide(source: Source, config: HarvestConfig, counter: CellCounter) -> Record:
+def harvest_slide(
+    source: Source, config: HarvestConfig, counter: CellCounter, tell: Callable[[int], None] | None = None
+) -> Record:
     """Write a slide's tar and record, and its thumbnail; a slide that fails is reported, never raised.
+
+    Args:
+        source: The slide.
+        config: What is asked for.
+        counter: Counts the cells of the places that pass the screen.
+        tell: Takes the number of patches kept so far, again and again.
 
     Raises:
         UserError: the disk is full; going on with the next slide would not help.
     """
     start = time.monotonic()
-    facts: dict[str, Any] = {
-        "settings": source.settings,
-        "wsi_dir": folder_name(config.wsi_dir),
-    }  # fields of the record, as they become known
+    facts = _first_facts(source, config)  # fields of the record, as they become known
+    if source.twin:
+        return _stored(source, config, {**facts, "status": DUPLICATE, "reason": f"the same file as {source.twin}"})
     try:
         with Slide(source.path, source.slide_mpp, config.trust_objective, config.reader) as slide:
-            _harvest_open(slide, source, config, counter, facts)
+            _harvest_open(Plan.of(slide, source, config, counter), facts, tell or (lambda _: None))
     except SlideError as error:
         facts |= {"status": FAILED, "reason": str(error)}
     except OSError as error:
@@ -95,16 +132,29 @@ def harvest_slide(source: Source, config: HarvestConfig, counter: CellCounter) -
             "status": FAILED,
             "reason": printable(f"{source.path}: unexpected {type(error).__name__}; see {trace}"),
         }
-    facts["seconds"] = round(time.monotonic() - start, 2)
+    return _stored(source, config, {**facts, "seconds": round(time.monotonic() - start, 2)})
+
+
+def failed_record(source: Source, config: HarvestConfig, reason: str, seconds: float) -> Record:
+    """Store and return the record of a slide whose process came to no end of its own."""
+    facts = {"status": FAILED, "reason": printable(reason), "seconds": round(seconds, 2)}
+    return _stored(source, config, {**_first_facts(source, config), **facts})
+
+
+def _first_facts(source: Source, config: HarvestConfig) -> dict[str, Any]:
+    return {"settings": source.settings, "wsi_dir": folder_name(config.wsi_dir)}
+
+
+def _stored(source: Source, config: HarvestConfig, facts: dict[str, Any]) -> Record:
     record = Record(source.name, source.slide_id, source.biomarker, **facts)
     write_record(config.out, record)  # of a failed slide, too: one that packs what others harvested has to know
     return record
 
 
-def _harvest_open(
-    slide: Slide, source: Source, config: HarvestConfig, counter: CellCounter, facts: dict[str, Any]
-) -> None:
+def _harvest_open(plan: Plan, facts: dict[str, Any], tell: Callable[[int], None]) -> None:
     """Harvest an open slide and note what was found; raises SlideError where nothing can be had from it."""
+    slide, source, config = plan.slide, plan.source, plan.config
+    remove_near_misses(config.out, source.slide_id)
     facts |= {
         "slide_mpp": round(slide.mpp, 6),
         "mpp_source": slide.resolution.source,
@@ -113,29 +163,33 @@ def _harvest_open(
     }
     tissue = find_tissue(slide)
     facts["tissue_mm2"] = round(tissue.area_mm2, 3)
-    plan = Plan(slide, source, config, counter, Grid.over(slide, config.patch_size * config.patch_mpp))
     tally = Tally()
     try:
-        _refuse(slide, tissue, config)
+        refuse_resolution(slide, config)
+        if not tissue.mask.any():
+            raise SlideError(f"{slide.path} shows no tissue; look at its picture in {config.out / THUMBNAILS}")
         candidates_N2 = on_tissue(plan.grid, tissue, slide.mpp, config.min_tissue)
-        screened_N2 = candidates_N2[screen(slide, plan.grid, candidates_N2, counter, config.min_cells)]
+        screened_N2 = candidates_N2[plan.screened(candidates_N2)]
         facts |= {"candidates": len(candidates_N2), "screened": len(screened_N2)}
         with SlideTar(tar_path(config.out, source.slide_id)) as tar:
-            _keep_patches(plan, _in_order(screened_N2, source, config.seed), tar, tally)
+            _keep_patches(plan, _in_order(screened_N2, source, config.seed), tar, tally, tell)
         facts |= tar.facts
+        tally.near_misses.save(config.out, source.slide_id)
     finally:  # a slide that gave nothing is the one whose picture is looked at
         save_thumbnail(config.out, source, slide, tissue, plan.grid.side, tally.corners, tally.cells)
     facts |= {"counted": tally.counted, "unreadable": len(tally.errors), "kept": len(tally.cells)}
+    facts["histogram"] = tuple(tally.histogram)
     facts["status"] = HARVESTED if tally.cells else NO_PATCH
     facts["reason"] = "" if tally.cells else _why_nothing(config, len(candidates_N2))
 
 
-def _refuse(slide: Slide, tissue: Tissue, config: HarvestConfig) -> None:
-    """Raise SlideError for a slide too coarse or without tissue."""
+def refuse_resolution(slide: Slide, config: HarvestConfig) -> None:
+    """Raise SlideError for a slide that was scanned too coarsely."""
     too_coarse = slide.mpp > MOST_UPSAMPLING * config.patch_mpp and not config.allow_upsampling
     if slide.mpp > COARSEST_PATCH_MPP:
         raise SlideError(
-            f"{slide.path} was scanned at {slide.mpp:.3g} um/px, too coarse to count cells on; leave it out"
+            f"{slide.path} was scanned at {slide.mpp:.3g} um/px, too coarse to count cells on: only an outline "
+            f"of its tissue can be had, in {config.out / THUMBNAILS}; leave it out"
         )
     if too_coarse:
         own = math.ceil(slide.mpp * 100) / 100
@@ -143,8 +197,6 @@ def _refuse(slide: Slide, tissue: Tissue, config: HarvestConfig) -> None:
             f"{slide.path} was scanned at {slide.mpp:.3g} um/px, coarser than --patch-mpp {config.patch_mpp:g}; "
             f"harvest it with --patch-mpp {own:g} into another --out, or enlarge it with --allow-upsampling"
         )
-    if not tissue.mask.any():
-        raise SlideError(f"{slide.path} shows no tissue; look at its picture in {config.out / THUMBNAILS}")
 
 
 def _in_order(places_N2: np.ndarray, source: Source, seed: int) -> np.ndarray:
@@ -153,7 +205,9 @@ def _in_order(places_N2: np.ndarray, source: Source, seed: int) -> np.ndarray:
     return places_N2[spread_order(places_N2, rng)]
 
 
-def _keep_patches(plan: Plan, places_N2: np.ndarray, tar: SlideTar, tally: Tally) -> None:
+def _keep_patches(
+    plan: Plan, places_N2: np.ndarray, tar: SlideTar, tally: Tally, tell: Callable[[int], None]
+) -> None:
     """Count place after place and write those with enough cells, until there are enough patches.
 
     Raises:
@@ -170,10 +224,15 @@ def _keep_patches(plan: Plan, places_N2: np.ndarray, tar: SlideTar, tally: Tally
             tally.errors.append(error)
             continue
         cells = len(plan.counter.find(np.asarray(patch), plan.mpp))
-        if cells >= plan.config.min_cells:
-            tar.add(f"{plan.source.slide_id}_{x}_{y}", patch, plan.fields(x, y, cells))
-            tally.corners.append((x, y))
-            tally.cells.append(cells)
+        tally.note(cells)
+        key, fields = f"{plan.source.slide_id}_{x}_{y}", plan.fields(x, y, cells)
+        if cells < plan.config.min_cells:
+            tally.near_misses.offer(key, patch, fields, plan.config.min_cells)
+            continue
+        tar.add(key, patch, fields)
+        tally.corners.append((x, y))
+        tally.cells.append(cells)
+        tell(len(tally.cells))
     if tally.errors and len(tally.errors) == tally.counted:
         raise tally.errors[0]
 

@@ -1,24 +1,24 @@
 """Slide tars -> shuffled shards and their index: many slides in every shard, in constant memory.
 
 `index.json` is removed before the first shard is touched and written after the last one, so a folder with an
-index is whole; in between `.packing.json` names the shards that are the harvest's own. The index lists the
-shards (samples, bytes, SHA-256), the settings, and the mean and standard deviation of the patches' pixels.
+index is whole; in between `.packing.json` names the shards that are the harvest's own. Where shards are only
+added, the old index stays until the new one takes its place. The index lists the shards (samples, bytes,
+SHA-256), the slides' tars in them, the settings, and the mean and standard deviation of the patches' pixels.
 """
 
 import hashlib
 import json
 import math
 import re
-import tarfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from patch_extraction.slide_tar import KEPT, Record, Span, add_member, members, read_at, tar_path
-from shared.atomic import atomic_path, write_json
+from patch_extraction.shard_writer import Samples, write_shard
+from patch_extraction.slide_tar import KEPT, Record, tar_path
+from shared.atomic import write_json
 from shared.command_line import UserError
 from shared.runs import progress
 
@@ -28,53 +28,61 @@ JOURNAL = ".packing.json"
 SHARD = re.compile(r"shard-\d{6}\.tar")
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Where a patch lies: the slide's tar, the key, the places of its picture and of its JSON."""
+class DamagedTarError(UserError):
+    """Slides' tars that are not as their records say; those records are forgotten, so the slides can be redone."""
 
-    tar: Path
-    key: str
-    picture: Span
-    text: Span
+    def __init__(self, sentence: str, slide_ids: set[str]) -> None:
+        super().__init__(sentence)
+        self.slide_ids = slide_ids
 
 
 def pack(
-    out: Path, records: Sequence[Record], settings: Mapping[str, Any], shard_size: int, seed: int
+    out: Path,
+    records: Sequence[Record],
+    settings: Mapping[str, Any],
+    shard_size: int,
+    seed: int,
+    add_shards: bool = False,
 ) -> dict[str, Any]:
     """Write `shard-%06d.tar` and `index.json` from the slides' tars; returns the index.
 
     Nothing is written where the shards there are already made of the same tars.
 
+    Args:
+        out: The output folder.
+        records: Of all slides; those without patches do not matter.
+        settings: For the index.
+        shard_size: Samples in a shard, about.
+        seed: Decides the order.
+        add_shards: Leave the shards of an earlier packing alone and write further ones for what is new.
+
     Raises:
-        UserError: slides' tars are damaged; starting again makes them anew.
+        DamagedTarError: slides' tars are damaged, and the slides can be harvested again.
+        UserError: the same of slides that are gone; shards cannot be added to those that are there.
     """
     records = sorted((record for record in records if record.kept), key=lambda record: record.slide_id)
-    source = _digest(records, shard_size, seed)
     index = read_index(out)
-    if index is not None and index["source"] == source and _shards_whole(out, index):
-        (out / JOURNAL).unlink(missing_ok=True)  # of a process killed between the index and here
+    if index is not None and _up_to_date(out, index, records, shard_size, seed):
+        _remove(out, own_shards(out) - set(_names(index)))  # of a process killed between the index and here
+        (out / JOURNAL).unlink(missing_ok=True)
         return index
-    _check_tars(out, records)
-    samples = [sample for record in records for sample in _samples(tar_path(out, record.slide_id))]
-    order = np.random.default_rng(seed).permutation(len(samples))
-    parts = np.array_split(order, math.ceil(len(samples) / shard_size))
-    names = [f"shard-{number:06d}.tar" for number in range(len(parts))]
-    _withdraw_index(out, names)
-    shards = []
-    with progress(len(parts), "shard", description="packing") as bar:
-        for name, part in zip(names, parts, strict=True):
-            shards.append(_write_shard(out / name, [samples[i] for i in part]))
-            bar.update()
-    _remove(out, own_shards(out) - set(names))
-    index = _index(records, settings, shards, source)
+    old = _to_extend(out, index, records) if add_shards else []
+    packed = index["tars"] if old and index else {}
+    new = [record for record in records if record.slide_id not in packed]
+    _say_what_is_new(index, records, old)
+    _check_tars(out, new)
+    shards = _write_shards(out, new, shard_size, seed, old)
+    index = _index(records, settings, [*old, *shards], shard_size, seed)
     write_json(out / INDEX, index)
+    _remove(out, own_shards(out) - set(_names(index)))
     (out / JOURNAL).unlink()
     return index
 
 
 def discard(out: Path) -> None:
     """Remove the index and then the shards it lists, before slides are harvested with other settings."""
-    _withdraw_index(out)
+    _enter_in_journal(out, [])
+    (out / INDEX).unlink(missing_ok=True)
     _remove(out, own_shards(out))
     (out / JOURNAL).unlink()
 
@@ -82,7 +90,7 @@ def discard(out: Path) -> None:
 def own_shards(out: Path) -> set[str]:
     """Names of the shards that a harvest wrote or was about to write; all others are somebody else's."""
     index = read_index(out)
-    names = set() if index is None else {shard["name"] for shard in index["shards"]}
+    names = set() if index is None else set(_names(index))
     if (out / JOURNAL).exists():
         names |= set(json.loads((out / JOURNAL).read_text(encoding="utf-8"))["shards"])
     return {name for name in names if SHARD.fullmatch(name)}
@@ -97,10 +105,13 @@ def read_index(out: Path) -> dict[str, Any] | None:
     return index if isinstance(index, dict) and index.get("format") == FORMAT else None
 
 
-def _withdraw_index(out: Path, names: Sequence[str] = ()) -> None:
-    """Remove the index, remembering which shards are our own: those it lists and `names`, to be written."""
+def _names(index: Mapping[str, Any]) -> list[str]:
+    return [shard["name"] for shard in index["shards"]]
+
+
+def _enter_in_journal(out: Path, names: Sequence[str]) -> None:
+    """Remember which shards are our own: those of the index and `names`, to be written."""
     write_json(out / JOURNAL, {"shards": sorted(own_shards(out) | set(names))})
-    (out / INDEX).unlink(missing_ok=True)
 
 
 def _remove(out: Path, names: Iterable[str]) -> None:
@@ -108,27 +119,74 @@ def _remove(out: Path, names: Iterable[str]) -> None:
         (out / name).unlink(missing_ok=True)
 
 
-def _digest(records: Sequence[Record], shard_size: int, seed: int) -> str:
-    lines = [f"{record.slide_id} {record.sha256}" for record in records]
-    return hashlib.sha256("\n".join([f"{shard_size} {seed}", *lines]).encode()).hexdigest()
+def _up_to_date(
+    out: Path, index: Mapping[str, Any], records: Sequence[Record], shard_size: int, seed: int
+) -> bool:
+    """Whether the shards there hold just these slides, packed as asked for."""
+    asked = {
+        "tars": {record.slide_id: record.sha256 for record in records},
+        "shard_size": shard_size,
+        "seed": seed,
+    }
+    return all(index.get(name) == value for name, value in asked.items()) and not _broken_shard(out, index)
 
 
-def _shards_whole(out: Path, index: Mapping[str, Any]) -> bool:
-    """Whether every shard of the index is there with its size."""
-    paths = [(out / shard["name"], shard["bytes"]) for shard in index["shards"]]
-    return all(path.is_file() and path.stat().st_size == size for path, size in paths)
+def _broken_shard(out: Path, index: Mapping[str, Any]) -> str:
+    """The first shard of the index that is not there with its size; empty if all are."""
+    for shard in index["shards"]:
+        path = out / shard["name"]
+        if not path.is_file() or path.stat().st_size != shard["bytes"]:
+            return str(shard["name"])
+    return ""
+
+
+def _to_extend(out: Path, index: Mapping[str, Any] | None, records: Sequence[Record]) -> list[dict[str, Any]]:
+    """The shards that stay where others are added to them.
+
+    Raises:
+        UserError: one is damaged, or holds patches of a slide that has changed or is gone.
+    """
+    if index is None:
+        return []
+    fault = _broken_shard(out, index)
+    reason = f"{fault} is lost or damaged"
+    if not fault:
+        current = {record.slide_id: record.sha256 for record in records}
+        tars: dict[str, str] = index.get("tars", {"": "of an older version"})
+        fault = next((slide_id for slide_id, sha256 in tars.items() if current.get(slide_id) != sha256), "")
+        reason = f"the patches of {fault or 'some slides'} are not those in the shards any more"
+    if fault:
+        raise UserError(f"shards cannot be added in {out}: {reason}; leave out --add-shards to pack all anew")
+    return list(index["shards"])
+
+
+def _say_what_is_new(
+    index: Mapping[str, Any] | None, records: Sequence[Record], old: Sequence[Mapping[str, Any]]
+) -> None:
+    if index is None:
+        return
+    new = sum(record.slide_id not in index.get("tars", {}) for record in records)
+    if old:
+        print(f"{len(old)} shards stay, others are added for {new} new slides", flush=True)
+    elif new and new < len(records):
+        print(
+            f"all patches are packed anew, those of {new} new slides among them (--add-shards would leave the "
+            "shards alone and add others)",
+            flush=True,
+        )
 
 
 def _check_tars(out: Path, records: Sequence[Record]) -> None:
     """Refuse tars that are not as their records say, and forget those records: the next run redoes the slides.
 
     Raises:
-        UserError: names the first such tar; a slide that is gone keeps its record, nothing could replace it.
+        DamagedTarError: names the first such tar.
+        UserError: the same of a slide that is gone; it keeps its record, nothing could replace it.
     """
     damaged = []
     with progress(len(records), "slide", description="checking") as bar:
         for record in records:
-            if _sha256(tar_path(out, record.slide_id)) != record.sha256:
+            if sha256_of(tar_path(out, record.slide_id)) != record.sha256:
                 damaged.append(record)
             bar.update()
     if not damaged:
@@ -144,10 +202,13 @@ def _check_tars(out: Path, records: Sequence[Record]) -> None:
             f"or remove {tar.with_suffix('.json')} to go on without its patches"
         )
     are = f"and {len(damaged) - 1} more are" if len(damaged) > 1 else "is"
-    raise UserError(f"{tar} {are} damaged; start the harvest again, it makes such slides' patches anew")
+    raise DamagedTarError(
+        f"{tar} {are} damaged; start the harvest again, it makes such slides' patches anew",
+        {record.slide_id for record in damaged},
+    )
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     """The SHA-256 of a file; empty if it cannot be read."""
     try:
         with path.open("rb") as file:
@@ -156,30 +217,32 @@ def _sha256(path: Path) -> str:
         return ""
 
 
-def _samples(path: Path) -> list[Sample]:
-    """The samples of a slide's tar."""
-    with path.open("rb") as file:
-        found = members(file)
-    pairs = zip(found[0::2], found[1::2], strict=True)
-    return [Sample(path, name.removesuffix(".jpg"), picture, text) for (name, picture), (_, text) in pairs]
-
-
-def _write_shard(path: Path, samples: Sequence[Sample]) -> dict[str, Any]:
-    """Write one shard atomically; returns its entry in the index."""
-    with atomic_path(path) as temporary:
-        with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for sample in samples:
-                with sample.tar.open("rb") as file:
-                    add_member(tar, f"{sample.key}.jpg", read_at(file, sample.picture))
-                    add_member(tar, f"{sample.key}.json", read_at(file, sample.text))
-        with temporary.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        size = temporary.stat().st_size
-    return {"name": path.name, "samples": len(samples), "bytes": size, "sha256": sha256}
+def _write_shards(
+    out: Path, records: Sequence[Record], shard_size: int, seed: int, old: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Write the shards of these slides, numbered on from `old`; returns their entries in the index."""
+    samples = Samples.of([tar_path(out, record.slide_id) for record in records])
+    # The first packing is shuffled by the seed alone; what is added later must not repeat its order.
+    order = np.random.default_rng((seed, len(old)) if old else seed).permutation(len(samples))
+    parts = np.array_split(order, math.ceil(len(samples) / shard_size))
+    names = [f"shard-{number:06d}.tar" for number in range(len(old), len(old) + len(parts))]
+    _enter_in_journal(out, names)
+    if not old:
+        (out / INDEX).unlink(missing_ok=True)
+    shards = []
+    with progress(len(parts), "shard", description="packing") as bar:
+        for name, part in zip(names, parts, strict=True):
+            shards.append(write_shard(out / name, samples, part))
+            bar.update()
+    return shards
 
 
 def _index(
-    records: Sequence[Record], settings: Mapping[str, Any], shards: list[dict[str, Any]], source: str
+    records: Sequence[Record],
+    settings: Mapping[str, Any],
+    shards: list[dict[str, Any]],
+    shard_size: int,
+    seed: int,
 ) -> dict[str, Any]:
     mean, std = _mean_and_std(records, settings["patch_size"])
     biomarkers: dict[str, dict[str, int]] = {}
@@ -195,8 +258,10 @@ def _index(
         "mean": mean,
         "std": std,
         "settings": dict(settings),
-        "source": source,
+        "shard_size": shard_size,
+        "seed": seed,
         "shards": shards,
+        "tars": {record.slide_id: record.sha256 for record in records},
     }
 
 

@@ -13,6 +13,7 @@ from scipy.ndimage import binary_dilation, binary_erosion
 
 from patch_extraction.cell_counters import CellCounter
 from patch_extraction.config import Source
+from patch_extraction.near_misses import near_misses_path
 from patch_extraction.slide_tar import members, read_at
 from shared.atomic import atomic_path
 from shared.pictures import contact_sheet, draw_points
@@ -20,6 +21,8 @@ from shared.slides import Slide
 from shared.tissue import Tissue
 
 THUMBNAILS = "thumbnails"
+CONTACT_SHEET, REJECTED_SHEET = "contact_sheet.png", "rejected.png"
+KEPT_SHOWN, REJECTED_SHOWN, COLUMNS = 40, 16, 8
 LONG_SIDE = 1200  # px of a thumbnail, at least
 OUTLINE = (0, 0, 0)
 # Patches are framed by how many cells they hold: below which count, in which colour (Okabe & Ito's palette).
@@ -51,15 +54,33 @@ def save_thumbnail(
         _with_legend(framed, title).save(temporary, format="JPEG", quality=88)
 
 
-def sheet_of_patches(shard: Path, counter: CellCounter, count: int = 40, columns: int = 8) -> Image.Image:
-    """The first patches of a shard with their counted cells marked; below each its slide and count."""
+def save_contact_sheets(out: Path, slide_ids: Sequence[str], counter: CellCounter) -> None:
+    """Write pictures of some patches that were kept, and of some that just failed, counted cells marked."""
+    kept = first_samples(out / "shard-000000.tar", KEPT_SHOWN)  # a shard is a random choice of all
+    title = f"{len(kept)} patches as stored, chosen at random; circles: cells that were counted"
+    _save(out / CONTACT_SHEET, sheet_of_patches(kept, counter, title))
+    there = [path for path in (near_misses_path(out, slide_id) for slide_id in slide_ids) if path.exists()]
+    chosen = there[:: max(1, len(there) // REJECTED_SHOWN)][:REJECTED_SHOWN]
+    each = -(-REJECTED_SHOWN // max(1, len(chosen)))
+    rejected = [sample for path in chosen for sample in first_samples(path, each)][:REJECTED_SHOWN]
+    (out / REJECTED_SHEET).unlink(missing_ok=True)
+    if rejected:
+        title = (
+            f"{len(rejected)} patches that were left out for a few cells too few; circles: cells that were counted"
+        )
+        _save(out / REJECTED_SHEET, sheet_of_patches(rejected, counter, title))
+
+
+def sheet_of_patches(
+    samples: Sequence[tuple[Image.Image, dict[str, Any]]], counter: CellCounter, title: str
+) -> Image.Image:
+    """Patches with their counted cells marked; below each its slide and count."""
     images, captions = [], []
-    for image, fields in first_samples(shard, count):
+    for image, fields in samples:
         points_N2 = counter.find(np.asarray(image), fields["mpp"])
         images.append(draw_points(image, points_N2, radius=NUCLEUS_UM / fields["mpp"]))
         captions.append(f"{fields['cells']} cells  {Path(fields['slide']).name}"[:38])
-    title = f"{len(images)} patches as stored, chosen at random; circles: cells that were counted"
-    return contact_sheet(images, columns, captions, title=title)
+    return contact_sheet(images, COLUMNS, captions, title=title)
 
 
 def first_samples(shard: Path, count: int) -> list[tuple[Image.Image, dict[str, Any]]]:
@@ -68,6 +89,11 @@ def first_samples(shard: Path, count: int) -> list[tuple[Image.Image, dict[str, 
         contents = [read_at(file, span) for _, span in members(file, 2 * count)]
     images = [Image.open(io.BytesIO(content)).convert("RGB") for content in contents[0::2]]
     return list(zip(images, map(json.loads, contents[1::2]), strict=True))
+
+
+def _save(path: Path, picture: Image.Image) -> None:
+    with atomic_path(path) as temporary:
+        picture.save(temporary, format="PNG")
 
 
 def _overview(slide: Slide, tissue: Tissue) -> tuple[float, Image.Image]:

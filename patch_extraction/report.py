@@ -5,11 +5,11 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from patch_extraction.slide_tar import FAILED, KEPT, NO_PATCH, Record
+from patch_extraction.slide_tar import DUPLICATE, FAILED, KEPT, NO_PATCH, Record
 from shared.atomic import atomic_path
 from shared.tables import table
 
-NOT_IN_CSV = ("pixel_sums", "source_bytes", "wsi_dir", "settings")
+NOT_IN_CSV = ("pixel_sums", "histogram", "source_bytes", "wsi_dir", "settings")
 MOST_ROWS = 40  # slides listed one by one in the terminal; more are summed up by biomarker only
 
 
@@ -25,7 +25,9 @@ def write_csv(path: Path, records: Sequence[Record]) -> None:
 def summary(records: Sequence[Record]) -> str:
     """Slides, biomarkers with their slides and patches (the paper's Table 1), and what went wrong."""
     parts = [_slides_table(records)] if len(records) <= MOST_ROWS else []
-    parts += [_biomarker_table(records), _remarks(records)]
+    if any(record.kept for record in records):
+        parts.append(table(("biomarker", "slides", "patches"), biomarker_rows(records)))
+    parts.append("\n".join(remarks(records)))
     return "\n\n".join(part for part in parts if part)
 
 
@@ -48,26 +50,25 @@ def _slides_table(records: Sequence[Record]) -> str:
     return table(header, rows)
 
 
-def _biomarker_table(records: Sequence[Record]) -> str:
+def biomarker_rows(records: Sequence[Record]) -> list[tuple[str, int, int]]:
+    """Biomarker, slides that gave patches, patches; and all together."""
     rows = []
     for biomarker in sorted({record.biomarker for record in records}):
         kept = [record.kept for record in records if record.biomarker == biomarker and record.kept]
         rows.append((biomarker or "(none)", len(kept), sum(kept)))
-    if not any(patches for _, _, patches in rows):
-        return ""
-    rows.append(("all", sum(row[1] for row in rows), sum(row[2] for row in rows)))
-    return table(("biomarker", "slides", "patches"), rows)
+    return [*rows, ("all", sum(row[1] for row in rows), sum(row[2] for row in rows))]
 
 
-def _remarks(records: Sequence[Record]) -> str:
+def remarks(records: Sequence[Record]) -> list[str]:
     """Failures first, then slides without a patch, then warnings; one line each."""
     lines = [f"failed: {record.reason}" for record in records if record.status == FAILED]
     lines += [f"no patch: {record.slide}: {record.reason}" for record in records if record.status == NO_PATCH]
     lines += [
-        f"kept from an earlier run: {record.slide}: the slide is gone, its {record.kept} patches stay"
+        f"kept from an earlier run: {record.slide}: it is gone or not chosen, its {record.kept} patches stay"
         for record in records
         if record.status == KEPT
     ]
+    lines += [f"duplicate: {record.slide}: {record.reason}" for record in records if record.status == DUPLICATE]
     lines += [f"note: {record.slide}: {record.warning}" for record in records if record.warning]
     lines += [
         f"note: {record.slide}: {record.unreadable} of {record.counted} places could not be decoded, left out"
@@ -76,4 +77,4 @@ def _remarks(records: Sequence[Record]) -> str:
     ]
     if any("--slide-mpp" in record.reason for record in records):
         lines.append("hint: --slide-mpp NAME=0.25 sets the resolution of one slide, --slide-mpp 0.25 of all")
-    return "\n".join(lines)
+    return lines

@@ -25,7 +25,8 @@ from shared.atomic import atomic_path, write_json
 QUALITY = 90  # of the patches' JPEG, chroma halved: the contract of the shards
 LONGEST_STEM = 64  # so that keys stay below 100 characters, what a plain tar header holds
 Span = tuple[int, int]  # offset and size in a tar
-HARVESTED, NO_PATCH, FAILED, KEPT = "harvested", "no patch", "failed", "kept"
+HARVESTED, NO_PATCH, FAILED, KEPT, DUPLICATE = "harvested", "no patch", "failed", "kept", "duplicate"
+BIN = 10  # cells: width of a bar in the histograms
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,9 @@ class Record:
     slide: str
     slide_id: str
     biomarker: str
-    status: str  # HARVESTED, NO_PATCH, FAILED; or KEPT: from an earlier run, the slide is gone since
+    # HARVESTED, NO_PATCH, FAILED; KEPT: from an earlier run, not among this run's slides; DUPLICATE: another
+    # slide is the same file.
+    status: str
     reason: str = ""  # why it failed or gave no patch
     warning: str = ""
     slide_mpp: float | None = None
@@ -51,6 +54,7 @@ class Record:
     sha256: str = ""
     # Sums over the kept patches' pixels (0..255) and their squares, for mean and standard deviation.
     pixel_sums: tuple[tuple[int, ...], tuple[int, ...]] = ((0, 0, 0), (0, 0, 0))
+    histogram: tuple[int, ...] = ()  # places counted, by BIN cells
     source_bytes: int = 0
     wsi_dir: str = ""  # where the slide was found
     settings: Mapping[str, Any] = field(default_factory=dict)

@@ -1,21 +1,30 @@
-"""All slides, several at a time: finished ones are skipped, the others each done by one process."""
+"""All slides, several at a time: finished ones are skipped, the others each done by one process.
+
+A slide that hangs or brings its process down costs that slide: the process is replaced, the slide is named.
+"""
 
 import functools
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import wait as wait_for_processes
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.connection import wait as wait_for
+from multiprocessing.context import ForkServerProcess
 
 from patch_extraction.cell_counters import CellCounter
 from patch_extraction.config import HarvestConfig, Source
-from patch_extraction.harvest import harvest_slide
+from patch_extraction.harvest import failed_record, harvest_slide
 from patch_extraction.slide_tar import Record, finished
 from shared.command_line import UserError
 from shared.runs import progress
+
+TELL_EVERY = 0.5  # seconds between two words of a worker about its patches
+Task = Callable[..., Record]  # takes a source, and `tell`, which takes the number of patches so far
 
 
 def finished_slides(sources: Sequence[Source], config: HarvestConfig) -> dict[str, Record]:
@@ -49,43 +58,160 @@ def harvest_slides(
     """Harvest every slide that is not `done` yet; the records of all, in the order of `sources`.
 
     Raises:
-        UserError: the disk is full; a process died.
+        UserError: the disk is full.
     """
     records = dict(done)
     todo = [source for source in sources if source.slide_id not in done]
     if done:
         print(f"{len(done)} of {len(sources)} slides are done already; going on with the others", flush=True)
     task = functools.partial(harvest_slide, config=config, counter=counter)
-    kept = sum(record.kept for record in done.values())
     with progress(len(sources), "slide", len(done), "harvesting") as bar:
-        for record in _each(task, todo, min(config.processes(), len(todo))):
-            records[record.slide_id] = record
-            kept += record.kept
-            bar.set_postfix(patches=kept, refresh=False)
-            bar.update()
+        kept = sum(record.kept for record in done.values())
+        for record, under_way in each(task, todo, config):
+            if record is not None:
+                records[record.slide_id] = record
+                kept += record.kept
+                bar.update()
+            bar.set_postfix(patches=kept + under_way, refresh=False)
+            bar.update(0)  # so that the patches are seen to grow while a large slide is at work
     return [records[source.slide_id] for source in sources]
 
 
-def _each(task: functools.partial, sources: Sequence[Source], processes: int) -> Iterator[Record]:
-    """Run the task on every source; records come as they are done."""
-    if processes <= 1:
-        yield from map(task, sources)
-        return
-    context = multiprocessing.get_context("spawn")  # forking a process with threads may hang
-    pool = ProcessPoolExecutor(processes, context, initializer=_end_with_parent)
+def each(task: Task, sources: Sequence[Source], config: HarvestConfig) -> Iterator[tuple[Record | None, int]]:
+    """Run the task on every source, each in one of several processes.
+
+    Yields a record when a slide is done, or None when there is news only; and the patches that the slides at
+    work have given so far.
+
+    Raises:
+        UserError: what a task raised; the others are given up.
+    """
+    waiting = deque(sources)
+    # Not forked from this process, which has threads; a server that has no more than imported everything.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["patch_extraction.__main__"])
+    workers = [_Worker(context, task, config) for _ in range(min(config.processes(), len(waiting)))]
     try:
-        waiting = {pool.submit(task, source) for source in sources}
-        while waiting:
-            ready, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in ready:
-                yield future.result()
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a worker process was killed, perhaps for lack of memory; start the same command again, "
-            "it goes on from here, with fewer --workers"
-        ) from error
+        for worker in workers:
+            worker.begin(waiting.popleft())
+        while busy := [worker for worker in workers if worker.source]:
+            patience = max(0.0, min(worker.deadline for worker in busy) - time.monotonic())
+            ready = wait_for([worker.pipe for worker in busy], patience)
+            for worker in busy:
+                record = worker.news(worker.pipe in ready)
+                if record is not None and waiting:
+                    worker.begin(waiting.popleft())
+                yield record, sum(other.kept for other in workers)
     finally:
-        pool.shutdown(cancel_futures=True)
+        for worker in workers:
+            worker.kill()
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """What a worker says when the whole harvest has to end."""
+
+    sentence: str
+
+
+class _Worker:
+    """A process that does one slide after the other, and is replaced where one is its end."""
+
+    def __init__(
+        self, context: multiprocessing.context.ForkServerContext, task: Task, config: HarvestConfig
+    ) -> None:
+        self._context, self._task, self._config = context, task, config
+        self.source: Source | None = None
+        self.kept = 0
+        self.deadline = 0.0
+        self._start()
+
+    def _start(self) -> None:
+        self.pipe, theirs = self._context.Pipe()
+        self._process: ForkServerProcess = self._context.Process(
+            target=_work, args=(theirs, self._task), daemon=True
+        )
+        self._process.start()
+        theirs.close()
+
+    def begin(self, source: Source) -> None:
+        """Hand over a slide."""
+        if not self._process.is_alive():
+            self._start()
+        self.source, self.kept = source, 0
+        self._began = time.monotonic()
+        self.deadline = self._began + 60 * self._config.slide_minutes
+        self.pipe.send(source)
+
+    def news(self, said_something: bool) -> Record | None:
+        """The record of the slide, if it has come to its end in one way or another."""
+        assert self.source is not None
+        if said_something:
+            try:
+                word = self.pipe.recv()
+            except (EOFError, ConnectionResetError):
+                return self._give_up(self._death())
+            if isinstance(word, _Wish):
+                raise UserError(word.sentence)
+            if isinstance(word, int):
+                self.kept = word
+                return None
+            self.source, self.kept = None, 0
+            return word
+        if time.monotonic() < self.deadline:
+            return None
+        return self._give_up(
+            f"was given up after {self._config.slide_minutes:g} minutes; copy it again, "
+            "or give it more time with --slide-minutes"
+        )
+
+    def kill(self) -> None:
+        """End the process and remove what it has half written."""
+        self._process.kill()
+        self._process.join()
+        self.pipe.close()
+        for path in self._config.out.glob(f"*/.*.{self._process.pid}.tmp"):
+            path.unlink(missing_ok=True)
+
+    def _give_up(self, reason: str) -> Record:
+        assert self.source is not None
+        source, self.source, self.kept = self.source, None, 0
+        self.kill()
+        return failed_record(source, self._config, f"{source.path} {reason}", time.monotonic() - self._began)
+
+    def _death(self) -> str:
+        self._process.join()
+        code = self._process.exitcode or 0
+        if code == -signal.SIGKILL:
+            return "ended with its process being killed, perhaps for lack of memory; use fewer --workers"
+        how = signal.strsignal(-code) if code < 0 else f"exit code {code}"
+        return f"brought its process down ({how}); copy it again or remove it"
+
+
+def _work(pipe: Connection, task: Task) -> None:
+    """Do the slides that come through the pipe until it is closed."""
+    _end_with_parent()
+    while True:
+        try:
+            source = pipe.recv()
+        except EOFError:
+            return
+        try:
+            pipe.send(task(source, tell=_Throttled(pipe)))
+        except UserError as error:
+            pipe.send(_Wish(str(error)))
+
+
+class _Throttled:
+    """Sends a number now and then, not every time."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe, self._last = pipe, time.monotonic()
+
+    def __call__(self, kept: int) -> None:
+        if time.monotonic() - self._last > TELL_EVERY:
+            self._last = time.monotonic()
+            self._pipe.send(kept)
 
 
 def _end_with_parent() -> None:
@@ -95,7 +221,7 @@ def _end_with_parent() -> None:
     assert parent is not None
 
     def watch() -> None:
-        wait_for_processes([parent.sentinel])
+        wait_for([parent.sentinel])
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from patch_extraction.__main__ import find_sources
 from patch_extraction.cell_counters import HaematoxylinCounter
 from patch_extraction.config import HarvestConfig
 from patch_extraction.harvest import harvest_slide
+from patch_extraction.slide_list import find_sources
 from patch_extraction.slide_tar import FAILED, HARVESTED, NO_PATCH, Record, SlideTar, tar_path
 from shared.command_line import UserError
 from shared.sample_slides import write_slide

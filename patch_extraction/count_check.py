@@ -1,0 +1,215 @@
+"""`python -m patch_extraction.count_check DIR...`: how well a cell counter counts, on annotated fields.
+
+Fields are cut into squares of a patch's size in um, as the harvest judges them. Reported are the mean error of the
+counts, the F1 of single cells, and precision and recall of "at least --min-cells".
+"""
+
+import csv
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from PIL import Image, UnidentifiedImageError
+from scipy.optimize import linear_sum_assignment
+
+from patch_extraction.cell_counters import CellCounter, choose_counter
+from shared.atomic import atomic_path
+from shared.command_line import UserError, check_range, run
+from shared.resolution import PLAUSIBLE
+from shared.tables import table
+
+MATCH_UM = 4.0  # a found cell counts as right within about the radius of a nucleus
+PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class CountCheckConfig:
+    """Compare a cell counter with annotated fields."""
+
+    folders: tyro.conf.Positional[tuple[str, ...]]
+    """DIR or DIR=MPP: a folder with `images/` and `points/NAME.csv` (columns x, y); um/px of its images, where no
+    `dataset.json` there says it."""
+    counter: str = "haematoxylin"
+    """Who counts: `haematoxylin`, or MODULE:FUNCTION as for a harvest."""
+    detector: Path | None = None
+    """Let this detector count instead."""
+    patch_um: float = 128.0
+    """Side of the squares: 512 px of 0.25 um."""
+    min_cells: int = 30
+    """Cells that a square has to hold."""
+    pixel_index: bool = False
+    """The coordinates count pixels from 0, so that a cell's centre lies half a pixel further."""
+    out: Path | None = None
+    """Write the table as CSV, too; rows of other counters that are there already stay."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What a counter is worth on one set: a row of the table."""
+
+    set: str
+    counter: str
+    mpp: float
+    squares: int
+    cells: int
+    f1: float  # of single cells, within 4 um
+    count_error: float  # mean of |found - true| a square
+    precision: float  # of "at least --min-cells"
+    recall: float
+    enough: float  # share of squares that truly hold so many
+    ms: float  # a square
+
+
+def main() -> None:
+    """Measure, print, and write what the configuration asks for."""
+    config = tyro.cli(CountCheckConfig, prog="python -m patch_extraction.count_check", description=__doc__)
+    check_range("patch-um", config.patch_um, 10, 10_000)
+    check_range("min-cells", config.min_cells, 0, 10**6)
+    places = [_place(word) for word in config.folders]
+    if not places:
+        raise UserError("name at least one folder of annotated fields")
+    finest = min(mpp for _, mpp in places)
+    counter = choose_counter(config.counter, config.detector, finest, round(config.patch_um / finest))
+    rows = []
+    for folder, mpp in places:
+        squares = list(annotated_squares(folder, mpp, config.patch_um, 0.5 if config.pixel_index else 0.0))
+        rows.append(measure(_name(folder), squares, mpp, counter, config.min_cells))
+    print(table([field.name for field in fields(Quality)], [_values(row) for row in rows]))
+    if config.out is not None:
+        _merge(config.out, rows)
+        print(f"written to {config.out}")
+
+
+def measure(
+    name: str, squares: Sequence[tuple[np.ndarray, np.ndarray]], mpp: float, counter: CellCounter, min_cells: int
+) -> Quality:
+    """Compare a counter with squares of (image, true points)."""
+    found, hits = [], 0
+    start = time.perf_counter()
+    for image_HW3, _ in squares:
+        found.append(counter.find(image_HW3, mpp))
+    seconds = time.perf_counter() - start
+    for found_N2, (_, true_M2) in zip(found, squares, strict=True):
+        hits += _matches(found_N2, true_M2, MATCH_UM / mpp)
+    counts = np.array([len(points) for points in found])
+    true = np.array([len(points) for _, points in squares])
+    accepted, right = counts >= min_cells, true >= min_cells
+    return Quality(
+        set=name,
+        counter=counter.name,
+        mpp=mpp,
+        squares=len(squares),
+        cells=int(true.sum()),
+        f1=_ratio(2 * hits, counts.sum() + true.sum()),
+        count_error=round(float(np.abs(counts - true).mean()), 2),
+        precision=_ratio((accepted & right).sum(), accepted.sum()),
+        recall=_ratio((accepted & right).sum(), right.sum()),
+        enough=_ratio(right.sum(), len(right)),
+        ms=round(1e3 * seconds / len(squares), 2),
+    )
+
+
+def annotated_squares(
+    folder: Path, mpp: float, patch_um: float, offset: float = 0.0
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Squares of `patch_um` um that cover every annotated image, with the points (px, corner origin) inside each.
+
+    Raises:
+        UserError: there are no images, or one has no points or cannot be read.
+    """
+    paths = sorted(path for path in (folder / "images").glob("*") if path.suffix.lower() in PICTURES)
+    if not paths:
+        raise UserError(f"{folder / 'images'} holds no pictures; give a folder with images/ and points/")
+    side = round(patch_um / mpp)
+    for path in paths:
+        try:
+            image = np.asarray(Image.open(path).convert("RGB"))
+        except (OSError, UnidentifiedImageError) as error:
+            raise UserError(f"{path} cannot be read ({error}); copy it again or remove it") from error
+        points_N2 = _points(folder / "points" / f"{path.stem}.csv") + offset
+        starts = [np.linspace(0, max(0, n - side), max(1, round(n / side))).astype(int) for n in image.shape[:2]]
+        for top in starts[0]:
+            for left in starts[1]:
+                inside = ((points_N2 >= (left, top)) & (points_N2 < (left + side, top + side))).all(axis=1)
+                yield image[top : top + side, left : left + side], points_N2[inside] - (left, top)
+
+
+def _points(path: Path) -> np.ndarray:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = [(float(row["x"]), float(row["y"])) for row in csv.DictReader(file)]
+    except OSError as error:
+        raise UserError(f"cannot read the annotations {path}: {error.strerror}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is no table of cells; it needs columns x and y with numbers") from error
+    return np.array(rows).reshape(-1, 2)
+
+
+def _place(word: str) -> tuple[Path, float]:
+    """A folder and the um/px of its images: `DIR=MPP`, or from the `dataset.json` there or one folder up."""
+    name, _, number = word.rpartition("=")
+    folder = Path(name or word)
+    mpp: Any = number if name else next(filter(None, map(_described_mpp, (folder, folder.parent))), None)
+    try:
+        value = float(mpp)
+    except (TypeError, ValueError):
+        value = 0.0
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}; check the path")
+    if not PLAUSIBLE[0] <= value <= PLAUSIBLE[1]:
+        raise UserError(f"the um/px of {folder} are not known; say them as {folder}=0.5")
+    return folder, value
+
+
+def _described_mpp(folder: Path) -> Any:
+    try:
+        return json.loads((folder / "dataset.json").read_text(encoding="utf-8"))["mpp"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _name(folder: Path) -> str:
+    """A set's name: its last two folders, as in `CoNSeP/test`."""
+    return "/".join(folder.resolve().parts[-2:])
+
+
+def _matches(found_N2: np.ndarray, true_M2: np.ndarray, radius: float) -> int:
+    """Most pairs of a found and a true cell, one to one, that lie within the radius."""
+    if not len(found_N2) or not len(true_M2):
+        return 0
+    distance_NM = np.hypot(*(found_N2[:, None] - true_M2[None]).transpose(2, 0, 1))
+    rows, columns = linear_sum_assignment(np.where(distance_NM <= radius, distance_NM, 1e6))
+    return int((distance_NM[rows, columns] <= radius).sum())
+
+
+def _ratio(part: float, whole: float) -> float:
+    """Rounded; not a number where there is nothing to divide by."""
+    return round(float(part / whole), 4) if whole else float("nan")
+
+
+def _values(row: Quality) -> list[Any]:
+    return [getattr(row, field.name) for field in fields(row)]
+
+
+def _merge(path: Path, rows: Sequence[Quality]) -> None:
+    """Write the rows into a CSV, in the place of those of the same set and counter."""
+    header = [field.name for field in fields(Quality)]
+    lines: dict[tuple[str, str], list[Any]] = {}
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            old = list(csv.reader(file))
+        if not old or old[0] != header:
+            raise UserError(f"{path} is another kind of table; give another --out")
+        lines = {(line[0], line[1]): line for line in old[1:]}
+    lines |= {(row.set, row.counter): _values(row) for row in rows}
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *(lines[key] for key in sorted(lines))])
+
+
+if __name__ == "__main__":
+    run(main)
