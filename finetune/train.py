@@ -113,8 +113,9 @@ def _loop(
 def _stop(stop: StopSignal, training: Training, world: World) -> int:
     """Say that the run can go on from here; no rank leaves before the others are done."""
     if world.is_main:
-        leave_marker()
-        print(f"stopped after step {training.step} by {stop.received or 'another rank'}; the same command goes on")
+        where = f"after step {training.step}"
+        leave_marker(where)
+        print(f"stopped {where} by {stop.received or 'another rank'}; the same command goes on")
     distributed.wait_for_all()
     return STOPPED
 

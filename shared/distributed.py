@@ -4,7 +4,7 @@ import contextlib
 import datetime
 import inspect
 import os
-import sys
+import platform
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -153,8 +153,12 @@ def _why_no_meeting(error: Exception) -> str:
 def _device(local_rank: int) -> torch.device:
     """The rank's GPU; the only one if the launcher shows each task just its own."""
     if not torch.cuda.is_available():
-        if os.environ.get("SLURM_GPUS_ON_NODE", "0") != "0":
-            print("warning: the job was given GPUs, but torch finds none and trains on the CPU", file=sys.stderr)
+        asked_for_cpu = os.environ.get("CUDA_VISIBLE_DEVICES") == ""
+        if os.environ.get("SLURM_GPUS_ON_NODE", "0") != "0" and not asked_for_cpu:
+            raise UserError(
+                f"the job was given GPUs, but torch finds none on {platform.node()}: see nvidia-smi there, and "
+                "whether torch is built for CUDA; CUDA_VISIBLE_DEVICES= trains on the CPU"
+            )
         return torch.device("cpu")
     gpus = torch.cuda.device_count()
     if local_rank >= gpus > 1:

@@ -29,13 +29,16 @@ class StopSignal:
         self.received = signal.Signals(number).name
 
 
-def leave_marker() -> None:
+def leave_marker(where: str = "") -> None:
     """Tell the batch script, if there is one, that this attempt ended at a checkpoint and is worth requeueing.
 
     A file rather than the exit code: `srun --kill-on-bad-exit` turns one rank's code into another.
+
+    Args:
+        where: How far the work is, as "after step 7"; stopping there again and again, it is given up.
     """
     if path := os.environ.get(MARKER):
-        Path(path).touch()
+        Path(path).write_text(where, encoding="utf-8")
 
 
 def ignore_from_now_on() -> None:

@@ -137,7 +137,7 @@ def _add_gradients(
 def _stopped(when: str, world: World, stop: StopSignal) -> int:
     """Say that the run is to be continued; returns the exit code."""
     if world.is_main:
-        leave_marker()
+        leave_marker(when)
     wait_for_all()  # a rank that left before the others are done would have them killed
     if world.is_main:
         print(f"stopped {when} by {stop.received or 'another rank'}; the same command goes on")

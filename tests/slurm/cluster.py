@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.conftest import free_port
+from tests.slurm.accounting import WITHOUT, Accounting
 
 NODES = ("n1", "n2")
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "scontrol", "unshare")
@@ -41,7 +42,10 @@ MpiDefault=none
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
-AccountingStorageType=accounting_storage/none
+JobCompType=jobcomp/filetxt
+JobCompLoc={folder}/log/history
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
@@ -56,7 +60,13 @@ NodeName=DEFAULT CPUs=128 Boards=1 SocketsPerBoard=2 CoresPerSocket=64 ThreadsPe
 NodeName=DEFAULT Gres=gpu:a100:8
 NodeName=n1 NodeAddr=127.0.0.1 Port={ports[1]}
 NodeName=n2 NodeAddr=127.0.0.1 Port={ports[2]}
-PartitionName=gpu Nodes=n1,n2 Default=YES MaxTime=INFINITE
+# Never there, so that headers for eight nodes can be looked at.
+NodeName=n[3-8] NodeAddr=127.0.0.1 Port=9 State=CLOUD
+PartitionName=DEFAULT Nodes=n1,n2 MaxTime=INFINITE PriorityTier=1
+PartitionName=gpu Default=YES
+PartitionName=patient GraceTime=100
+PartitionName=urgent PriorityTier=10 PreemptMode=OFF
+PartitionName=large Nodes=n[1-8]
 """
 # Run in namespaces of its own: the node's host name, and a hosts file in which the nodes have addresses.
 NODE = 'mount --bind "$0" /etc/hosts && hostname "$1" && exec slurmd -D -N "$1"'
@@ -78,7 +88,7 @@ def search_path() -> str:
 class Cluster:
     """Starts on construction; `stop` it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, accounting: bool = False) -> None:
         self.folder = folder
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_"))}
         self.environment = {
@@ -88,22 +98,43 @@ class Cluster:
             "OMP_NUM_THREADS": "1",
             "GLOO_SOCKET_IFNAME": "lo",
         }
-        self._configure()
-        self._children = [self._start("slurmctld", "-D", log="slurmctld")]
+        self._children: dict[str, subprocess.Popen[bytes]] = {}  # a database first, then slurmctld, then nodes
+        told = Accounting(folder) if accounting else None
+        self._configure(told.for_slurm if told else WITHOUT)
+        if told:
+            told.bootstrap()
+            self._start("mariadbd", *told.database)
+            self._until(told.database_answers, "the database")
+            self._start("slurmdbd", "slurmdbd", "-D")
+            self._until(told.slurmdbd_answers, "slurmdbd")
+        self._start("slurmctld", "slurmctld", "-D")
         self._until(lambda: self.run("scontrol", "ping", check=False).returncode == 0, "slurmctld")
         for node in NODES:
-            script = ("sh", "-c", NODE, str(folder / "hosts"), node)
-            self._children.append(self._start(*UNSHARE, *script, log=node))
+            self.start_node(node)
         self.wait_until_idle()
+
+    def start_node(self, node: str) -> None:
+        """Switch a node on."""
+        self._start(node, *UNSHARE, "sh", "-c", NODE, str(self.folder / "hosts"), node)
+
+    def crash_node(self, node: str) -> None:
+        """Kill everything on a node, as a power cut does, and let the controller know soon."""
+        crashed = self._children.pop(node)
+        crashed.kill()  # unshare ignores TERM; its namespace goes with it
+        crashed.wait(10)
+        self.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=crashed")
 
     def stop(self) -> None:
         """End all jobs and daemons."""
         self.run("scancel", "--user=root", check=False)
-        controller, *nodes = self._children
-        for node in nodes:
-            node.kill()  # unshare ignores TERM; its namespace goes with it
-        controller.terminate()
-        for child in self._children:
+        for node in NODES:
+            if node in self._children:
+                self._children[node].kill()
+        for daemon in ("slurmctld", "slurmdbd", "mariadbd"):
+            if daemon in self._children:
+                self._children[daemon].terminate()
+                self._children[daemon].wait(20)
+        for child in self._children.values():
             child.wait(10)
 
     def run(self, *words: object, check: bool = True, **options: object) -> subprocess.CompletedProcess[str]:
@@ -134,7 +165,14 @@ class Cluster:
 
     def wait_until_idle(self) -> None:
         """Wait until nothing of any job runs, batch scripts included."""
-        self._until(lambda: self.output("sinfo", "-h", "-N", "-o", "%T").split() == ["idle"] * 2, "idle nodes", 40)
+        states = ("sinfo", "-h", "-N", "-p", "gpu", "-o", "%T")
+        self._until(lambda: self.output(*states).split() == ["idle"] * 2, "idle nodes", 40)
+
+    def history(self, number: object) -> list[str]:
+        """How each attempt of a job ended, in order: PENDING (requeued), PREEMPTED, NODE_FAIL, COMPLETED ..."""
+        path = self.folder / "log" / "history"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [re.search(r"JobState=(\w+)", line)[1] for line in lines if line.startswith(f"JobId={number} ")]  # type: ignore[index]
 
     def strays(self) -> list[str]:
         """Command lines of processes that belong to this cluster and are not its daemons' zombies."""
@@ -148,7 +186,7 @@ class Cluster:
                 continue
         return found
 
-    def _configure(self) -> None:
+    def _configure(self, accounting: str) -> None:
         for name in ("state", "spool", "log", "dev"):
             (self.folder / name).mkdir(parents=True)
         self.folder.chmod(0o755)
@@ -158,18 +196,18 @@ class Cluster:
         (self.folder / "gres.conf").write_text(gpus)
         (self.folder / "hosts").write_text(f"{Path('/etc/hosts').read_text()}\n127.0.0.1 {' '.join(NODES)}\n")
         config = CONFIG.format(folder=self.folder, ports=[free_port() for _ in range(3)])
-        (self.folder / "slurm.conf").write_text(config)
+        (self.folder / "slurm.conf").write_text(config + accounting)
 
-    def _start(self, *words: str, log: str) -> subprocess.Popen[bytes]:
-        with (self.folder / "log" / f"{log}.log").open("wb") as file:
-            return subprocess.Popen(
+    def _start(self, name: str, *words: str) -> None:
+        with (self.folder / "log" / f"{name}.log").open("ab") as file:
+            self._children[name] = subprocess.Popen(
                 words, env=self.environment, stdout=file, stderr=file, preexec_fn=_die_with_parent
-            )  # fmt: skip
+            )
 
     def _until(self, due: Callable[[], bool], what: str, timeout: float = 20) -> None:
         end = time.monotonic() + timeout
         while not due():
-            dead = [child.args for child in self._children if child.poll() is not None]
+            dead = [name for name, child in self._children.items() if child.poll() is not None]
             if dead or time.monotonic() > end:
                 logs = "".join(f"\n{p.name}: {p.read_text()[-1500:]}" for p in (self.folder / "log").iterdir())
                 raise AssertionError(f"waited {timeout} s for {what}; dead: {dead}{logs}")
