@@ -27,17 +27,22 @@ from patch_extraction.workers import finished_slides, harvest_slides
 from shared.atomic import write_json
 from shared.command_line import UserError, as_plain, run, settings_text
 from shared.runs import provenance
+from shared.stop_signal import leave_when_told
 
 NOTHING_FAILED, SOME_FAILED = 0, 3
 
 
 def main() -> int:
-    """Harvest, pack, report; returns 0, or 3 if some slides failed or lie in folders that cannot be listed."""
+    """Harvest, pack, report; returns 0, or 3 if some slides failed or lie in folders that cannot be listed.
+
+    Told to stop by a signal, it leaves with 85 what has been done.
+    """
     if any(word.partition("=")[0] == "--check" for word in sys.argv[1:]):
         check_shards(tyro.cli(CheckConfig, prog="python -m patch_extraction").check)
         return NOTHING_FAILED
     config = tyro.cli(HarvestConfig, prog="python -m patch_extraction")
     check(config)
+    leave_when_told(lambda: f"with {len(list(config.out.glob('slides/*.json')))} slides done")
     counter = choose_counter(config.counter, config.detector, config.patch_mpp, config.patch_size)
     hidden: list[str] = []
     sources = find_sources(config, counter, hidden)

@@ -18,10 +18,11 @@ from multiprocessing.context import ForkServerProcess
 
 from patch_extraction.cell_counters import CellCounter
 from patch_extraction.config import HarvestConfig, Source
-from patch_extraction.harvest import failed_record, harvest_slide
+from patch_extraction.harvest import MAKE_ROOM, failed_record, harvest_slide
 from patch_extraction.slide_tar import Record, finished
-from shared.command_line import UserError
+from shared.command_line import DISK_FULL, UserError
 from shared.runs import progress
+from shared.stop_signal import ignore_signals_in_worker
 
 TELL_EVERY = 0.5  # seconds between two words of a worker about its patches
 Task = Callable[..., Record]  # takes a source, and `tell`, which takes the number of patches so far
@@ -138,10 +139,15 @@ class _Worker:
         """Hand over a slide."""
         if not self._process.is_alive():
             self._start()
-        self.source, self.kept = source, 0
-        self._began = time.monotonic()
-        self.deadline = self._began + 60 * self._config.slide_minutes
+        self.source = source
+        self._count_from_now(0)
         self.pipe.send(source)
+
+    def _count_from_now(self, kept: int) -> None:
+        self.kept = kept
+        if not kept:
+            self._began = time.monotonic()
+            self.deadline = self._began + 60 * self._config.slide_minutes
 
     def news(self, said_something: bool) -> Record | None:
         """The record of the slide, if it has come to its end in one way or another."""
@@ -154,7 +160,7 @@ class _Worker:
             if isinstance(word, _Wish):
                 raise UserError(word.sentence)
             if isinstance(word, int):
-                self.kept = word
+                self._count_from_now(word)
                 return None
             self.source, self.kept = None, 0
             return word
@@ -170,13 +176,14 @@ class _Worker:
         self._process.kill()
         self._process.join()
         self.pipe.close()
-        for path in self._config.out.glob(f"*/.*.{self._process.pid}.tmp"):
-            path.unlink(missing_ok=True)
+        if self.source is not None:  # only its own: on another node a process of this number may be at work
+            for path in self._config.out.glob(f"*/.{self.source.slide_id}.*.{self._process.pid}.tmp"):
+                path.unlink(missing_ok=True)
 
     def _give_up(self, reason: str) -> Record:
         assert self.source is not None
-        source, self.source, self.kept = self.source, None, 0
         self.kill()
+        source, self.source, self.kept = self.source, None, 0
         return failed_record(source, self._config, f"{source.path} {reason}", time.monotonic() - self._began)
 
     def _death(self) -> str:
@@ -196,10 +203,15 @@ def _work(pipe: Connection, task: Task) -> None:
             source = pipe.recv()
         except EOFError:
             return
+        pipe.send(0)  # only now the slide's time begins; starting the process took some
         try:
             pipe.send(task(source, tell=_Throttled(pipe)))
         except UserError as error:
             pipe.send(_Wish(str(error)))
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            pipe.send(_Wish(f"cannot write what was found: {error.strerror}; {MAKE_ROOM}"))
 
 
 class _Throttled:
@@ -215,7 +227,12 @@ class _Throttled:
 
 
 def _end_with_parent() -> None:
-    """Let a worker end with the main process, even if that one is killed, and quietly on Ctrl-C."""
+    """Let a worker end with the main process, even if that one is killed, and quietly on Ctrl-C.
+
+    A scheduler's signal, which all processes get, must not kill a worker before the main process knows of it: the
+    slide would be taken for one that brings processes down.
+    """
+    ignore_signals_in_worker()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     assert parent is not None

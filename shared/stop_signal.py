@@ -2,6 +2,8 @@
 
 import os
 import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -39,6 +41,24 @@ def leave_marker(where: str = "") -> None:
     """
     if path := os.environ.get(MARKER):
         Path(path).write_text(where, encoding="utf-8")
+
+
+def leave_when_told(where: Callable[[], str]) -> None:
+    """For work that is kept piece by piece: leave at once, with code 85 and a marker, on the signals to stop.
+
+    Args:
+        where: Says how far the work is, as `leave_marker` takes it.
+    """
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        for signal_number in (signal.SIGUSR2, signal.SIGTERM):
+            signal.signal(signal_number, signal.SIG_IGN)
+        leave_marker(at := where())
+        print(f"stopped {at} by {signal.Signals(number).name}; the same command goes on", file=sys.stderr)
+        raise SystemExit(STOPPED)
+
+    for number in (signal.SIGUSR2, signal.SIGTERM):
+        signal.signal(number, leave)
 
 
 def ignore_from_now_on() -> None:

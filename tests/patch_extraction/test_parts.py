@@ -2,6 +2,7 @@
 
 import fcntl
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,10 @@ def harvest(wsi_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
             run(main)
         return int(end.value.code or 0), *capsys.readouterr()
 
-    return call
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGTERM)}
+    yield call
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def test_every_slide_belongs_to_one_part():
