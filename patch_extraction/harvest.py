@@ -1,6 +1,5 @@
 """One slide -> one tar: tissue, candidates, screen, exact count, and the patches that hold enough cells."""
 
-import errno
 import math
 import time
 import traceback
@@ -27,11 +26,11 @@ from patch_extraction.slide_tar import (
     tar_path,
     write_record,
 )
-from shared.command_line import UserError
+from shared.command_line import DISK_FULL, UserError
 from shared.slides import MOST_UPSAMPLING, Slide, SlideError, folder_name, printable
 from shared.tissue import find_tissue
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+MAKE_ROOM = "make room and start the same command again"
 
 
 @dataclass(frozen=True)
@@ -121,9 +120,7 @@ def harvest_slide(
         facts |= {"status": FAILED, "reason": str(error)}
     except OSError as error:
         if error.errno in DISK_FULL:
-            raise UserError(
-                f"cannot write to {config.out}: {error.strerror}; make room and start the same command again"
-            ) from error
+            raise UserError(f"cannot write to {config.out}: {error.strerror}; {MAKE_ROOM}") from error
         facts |= {"status": FAILED, "reason": printable(f"{source.path}: {error}")}
     except Exception as error:  # one odd slide in thousands must not end the night; the trace is kept
         trace = config.out / f"failure-{source.slide_id}.log"

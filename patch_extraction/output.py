@@ -52,8 +52,9 @@ def harvested_slides(sources: Sequence[Source], done: Mapping[str, Record], conf
         UserError: there are slides that nobody has tried.
     """
     records = dict(done)
+    twins = {source.slide_id for source in sources if source.twin}
     for record in _records(config.out):
-        if record.status == FAILED:
+        if record.status == FAILED or record.slide_id in twins:
             records.setdefault(record.slide_id, record)
     left = [source.name for source in sources if source.slide_id not in records]
     if left:

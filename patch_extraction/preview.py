@@ -39,7 +39,7 @@ class _Look:
         if source.twin:
             return Record(*name, DUPLICATE, f"the same file as {source.twin}")
         try:
-            with Slide(source.path, source.slide_mpp, self._config.trust_objective) as slide:
+            with Slide(source.path, source.slide_mpp, self._config.trust_objective, self._config.reader) as slide:
                 mpp, said_by = slide.mpp, slide.resolution.source
                 refuse_resolution(slide, self._config)
         except (SlideError, OSError) as error:

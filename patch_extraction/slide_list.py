@@ -105,7 +105,7 @@ def read_rows(path: Path) -> list[Row]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise UserError(f"cannot read --slides {path}: {error.strerror}") from error
+        raise UserError(f"cannot read --slides {path}: {error.strerror}; check the path") from error
     except UnicodeDecodeError as error:
         raise UserError(f"--slides {path} is not UTF-8 text; save it as CSV in UTF-8") from error
     header = text.partition("\n")[0]
@@ -194,9 +194,10 @@ def _copies(sources: Sequence[Source], size: int) -> Iterator[list[Source]]:
 def _fingerprint(path: Path, size: int) -> str:
     """A hash of the whole of a small file, and of pieces all over a large one."""
     digest = hashlib.sha256()
-    step = max(PIECE, -(-size // PIECES))
     with path.open("rb") as file:
-        for start in range(0, size, step):
-            file.seek(min(start, size - PIECE) if step > PIECE else start)
+        if size <= PIECES * PIECE:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        for number in range(PIECES):
+            file.seek(number * (size - PIECE) // (PIECES - 1))
             digest.update(file.read(PIECE))
     return digest.hexdigest()
