@@ -1,5 +1,6 @@
 """A small folder of sample slides: two biomarkers, two resolutions, names that cause trouble."""
 
+import csv
 import hashlib
 import subprocess
 import sys
@@ -35,6 +36,25 @@ def digests(out: Path) -> dict[str, str]:
     """What readers of the shards see."""
     paths = [*out.glob("shard-*.tar"), out / "index.json"]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def reasons(out: Path) -> dict[str, str]:
+    """Why slides failed, by name, from `slides.csv`."""
+    with (out / "slides.csv").open(encoding="utf-8") as file:
+        return {row["slide"]: row["reason"] for row in csv.DictReader(file) if row["status"] == "failed"}
+
+
+def processes_of(session: int) -> list[int]:
+    """Living processes of a session."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                state = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            found += [int(entry.name)] if int(state[3]) == session and state[0] != "Z" else []
+    return found
 
 
 def error_of(done: subprocess.CompletedProcess[str]) -> str:

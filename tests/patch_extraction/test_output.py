@@ -4,52 +4,12 @@ import csv
 import fcntl
 import json
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from shared.sample_slides import write_slide
-from tests.patch_extraction.conftest import BIG, REPOSITORY, digests, error_of
-
-
-def processes_of(session: int) -> list[int]:
-    """Living processes of a session."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                state = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            found += [int(entry.name)] if int(state[3]) == session and state[0] != "Z" else []
-    return found
-
-
-def test_killed_and_started_again(undisturbed, wsi_dir, tmp_path):
-    """kill -9 at three moments; then the shards are those of an undisturbed run."""
-    out = tmp_path / "shards"
-    words = [sys.executable, "-m", "patch_extraction", "--wsi-dir", wsi_dir, "--out", out, "--shard-size", 20]
-    words = [*map(str, words), "--workers", "2", *BIG]
-    for records in (0, 1, 2):
-        process = subprocess.Popen(words, cwd=REPOSITORY, stderr=subprocess.DEVNULL, start_new_session=True)
-        while process.poll() is None and len(list(out.glob("slides/*.json"))) < records:
-            time.sleep(0.005)
-        time.sleep(0.9 if records == 0 else 0.05)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        deadline = time.monotonic() + 20
-        while processes_of(process.pid) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert not processes_of(process.pid)  # the workers went with their parent
-        assert not (out / "index.json").exists() or json.loads((out / "index.json").read_text())["samples"]
-    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "slides are done already; going on with the others" in done.stdout
-    assert digests(out) == digests(undisturbed[0])
+from tests.patch_extraction.conftest import BIG, digests, error_of
 
 
 @pytest.fixture
