@@ -154,11 +154,11 @@ class Cluster:
         done = self.run("sbatch", "--parsable", *options, script, *args, cwd=cwd)
         return int(done.stdout)
 
-    def job(self, number: int) -> dict[str, str]:
+    def job(self, number: object) -> dict[str, str]:
         """What `scontrol` knows of a job: JobState, ExitCode, Restarts ..."""
         return dict(re.findall(r"(\w+)=(\S*)", self.output("scontrol", "show", "job", "-o", number)))
 
-    def wait(self, number: int, *states: str, timeout: float = 120) -> dict[str, str]:
+    def wait(self, number: object, *states: str, timeout: float = 120) -> dict[str, str]:
         """Wait until a job is in one of the states."""
         self._until(lambda: self.job(number)["JobState"] in states, f"job {number} to be {states}", timeout)
         return self.job(number)
@@ -167,6 +167,12 @@ class Cluster:
         """Wait until nothing of any job runs, batch scripts included."""
         states = ("sinfo", "-h", "-N", "-p", "gpu", "-o", "%T")
         self._until(lambda: self.output(*states).split() == ["idle"] * 2, "idle nodes", 40)
+
+    def wait_for_job_named(self, name: str) -> str:
+        """Wait until somebody has submitted an array of that name; the number of its element 0."""
+        command = ("squeue", "-h", "-t", "all", "-n", name, "-o", "%F")
+        self._until(lambda: bool(self.output(*command).strip()), f"a job named {name}")
+        return f"{self.output(*command).split()[0]}_0"
 
     def history(self, number: object) -> list[str]:
         """How each attempt of a job ended, in order: PENDING (requeued), PREEMPTED, NODE_FAIL, COMPLETED ..."""

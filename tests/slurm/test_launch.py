@@ -1,0 +1,152 @@
+"""What the batch scripts do around a stage, on a real Slurm; a few lines of shell take the stage's place."""
+
+import os
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+from tests.slurm.cluster import Cluster
+
+ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+TWO_TASKS = ("--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1")
+TWO_NODES = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1")
+
+
+@dataclass(frozen=True)
+class Case:
+    stage: str
+    """Shell, run by every task as `python -m ...`."""
+    state: str
+    code: str
+    restarts: int = 0
+    says: str = ""
+    options: tuple[str, ...] = TWO_TASKS
+
+
+CASES = {
+    "hangs after its checkpoint": Case(
+        '[ -n "$SLURM_RESTART_COUNT" ] && exit 0\n[ $SLURM_PROCID = 0 ] && printf 3 >$REQUEUE_MARKER\nsleep 1000',
+        *("COMPLETED", "0:0", 1, "the run hangs although its checkpoint is written; ending it"),
+    ),
+    "one rank hangs when the others are done": Case("[ $SLURM_PROCID = 0 ] || sleep 1000", "FAILED", "137:0"),
+    "one rank is killed": Case(
+        # 143 is the other rank's, which srun ends.
+        "[ $SLURM_PROCID = 1 ] && kill -KILL $$; sleep 1000",
+        "FAILED",
+        "143:0",
+        options=TWO_NODES,
+    ),
+    "stops at one place again and again": Case(
+        'printf "before its first step" >$REQUEUE_MARKER; exit 85',
+        *(
+            "FAILED",
+            "85:0",
+            2,
+            "error: three attempts stopped before its first step, so the job is not queued again",
+        ),
+    ),
+    "stops at other places": Case(
+        '[ "$SLURM_RESTART_COUNT" = 3 ] && exit 0\nprintf "at $SLURM_RESTART_COUNT" >$REQUEUE_MARKER\nexit 85',
+        *("COMPLETED", "0:0", 3),
+    ),
+    "fails at its start": Case("echo error: no such recipe >&2; exit 2", "FAILED", "2:0"),
+    "has no GPUs": Case(
+        "exit 0",
+        *("FAILED", "2:0", 0, "error: this job was given no GPUs; ask for them with --gpus-per-node"),
+        options=("--gpus-per-node=0", "--ntasks-per-node=1"),
+    ),
+    "has more tasks than GPUs": Case(
+        "exit 0",
+        *("FAILED", "2:0", 0, "error: this job has 2 tasks and 1 GPUs a node; give --ntasks-per-node and"),
+        options=("--gpus-per-node=1", "--ntasks-per-node=2"),
+    ),
+}
+
+
+def root(folder: Path, stage: str) -> Path:
+    """A checkout in which `python` runs a few lines of shell."""
+    python = folder / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!/bin/bash\n{stage}\n")
+    python.chmod(0o755)
+    (folder / "slurm").symlink_to(REPOSITORY / "slurm")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def jobs(slurm: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, tuple[int, Path]]:
+    """All cases at the same time; one finds a marker lying there, which is not its own."""
+    started = {}
+    for name, case in CASES.items():
+        folder = root(tmp_path_factory.mktemp("root"), case.stage)
+        options = ("--hold", "--export=ALL,GRACE=1", *case.options)
+        job = slurm.submit(Path("slurm/mae_vitb.sh"), cwd=folder, options=options)
+        if name == "fails at its start":
+            (folder / f".requeue-{job}-0").touch()
+        slurm.run("scontrol", "release", job)
+        started[name] = (job, folder)
+    return started
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_how_a_job_ends(slurm: Cluster, jobs: Mapping[str, tuple[int, Path]], name: str):
+    (job, folder), case = jobs[name], CASES[name]
+    end = slurm.wait(job, *ENDS)
+    log = (folder / f"mae_vitb-{job}.out").read_text()
+    assert (end["JobState"], end["ExitCode"], end["Restarts"]) == (case.state, case.code, str(case.restarts)), log
+    assert slurm.history(job) == ["PENDING"] * case.restarts + [case.state]
+    assert case.says in log
+    errors = [line for line in log.splitlines() if line.startswith("error: ")]
+    assert len(set(errors)) <= 1, log
+    assert {path.name for path in folder.iterdir()} == {".venv", "slurm", f"mae_vitb-{job}.out"}
+
+
+def test_words_after_the_script_reach_the_stage_as_they_are(slurm: Cluster, tmp_path: Path):
+    stage = 'printf "<%s>" "$@" "$SLURM_PROCID of $SLURM_NTASKS" "$MASTER_ADDR" $SRUN_CPUS_PER_TASK; echo'
+    folder = root(tmp_path / "root", stage)
+    options = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=3")
+    job = slurm.submit(Path("slurm/swav_resnet50.sh"), "--out", "my file", "*", cwd=folder, options=options)
+    assert slurm.wait(job, *ENDS)["JobState"] == "COMPLETED"
+    log = (folder / f"swav_resnet50-{job}.out").read_text()
+    lines = [line for line in log.splitlines() if not line.startswith("srun: ")]
+    words = "<-m><ssl_pretrain><swav_resnet50><--out><my file><*>"
+    assert sorted(lines) == [f"{words}<{rank} of 2><n1><3>" for rank in (0, 1)]
+
+
+def test_an_array_harvests_in_parts_and_then_packs(slurm: Cluster, tmp_path: Path):
+    """Elements 3, 5 and 7 are parts 1, 2 and 3; who packs waits for all of them, although one fails."""
+    stage = 'sleep 1; echo "$@"; [ "$SLURM_ARRAY_TASK_ID" = 5 ] && exit 3; exit 0'
+    folder = root(tmp_path / "root", stage)
+    job = slurm.submit(Path("slurm/extract.sh"), "--seed", 4, cwd=folder, options=("--array=3-7:2",))
+    pack = slurm.wait_for_job_named("pack")
+    assert slurm.wait(pack, *ENDS)["JobState"] == "COMPLETED"
+    log = next(folder.glob("pack-*_0.out")).read_text()
+    words = "-m patch_extraction --wsi-dir slides --workers {} --seed 4 {}\n"
+    assert log.endswith(words.format(2, "--pack"))
+    for part, element in enumerate((3, 5, 7), 1):
+        text = (folder / f"extract-{job}_{element}.out").read_text()
+        assert words.format(16, f"--part {part}/3") in text
+        assert slurm.job(f"{job}_{element}")["JobState"] == ("FAILED" if element == 5 else "COMPLETED")
+        assert slurm.job(f"{job}_{element}")["EndTime"] <= slurm.job(pack)["StartTime"]
+
+
+@pytest.mark.parametrize("script", ["mae_vitb.sh", "finetune.sh", "extract.sh"])
+def test_outside_slurm_it_says_how_to_start_it(script: str):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    done = subprocess.run(
+        ["bash", f"slurm/{script}"], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith(f"error: this is a batch job, start it with: sbatch slurm/{script} (without")
+    assert done.stderr.count("\n") == 1
+
+
+def test_submitted_from_elsewhere_it_says_from_where(slurm: Cluster, tmp_path: Path):
+    job = slurm.submit(REPOSITORY / "slurm" / "mae_vitb.sh", cwd=tmp_path, options=TWO_TASKS)
+    assert slurm.wait(job, *ENDS)["ExitCode"] == "2:0"
+    log = (tmp_path / f"mae_vitb-{job}.out").read_text()
+    assert log.splitlines()[-1] == "error: submit this from the root of the checkout"
