@@ -17,9 +17,10 @@ from finetune.metrics import CellSet, Scores, score_cells
 from finetune.official import official_score
 from finetune.pictures import comparison_sheet
 from finetune.tile_loader import to_image
+from finetune.trained import Detector as TrainedDetector
 from shared.atomic import atomic_path, write_json
 from shared.command_line import UserError, as_plain, make_folder, run
-from shared.detector import Cells, Detector, load_detector, select_cells
+from shared.detector import Cells, Detector, select_cells
 from shared.precision import autocast
 from shared.runs import provenance
 
@@ -85,23 +86,19 @@ def load_for(path: Path, data: AnnotatedData, tiles: Sequence[Tile], device: tor
         UserError: no detector file, or one with other classes or trained at another resolution,
             or more fields of view than the tiles have.
     """
-    detector, metadata = load_detector(path)
-    if missing := {"classes", "mpp"} - metadata.keys():
-        raise UserError(f"the metadata in {path} lack {' and '.join(sorted(missing))}; train the detector again")
-    if not isinstance(metadata["mpp"], float | int) or not metadata["mpp"] > 0:
-        raise UserError(f"the metadata in {path} give {metadata['mpp']!r} as mpp; train the detector again")
-    if tuple(metadata["classes"]) != data.classes:
+    trained = TrainedDetector.load(path, device)
+    if trained.classes != data.classes:
         raise UserError(
-            f"{path} detects {', '.join(metadata['classes'])}, but {data.folder} is annotated with "
+            f"{path} detects {', '.join(trained.classes)}, but {data.folder} is annotated with "
             f"{', '.join(data.classes)}; give the detector's names in its order with --classes NAME=VALUE ..."
         )
-    if abs(metadata["mpp"] / data.mpp - 1) > MPP_TOLERANCE:
+    if abs(trained.mpp / data.mpp - 1) > MPP_TOLERANCE:
         raise UserError(
-            f"{path} was trained at {metadata['mpp']:g} um/px, but {data.folder} has {data.mpp:g}; resample the "
+            f"{path} was trained at {trained.mpp:g} um/px, but {data.folder} has {data.mpp:g}; resample the "
             "images, or correct the data's resolution with --slide-mpp"
         )
-    require_views(tiles, detector.config.views)
-    return detector.to(device)
+    require_views(tiles, trained.network.config.views)
+    return trained.network
 
 
 def evaluate(config: Config) -> int:

@@ -17,6 +17,7 @@ from finetune.recipes import Recipe, check
 from finetune.state import Training, average_of
 from finetune.step import learning_rate, update
 from finetune.tile_loader import TileStream, tile_batches
+from finetune.trained import tile_to_predict
 from shared import checkpoint, distributed
 from shared import detector as core
 from shared.command_line import UserError, as_plain
@@ -216,6 +217,7 @@ def _save_weights(recipe: Recipe, training: Training, data: AnnotatedData, run: 
     metadata = {
         "classes": list(data.classes),
         "mpp": data.mpp,
+        "tile": tile_to_predict(training.scored.config, recipe.augment.crop),
         "recipe": recipe.name,
         "init": recipe.init,
         "step": training.step,

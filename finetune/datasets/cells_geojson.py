@@ -29,7 +29,7 @@ def list_cells(path: Path, features: list[Any]) -> Iterator[ListedCell]:
         where = f"{path}, feature {number}"
         feature = feature if isinstance(feature, dict) else {}
         points = _points_of(feature, where)
-        value = _class_of(feature, where)
+        value = class_of(feature, where)
         for point in points:
             if not (isinstance(point, list) and len(point) >= 2):
                 raise UserError(f"{where}: {point!r} is not a point [x, y]")
@@ -37,7 +37,7 @@ def list_cells(path: Path, features: list[Any]) -> Iterator[ListedCell]:
 
 
 def _points_of(feature: dict[str, Any], where: str) -> list[Any]:
-    geometry = _mapping(feature.get("geometry"))
+    geometry = mapping_of(feature.get("geometry"))
     kind, coordinates = geometry.get("type"), geometry.get("coordinates")
     if kind == "Point":
         return [coordinates]
@@ -46,14 +46,19 @@ def _points_of(feature: dict[str, Any], where: str) -> list[Any]:
     raise UserError(f"{where}: it is a {kind or 'feature without geometry'}, not a Point; export the points alone")
 
 
-def _class_of(feature: dict[str, Any], where: str) -> str:
-    """The name of the class; QuPath lists the parts of a derived one, and shows them joined by colons."""
-    given = _mapping(_mapping(feature.get("properties")).get("classification"))
+def class_of(feature: dict[str, Any], where: str) -> str:
+    """The name of the class; QuPath lists the parts of a derived one, and shows them joined by colons.
+
+    Raises:
+        UserError: there is none.
+    """
+    given = mapping_of(mapping_of(feature.get("properties")).get("classification"))
     name = str(given.get("name") or ": ".join(map(str, given.get("names") or ()))).strip()
     if not name:
         raise UserError(f"{where}: it has no classification; give every point a class in QuPath")
     return name
 
 
-def _mapping(value: Any) -> dict[str, Any]:
+def mapping_of(value: Any) -> dict[str, Any]:
+    """A JSON object; empty in the place of anything else."""
     return value if isinstance(value, dict) else {}

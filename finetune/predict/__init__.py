@@ -1,0 +1,1 @@
+"""Whole slides and images to cells: tiles, cells without seams, files for QuPath and people."""

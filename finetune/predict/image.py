@@ -1,0 +1,55 @@
+"""Cells of one image in memory: the way in from Python."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from finetune.metrics import CellSet
+from finetune.predict.seams import without_seams
+from finetune.predict.tiling import Tiling, tiling_of
+from finetune.predict.windows import CELL, WindowReader, find_cells
+from finetune.sources import Picture, Source
+from finetune.trained import Detector
+from shared.command_line import UserError
+from shared.precision import Precision
+
+
+def predict_image(detector: Detector, image: np.ndarray | Image.Image | str | Path, mpp: float | None) -> CellSet:
+    """Cells of an image in its own px, in one piece if it is no larger than a tile, else without seams.
+
+    Raises:
+        UserError: it is no image, its parts cannot be read, or it is far coarser than the detector's training.
+    """
+    if isinstance(image, str | Path):
+        source: Source = Picture.open(Path(image), mpp or detector.mpp)
+    elif isinstance(image, Image.Image):
+        source = Picture(image, mpp or detector.mpp)
+    else:
+        source = Picture.of_array(np.asarray(image), mpp or detector.mpp)
+    width, height = (max(1, round(side * source.mpp / detector.mpp)) for side in source.size)
+    tiling = tiling_of(width, height, detector.network.config, detector.tile)
+    cells = cells_of(detector, source, tiling)
+    scale = detector.mpp / source.mpp
+    points_N2 = np.stack([cells["x"], cells["y"]], axis=1).astype(np.float32) * np.float32(scale)
+    return CellSet(points_N2, cells["label"].astype(np.int64), cells["probability"])
+
+
+def cells_of(
+    detector: Detector, source: Source, tiling: Tiling, batch_size: int = 1, precision: Precision = "auto"
+) -> np.ndarray:
+    """Cells of a whole source, of dtype `windows.CELL`, in the order of its tiles; all at once in memory.
+
+    Raises:
+        UserError: a part of it cannot be read.
+    """
+    batches = tiling.batches(range(len(tiling)), batch_size)
+    reader = WindowReader(lambda: source, tiling, batches, detector.mpp, detector.network.config.views)
+    parts = []
+    for found in find_cells(detector, reader, range(len(batches)), precision):
+        if found.failures:
+            raise UserError(found.failures[0])
+        parts.append(found.cells)
+    cells = np.concatenate(parts) if parts else np.empty(0, CELL)
+    cells = cells[np.argsort(cells["tile"], kind="stable")]
+    return cells[without_seams(cells, detector.mpp)]

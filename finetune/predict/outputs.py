@@ -1,0 +1,129 @@
+"""The files of one slide, from its cells."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from finetune.datasets.qupath import read_objects
+from finetune.metrics import CellSet
+from finetune.predict.area import Area
+from finetune.predict.pictures import Painter
+from finetune.predict.plan import Plan
+from finetune.predict.report import Report, write_report
+from finetune.predict.store import Progress, StoredCells
+from finetune.predict.summary import count_cells, results
+from finetune.predict.tiling import Tiling
+from finetune.predict.writers import Rows, write_csv, write_geojson, write_parquet
+from finetune.sources import Source
+from shared.atomic import atomic_path, write_json
+from shared.command_line import UserError, as_plain
+from shared.runs import provenance
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """A slide whose cells are all found."""
+
+    plan: Plan
+    path: Path
+    stem: Path
+    source: Source
+    area: Area
+    cells: StoredCells
+    corner: tuple[int, int]
+    """Where QuPath counts from, px of level 0."""
+    tiling: Tiling
+
+    @property
+    def offset(self) -> tuple[int, int]:
+        """What is taken away from px of level 0 in all files."""
+        return self.corner if self.plan.config.bounds else (0, 0)
+
+    def chunks(self) -> Iterator[Rows]:
+        """The cells as they are written."""
+        scale = self.plan.detector.mpp / self.source.mpp
+        for cells in self.cells.chunks():
+            points_N2 = np.stack([cells["x"], cells["y"]], axis=1) * scale - self.offset
+            labels_N = cells["label"].astype(np.int64)
+            yield Rows(points_N2, self.source.mpp, labels_N, cells["probability"], cells["tile"])
+
+    def file(self, ending: str) -> Path:
+        """NAME.ending below --out."""
+        return self.stem.with_name(f"{self.stem.name}.{ending}")
+
+
+def write_outputs(
+    outputs: Outputs, annotations: Path | None, known: Progress, asked: int, made_with: dict[str, Any]
+) -> dict[str, Any]:
+    """Write everything, the summary last; returns it.
+
+    Raises:
+        UserError: the annotations cannot be read, or the disk is full.
+    """
+    config, classes = outputs.plan.config, outputs.plan.detector.classes
+    outputs.file("summary.json").unlink(missing_ok=True)  # of other settings
+    write_geojson(outputs.file("geojson.gz" if config.gzip else "geojson"), outputs.chunks, classes)
+    outputs.file("geojson" if config.gzip else "geojson.gz").unlink(missing_ok=True)
+    if config.csv:
+        write_csv(outputs.file("csv"), outputs.chunks, classes)
+    if config.parquet:
+        write_parquet(outputs.file("parquet"), outputs.chunks, classes)
+    counts = count_cells(outputs.chunks(), classes, outputs.area.mm2)
+    summary = {
+        "slide": str(outputs.path),
+        **results(counts, outputs.area, outputs.plan.ratios),
+        "slide_mpp": outputs.source.mpp,
+        "detector": str(config.detector),
+        "detector_mpp": outputs.plan.detector.mpp,
+        "px_origin": list(outputs.offset),
+        "tiles": {"asked": asked, "of": len(outputs.tiling), "core_px": outputs.tiling.core},
+        "unreadable": list(known.failures),
+        "seconds": round(known.seconds, 1),
+        "made_with": made_with,
+        "config": as_plain(config),
+        **provenance(),
+    }
+    if config.report:
+        _draw(outputs, annotations, summary)
+    write_json(outputs.file("summary.json"), summary)
+    return summary
+
+
+def _draw(outputs: Outputs, annotations: Path | None, summary: dict[str, Any]) -> None:
+    """Density, regions, report."""
+    classes = outputs.plan.detector.classes
+    painter = Painter(outputs.source, outputs.chunks, outputs.offset, classes)
+    density = painter.density_sheet(outputs.area.mm2)
+    regions = painter.region_sheet(_annotated(annotations, outputs) if annotations else None)
+    _save(density, outputs.file("density.png"))
+    if regions is not None:
+        _save(regions, outputs.file("regions.png"))
+    write_report(
+        outputs.file("html"),
+        Report(summary, outputs.source, outputs.chunks, outputs.offset, classes),
+        density,
+        regions,
+    )
+
+
+def _annotated(path: Path, outputs: Outputs) -> CellSet:
+    """Annotated cells in px of level 0.
+
+    Raises:
+        UserError: one has a class that the detector does not know.
+    """
+    objects = read_objects(path, outputs.offset)
+    label_of = {name: label for label, name in enumerate(outputs.plan.detector.classes)}
+    if unknown := sorted(set(objects.names) - label_of.keys()):
+        raise UserError(f"{path} has cells of class {unknown[0]!r}, which the detector does not know; rename them")
+    labels_N = np.array([label_of[name] for name in objects.names], np.int64)
+    return CellSet(objects.points_N2, labels_N, np.ones(len(labels_N)))
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        picture.save(temporary, format="PNG")

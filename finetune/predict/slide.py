@@ -1,0 +1,208 @@
+"""One slide from its pixels to its files: tiles, cells, seams, outputs; goes on where a process ended."""
+
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune.datasets.qupath import read_objects
+from finetune.predict.area import Area, Everywhere, Regions, TissueArea
+from finetune.predict.outputs import Outputs, write_outputs
+from finetune.predict.plan import Plan, file_for, refuse_other_key
+from finetune.predict.store import CellStore, StoredCells, read_progress
+from finetune.predict.tiling import Tiling
+from finetune.predict.windows import WindowReader, find_cells
+from finetune.sources import Source, bounds_corner, is_slide, open_source
+from shared.command_line import UserError, make_folder
+from shared.runs import progress
+from shared.slides import Slide, SlideError
+from shared.stop_signal import StopSignal
+
+
+@dataclass(frozen=True)
+class Job:
+    """A slide that was asked for."""
+
+    plan: Plan
+    path: Path
+    name: Path
+    """Of its outputs, below --out and without suffix."""
+    several: bool = False
+    """Whether it is one of several."""
+
+    @property
+    def stem(self) -> Path:
+        """What the names of its files begin with."""
+        return self.plan.config.out / self.name
+
+    @property
+    def work(self) -> Path:
+        """Folder of its cells as they are kept."""
+        return self.stem.with_name(f".{self.stem.name}.cells")
+
+    @property
+    def summary(self) -> Path:
+        """The file that is written last."""
+        return self.stem.with_name(f"{self.stem.name}.summary.json")
+
+    @property
+    def regions(self) -> Path | None:
+        """Where to look; None: not said."""
+        return file_for(self.plan.config.regions, self.name, self.several, "regions")
+
+    @property
+    def annotations(self) -> Path | None:
+        """Cells to show beside those found."""
+        return file_for(self.plan.config.annotations, self.name, self.several, "annotations")
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What its cells depend on."""
+        return self.plan.key(self.path, self.regions)
+
+    def check(self) -> None:
+        """Refuse to mix cells of different settings.
+
+        Raises:
+            UserError: there are cells of other settings, or one file of regions for several slides.
+        """
+        _ = self.annotations
+        if before := read_progress(self.work):
+            refuse_other_key(before.key, self.key, self.work)
+
+    def is_done(self) -> bool:
+        """Whether all of its files are there as they are asked for now."""
+        try:
+            made = json.loads(self.summary.read_text(encoding="utf-8"))["made_with"]
+        except (OSError, ValueError, KeyError):
+            return False
+        return bool(made == self.made_with)
+
+    @property
+    def made_with(self) -> dict[str, Any]:
+        """Everything that its files depend on."""
+        return {"cells": self.key, "outputs": self.plan.output_key(self.annotations)}
+
+
+def predict_slide(job: Job, stop: StopSignal) -> dict[str, Any] | None:
+    """Find and write the cells of one slide; returns its summary, or None if it was told to stop before the end.
+
+    Raises:
+        UserError: the slide cannot be read, or nothing can be written.
+    """
+    make_folder(job.work, "of cells")
+    with _alone(job), closing(_open(job)) as source:
+        tiling, area = job.plan.tiling(source), _area(job, source)
+        batches = tiling.batches(
+            _touched(tiling, area, job.plan.detector.mpp / source.mpp), job.plan.config.batch_size
+        )
+        store = CellStore(job.work, job.key)
+        try:
+            if _fill(store, job, tiling, area, batches, source, stop):
+                return None
+        finally:
+            store.close()
+        known = store.progress
+        asked = sum(map(len, batches))
+        if asked and len(known.failures) == asked:
+            raise SlideError(f"{job.path}: none of its {asked} tiles can be read ({known.failures[0]})")
+        cells = StoredCells(job.work, job.plan.detector.mpp)
+        outputs = Outputs(job.plan, job.path, job.stem, source, area, cells, bounds_corner(source), tiling)
+        return write_outputs(outputs, job.annotations, known, asked, job.made_with)
+
+
+def _fill(
+    store: CellStore,
+    job: Job,
+    tiling: Tiling,
+    area: Area,
+    batches: list[list[int]],
+    source: Source,
+    stop: StopSignal,
+) -> bool:
+    """Do the batches that are not done; returns whether it was told to stop."""
+    config, detector = job.plan.config, job.plan.detector
+    done = store.progress.batches
+    reader = WindowReader(
+        partial(open_source, job.path, config.slide_mpp),
+        tiling,
+        batches,
+        detector.mpp,
+        detector.network.config.views,
+    )
+    first = sum(map(len, batches[:done]))
+    left = range(done, len(batches))
+    with progress(sum(map(len, batches)), "tile", first, job.name.name) as bar:
+        for found in find_cells(detector, reader, left, config.precision, min(config.workers, len(left))):
+            store.append(_inside(found.cells, area, detector.mpp / source.mpp), found.failures)
+            bar.set_postfix(cells=f"{store.progress.owned:,}", refresh=False)
+            bar.update(found.tiles)
+            if stop.received and found.number + 1 < len(batches):
+                return True
+    return False
+
+
+def _inside(cells: np.ndarray, area: Area, scale: float) -> np.ndarray:
+    """The cells in the area; which tiles were looked at must not show in the result."""
+    points_N2 = np.stack([cells["x"], cells["y"]], axis=1) * scale
+    return cells[area.contains(points_N2)]
+
+
+def _touched(tiling: Tiling, area: Area, scale: float) -> list[int]:
+    """Tiles whose cores may hold some of the area, with what points may move beyond them."""
+    reach = tiling.step
+    found = []
+    for index in range(len(tiling)):
+        left, top, right, bottom = tiling.core_of(index)
+        box = ((left - reach) * scale, (top - reach) * scale, (right + reach) * scale, (bottom + reach) * scale)
+        if area.touches(*box):
+            found.append(index)
+    return found
+
+
+def _open(job: Job) -> Source:
+    return open_source(job.path, job.plan.config.slide_mpp)
+
+
+def _area(job: Job, source: Source) -> Area:
+    """Where to look.
+
+    Raises:
+        UserError: there is no tissue, or no region for this slide.
+    """
+    config = job.plan.config
+    if config.regions is not None:
+        if job.regions is None:
+            raise SlideError(f"{config.regions} has no {job.name}.geojson with the regions of {job.path}; add it")
+        offset = bounds_corner(source) if config.bounds else (0, 0)
+        regions = read_objects(job.regions, offset, "regions").regions
+        chosen = [each.polygon for each in regions if config.region_class in (None, each.name)]
+        if not chosen:
+            names = ", ".join(sorted({each.name for each in regions})) or "none"
+            raise SlideError(f"{job.regions} has no region of class {config.region_class!r}, only {names}")
+        return Regions(chosen, source)
+    if config.everywhere or not is_slide(source):
+        return Everywhere(source)
+    assert isinstance(source, Slide)
+    return TissueArea(source)
+
+
+@contextmanager
+def _alone(job: Job) -> Iterator[None]:
+    """One process at a slide at a time; the system lifts the lock when the process ends, however it does.
+
+    Raises:
+        UserError: another process is at it.
+    """
+    with (job.work / ".lock").open("w", encoding="utf-8") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise UserError(f"another process looks at {job.path}, see {job.work}; wait for it") from error
+        yield
