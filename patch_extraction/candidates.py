@@ -1,5 +1,6 @@
 """Which places of a slide are worth a closer look: a grid over the tissue, screened cheaply, well spread."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +14,8 @@ SCREEN_MPPS = (0.6, 1.3)
 # Share of the cells wanted that the screen must see; so low that it refuses next to none that the exact count
 # accepts (measured on the real slides, see tests).
 SCREEN_SHARE = 0.6
-SCREEN_BLOCK = 1024  # px of the level read at a time
-SCREEN_MARGIN = 16  # px around a block, so that blobs at its edge are whole
+SCREEN_BLOCK = 512  # px of the level looked at together, or fewer where the tissue ends
+SCREEN_MARGIN_UM = 16.0  # around a block: what its edge hides from the counter's filters does not count
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,10 @@ def screen(slide: Slide, grid: Grid, cells_N2: np.ndarray, counter: CellCounter,
     mpp = levels[-1]
     counts = np.zeros((grid.rows, grid.columns), np.int64)
     step = max(1, int(SCREEN_BLOCK * mpp / slide.mpp / grid.side))  # grid cells a block holds in each direction
-    for column, row in np.unique(cells_N2 // step, axis=0) * step:
-        counts[row : row + step, column : column + step] = _count_block(
-            slide, grid, column, row, step, mpp, counter
-        )
+    for block_2 in np.unique(cells_N2 // step, axis=0):
+        inside_N2 = cells_N2[(cells_N2 // step == block_2).all(axis=1)]
+        first, end = inside_N2.min(axis=0), inside_N2.max(axis=0) + 1
+        counts[first[1] : end[1], first[0] : end[0]] = _count_block(slide, grid, first, end, mpp, counter)
     return counts[cells_N2[:, 1], cells_N2[:, 0]] >= SCREEN_SHARE * min_cells
 
 
@@ -77,20 +78,21 @@ def spread_order(cells_N2: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _count_block(
-    slide: Slide, grid: Grid, column: int, row: int, step: int, mpp: float, counter: CellCounter
+    slide: Slide, grid: Grid, first_2: np.ndarray, end_2: np.ndarray, mpp: float, counter: CellCounter
 ) -> np.ndarray:
-    """Cells counted in `step` x `step` cells of the grid at `mpp` um/px (fewer at the slide's edge)."""
-    columns, rows = min(step, grid.columns - column), min(step, grid.rows - row)
-    margin = SCREEN_MARGIN * mpp / slide.mpp
-    x, y = column * grid.side - margin, row * grid.side - margin
+    """Cells counted in the grid's cells from `first_2` to before `end_2` (column, row), at `mpp` um/px."""
     side = grid.side * slide.mpp / mpp
-    width, height = (int(np.ceil(n * side)) + 2 * SCREEN_MARGIN for n in (columns, rows))
+    margin = math.ceil(SCREEN_MARGIN_UM / mpp)
+    corner_2 = np.floor(first_2 * side).astype(int) - margin  # whole px of the level need no resampling
+    width, height = (np.ceil(end_2 * side).astype(int) + margin - corner_2).tolist()
+    x, y = (corner_2 * mpp / slide.mpp).tolist()
     try:
         image = slide.read(x, y, width, height, mpp)
     except SlideError:
+        columns, rows = end_2 - first_2
         return np.full((rows, columns), np.iinfo(np.int64).max)
-    points_N2 = (counter.find(np.asarray(image), mpp) - SCREEN_MARGIN) / side
-    edges = (np.arange(rows + 1), np.arange(columns + 1))
+    points_N2 = (counter.find(np.asarray(image), mpp) + corner_2) / side
+    edges = [np.arange(first_2[axis], end_2[axis] + 1) for axis in (1, 0)]
     return np.histogram2d(points_N2[:, 1], points_N2[:, 0], bins=edges)[0].astype(np.int64)
 
 

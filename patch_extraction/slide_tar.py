@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
+import numpy as np
 from PIL import Image
 
 from patch_extraction.config import Source
@@ -24,6 +25,7 @@ from shared.atomic import atomic_path, write_json
 
 QUALITY = 90  # of the patches' JPEG, chroma halved: the contract of the shards
 LONGEST_STEM = 64  # so that keys stay below 100 characters, what a plain tar header holds
+VALUES = np.arange(256)  # a channel of a pixel has
 Span = tuple[int, int]  # offset and size in a tar
 HARVESTED, NO_PATCH, FAILED, KEPT, DUPLICATE = "harvested", "no patch", "failed", "kept", "duplicate"
 BIN = 10  # cells: width of a bar in the histograms
@@ -85,8 +87,8 @@ class SlideTar:
     def __enter__(self) -> "SlideTar":
         self._path = self._place.__enter__()
         self._tar = tarfile.open(self._path, "w", format=tarfile.USTAR_FORMAT)
-        self._sums = [0, 0, 0]
-        self._squares = [0, 0, 0]
+        self._sums_3 = np.zeros(3, np.int64)
+        self._squares_3 = np.zeros(3, np.int64)
         self.facts: dict[str, Any] = {}  # of the record; known once the tar is closed
         return self
 
@@ -97,7 +99,7 @@ class SlideTar:
         if error is None:
             with self._path.open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            sums = (tuple(self._sums), tuple(self._squares))
+            sums = (tuple(self._sums_3.tolist()), tuple(self._squares_3.tolist()))
             self.facts = {"bytes": self._path.stat().st_size, "sha256": sha256, "pixel_sums": sums}
         self._place.__exit__(kind, error, trace)
 
@@ -107,11 +109,9 @@ class SlideTar:
         patch.save(stream, format="JPEG", quality=QUALITY, subsampling="4:2:0")
         add_member(self._tar, f"{key}.jpg", stream.getvalue())
         add_member(self._tar, f"{key}.json", json.dumps(fields, ensure_ascii=False).encode())
-        histogram = patch.histogram()
-        for channel in range(3):
-            counts = histogram[256 * channel : 256 * (channel + 1)]
-            self._sums[channel] += sum(value * count for value, count in enumerate(counts))
-            self._squares[channel] += sum(value * value * count for value, count in enumerate(counts))
+        histogram_3x256 = np.array(patch.histogram()).reshape(3, 256)
+        self._sums_3 += histogram_3x256 @ VALUES
+        self._squares_3 += histogram_3x256 @ VALUES**2
 
 
 def add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:

@@ -173,7 +173,7 @@ class Slide:
         """
         window = self.window(mpp, allow_upsampling)
         downsample, factor = self._downsamples[window.level], window.factor
-        left, top = x / downsample, y / downsample
+        left, top = round(x / downsample, 6), round(y / downsample, 6)  # a whole px is meant to be whole
         right, bottom = left + width * factor, top + height * factor
         if abs(factor - 1) < 1e-9 and left.is_integer() and top.is_integer():
             return self._read_level(window.level, (int(left), int(top)), (width, height))
