@@ -156,8 +156,14 @@ def find_sources(paths: Sequence[Path]) -> dict[Path, Path]:
 
 
 def _in_folder(folder: Path) -> list[Path]:
-    pictures = (path for path in folder.rglob("[!.]*") if path.suffix.lower() in PICTURES)
+    pictures = (path for path in visible_files(folder) if path.suffix.lower() in PICTURES)
     return sorted([*find_slides(folder), *pictures])
+
+
+def visible_files(folder: Path) -> list[Path]:
+    """Files below a folder, sorted, without hidden ones and those in hidden folders."""
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in paths if not any(p.startswith(".") for p in path.relative_to(folder).parts))
 
 
 def _named(found: dict[Path, Path]) -> dict[Path, Path]:

@@ -4,18 +4,23 @@ from typing import Annotated
 
 import tyro
 
+from finetune.datasets.importing import Import, import_annotations
 from finetune.datasets.ocelot_views import CutViews, cut_views
 from finetune.datasets.summary import Summary, summarise
 from shared.command_line import run
 
 Command = (
-    Annotated[Summary, tyro.conf.subcommand("summary")] | Annotated[CutViews, tyro.conf.subcommand("cut-views")]
+    Annotated[Summary, tyro.conf.subcommand("summary")]
+    | Annotated[Import, tyro.conf.subcommand("import")]
+    | Annotated[CutViews, tyro.conf.subcommand("cut-views")]
 )
 
 
 def main() -> int:
     """Read the command line and do what it says; returns the exit code."""
     config = tyro.cli(Command, prog="python -m finetune.datasets", description=__doc__)
+    if isinstance(config, Import):
+        return import_annotations(config)
     if isinstance(config, CutViews):
         return cut_views(config)
     summarise(config)

@@ -108,11 +108,7 @@ class Regions:
         return np.logical_or.reduce([polygon.contains(points_N2) for polygon in self.polygons])
 
     def _raster(self, high: np.ndarray) -> np.ndarray:
-        """Which px, of `self.px` px of level 0, have their centre in a region; row by row."""
+        """Which px, of `self.px` px of level 0, have their centre in a region."""
         width, height = (max(1, math.ceil(side / self.px)) for side in high - self.corner)
-        mask = np.zeros((height, width), bool)
-        for polygon in self.polygons:
-            for row, crossings in polygon.crossings(self.corner, self.px, height).items():
-                for start, end in zip(crossings[::2], crossings[1::2], strict=True):
-                    mask[row, max(0, math.ceil(start - 0.5)) : max(0, math.ceil(end - 0.5))] = True
-        return mask
+        masks = [polygon.mask(self.corner, self.px, height, width) for polygon in self.polygons]
+        return np.logical_or.reduce(masks)
