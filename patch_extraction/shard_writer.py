@@ -31,7 +31,8 @@ class Samples:
         stretches = [_stretches(path) for path in tars]
         counts = [len(of_tar) for of_tar in stretches]
         start_N, stop_N = np.concatenate([np.zeros((0, 2), np.int64), *stretches]).T
-        return cls(tars, np.repeat(np.arange(len(tars), dtype=np.int32), counts), start_N, stop_N - start_N)
+        tar_N = np.repeat(np.arange(len(tars), dtype=np.int32), counts)
+        return cls(tars, tar_N, start_N.copy(), stop_N - start_N)  # a view would keep the stops, too
 
     def __len__(self) -> int:
         return len(self.tar_N)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.ndimage import gaussian_filter, label
 
 from patch_extraction.cell_counters import HaematoxylinCounter
 from patch_extraction.config import HarvestConfig
@@ -18,7 +19,7 @@ from patch_extraction.slide_list import find_sources
 from patch_extraction.slide_tar import FAILED, HARVESTED, NO_PATCH, Record, SlideTar, tar_path
 from shared.command_line import UserError
 from shared.sample_slides import write_slide
-from shared.sample_tissue import section
+from shared.sample_tissue import Specimen, section
 
 COUNTER = HaematoxylinCounter()
 
@@ -95,6 +96,81 @@ def test_the_same_tissue_at_two_resolutions_gives_the_same_patches(wsi_dir, spec
         shifted = np.abs(pixels[:, 4:] - twins[:, :-4]).mean()
         assert np.abs(pixels - twins).mean() < min(6, 0.7 * shifted)
         assert fields["cells"] == pytest.approx(other["cells"], rel=0.25)
+
+
+def nuclei_um(image: Image.Image, mpp: float) -> np.ndarray:
+    """Diameters in um of the dark, compact spots of a picture, found without the counter."""
+    light = gaussian_filter(np.asarray(image.convert("L"), float), 0.6 / mpp)
+    labels, _ = label(light < np.percentile(light, 50) - 45)
+    area_um2 = np.bincount(labels.ravel())[1:] * mpp**2
+    return 2 * np.sqrt(area_um2[(area_um2 > 12) & (area_um2 < 120)] / np.pi)
+
+
+def test_cells_are_as_large_in_um_whatever_the_slide_was_stored_at(wsi_dir, specimens, tmp_path):
+    """0.25 and 0.32 um/px, both read at 0.4: what the JSON says of the px must make the cells equally large."""
+    settings = {"patch_mpp": 0.4, "patch_size": 320, "min_cells": 0}
+    diameters, factors = [], []
+    for name in ("plain.tif", "PD-L1/S.1 ü.a.svs"):
+        found = patches(tmp_path, harvest(wsi_dir, tmp_path, name, **settings))
+        assert len(found) == 16
+        assert {image.size for image, _ in found.values()} == {(320, 320)}
+        factors += {fields["factor"] for _, fields in found.values()}
+        diameters.append(np.concatenate([nuclei_um(image, fields["mpp"]) for image, fields in found.values()]))
+    assert factors == [1.6, 1.25]
+    assert min(map(len, diameters)) > 150
+    medians = [np.median(some) for some in diameters]
+    assert medians[0] == pytest.approx(medians[1], rel=0.04)
+    nuclei = specimens[1].nuclei
+    assert medians[0] == pytest.approx(np.median(2 * np.sqrt(nuclei.semi_axes.prod(axis=1))), rel=0.15)
+
+
+class Mosaic:
+    """A specimen laid side by side `times` x `times`; a large slide that is quickly drawn."""
+
+    def __init__(self, specimen: Specimen, times: int) -> None:
+        self._specimen, self._times = specimen, times
+
+    def render(self, mpp: float) -> np.ndarray:
+        return np.tile(self._specimen.render(mpp), (self._times, self._times, 1))
+
+
+def test_500_of_more_than_a_thousand(tmp_path):
+    """36 x 36 places with cells; 500 are spread over all of the slide, and the cap ends the counting."""
+    (tmp_path / "wsi").mkdir()
+    write_slide(tmp_path / "wsi" / "a.tif", Mosaic(section(4, 192.0, 192.0), 12), 1.0)
+    settings = {"patch_mpp": 1.0, "patch_size": 64, "min_cells": 5}
+    every = harvest(tmp_path / "wsi", tmp_path / "all", "a.tif", max_patches=5000, **settings)
+    assert every.kept > 1000
+    record = harvest(tmp_path / "wsi", tmp_path / "some", "a.tif", **settings)
+    assert record.kept == 500
+    assert record.counted < 500 * 1.3
+    found = patches(tmp_path / "some", record)
+    assert set(found) <= set(patches(tmp_path / "all", every))
+    blocks = np.bincount([x // 384 + 6 * (y // 384) for x, y in found], minlength=36)  # 36 places each
+    assert blocks.min() >= 7
+    assert blocks.max() <= 21
+
+
+def test_places_near_the_threshold_are_kept_aside(wsi_dir, tmp_path):
+    record = harvest(wsi_dir, tmp_path, "plain.tif", min_cells=60, screen=False)
+    with tarfile.open(tmp_path / "rejected" / f"{record.slide_id}.tar") as tar:
+        texts = [json.loads(tar.extractfile(name).read()) for name in tar.getnames() if name.endswith(".json")]
+    cells = [fields["cells"] for fields in texts]
+    every = patches(tmp_path / "all", harvest(wsi_dir, tmp_path / "all", "plain.tif", min_cells=0))
+    below = sorted((fields["cells"] for _, fields in every.values() if fields["cells"] < 60), reverse=True)
+    assert cells == [count for count in below if count >= 30][:4]
+    assert cells
+    harvest(wsi_dir, tmp_path, "plain.tif", min_cells=1)
+    assert not (tmp_path / "rejected" / f"{record.slide_id}.tar").exists()
+
+
+def test_the_histogram_tells_what_was_counted(wsi_dir, tmp_path):
+    record = harvest(wsi_dir, tmp_path, "plain.tif", min_cells=0)
+    cells = [fields["cells"] for _, fields in patches(tmp_path, record).values()]
+    assert list(record.histogram) == np.bincount(np.array(cells) // 10).tolist()
+    strict = harvest(wsi_dir, tmp_path / "b", "plain.tif", min_cells=60, screen=False)
+    assert list(strict.histogram) == list(record.histogram)
+    assert strict.kept < record.kept
 
 
 def test_at_most_so_many_chosen_by_the_seed(wsi_dir, tmp_path):

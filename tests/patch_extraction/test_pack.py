@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import tarfile
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -187,6 +188,108 @@ def test_shards_of_a_killed_packing_are_known_as_own(records, tmp_path, monkeypa
     assert len(list(tmp_path.glob("shard-*"))) == 11
     assert read_index(tmp_path) is None
     pack(tmp_path, records, SETTINGS, 80, seed=0)
+    assert len(list(tmp_path.glob("shard-*"))) == 2
+    assert not (tmp_path / ".packing.json").exists()
+
+
+def shard_bytes(out: Path, index: dict) -> list[bytes]:
+    return [(out / shard["name"]).read_bytes() for shard in index["shards"]]
+
+
+def test_shards_are_what_tarfile_would_write(records, tmp_path):
+    """Copied stretch by stretch, and yet the same bytes as a tar made member by member."""
+    index = pack(tmp_path, records, SETTINGS, 40, seed=0)
+    for content in shard_bytes(tmp_path, index):
+        made = io.BytesIO()
+        with tarfile.open(fileobj=io.BytesIO(content)) as tar, tarfile.open(fileobj=made, mode="w") as copy:
+            copy.format = tarfile.USTAR_FORMAT
+            for member in tar:
+                plain = tarfile.TarInfo(member.name)
+                plain.size = member.size
+                copy.addfile(plain, tar.extractfile(member))
+        assert made.getvalue() == content
+
+
+def test_more_slides_than_files_that_may_be_open(tmp_path, monkeypatch):
+    records = harvested(tmp_path, [30, 50, 20, 7])
+    before = pack(tmp_path, records, SETTINGS, 40, seed=0)
+    content = shard_bytes(tmp_path, before)
+    (tmp_path / "shard-000001.tar").unlink()
+    monkeypatch.setattr("patch_extraction.shard_writer.MOST_OPEN", 2)
+    assert shard_bytes(tmp_path, pack(tmp_path, records, SETTINGS, 40, seed=0)) == content
+
+
+def test_memory_does_not_grow_with_the_patches(tmp_path):
+    """24 MB of patches are packed within 3 MB, most of which is the list of one slide's members."""
+    noise = np.random.default_rng(0).integers(0, 256, (160, 160, 3), np.uint8)
+    records = []
+    for name in NAMES:
+        record = Record(name, slide_id(name), "", HARVESTED, kept=200)
+        with SlideTar(tar_path(tmp_path, record.slide_id)) as tar:
+            for x in range(200):
+                tar.add(f"{record.slide_id}_{x}_0", Image.fromarray(noise), {"x": x})
+        records.append(replace(record, **tar.facts))
+    assert sum(record.bytes for record in records) > 20e6
+    tracemalloc.start()
+    try:
+        pack(tmp_path, records, {"patch_size": 160}, 400, seed=0)
+        assert tracemalloc.get_traced_memory()[1] < 3e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_new_slides_are_added_in_shards_of_their_own(records, tmp_path, capsys):
+    first = pack(tmp_path, records[:2], SETTINGS, 40, seed=0)
+    before = shard_bytes(tmp_path, first)
+    index = pack(tmp_path, records, SETTINGS, 40, seed=0, add_shards=True)
+    assert "2 shards stay, others are added for 2 new slides" in capsys.readouterr().out
+    assert [shard["samples"] for shard in index["shards"]] == [40, 40, 27]
+    assert shard_bytes(tmp_path, index)[:2] == before
+    assert {key.rsplit("_", 2)[0] for key in keys(tmp_path / "shard-000002.tar")} == {
+        record.slide_id for record in records[2:]
+    }
+    assert (index["samples"], index["slides"]) == (107, 4)
+    assert not (tmp_path / ".packing.json").exists()
+    assert pack(tmp_path, records, SETTINGS, 40, seed=0) == index  # nothing is new
+    assert shard_bytes(tmp_path, index)[:2] == before
+    anew = pack(tmp_path / "anew", harvested(tmp_path / "anew", [30, 50, 20, 7]), SETTINGS, 40, seed=0)
+    assert (index["mean"], index["std"], index["tars"]) == (anew["mean"], anew["std"], anew["tars"])
+
+
+def test_without_being_asked_all_is_shuffled_anew_and_that_is_said(records, tmp_path, capsys):
+    pack(tmp_path, records[:2], SETTINGS, 40, seed=0)
+    index = pack(tmp_path, records, SETTINGS, 40, seed=0)
+    said = capsys.readouterr().out
+    assert "all patches are packed anew, those of 2 new slides among them (--add-shards would leave" in said
+    other = pack(tmp_path / "b", harvested(tmp_path / "b", [30, 50, 20, 7]), SETTINGS, 40, seed=0)
+    assert shard_bytes(tmp_path, index) == shard_bytes(tmp_path / "b", other)
+
+
+def test_shards_are_not_added_to_those_of_slides_that_changed_or_went(records, tmp_path):
+    before = pack(tmp_path, records[:2], SETTINGS, 40, seed=0)
+    for others in (records[1:], [replace(records[0], sha256="0" * 64), *records[1:]]):
+        with pytest.raises(
+            UserError, match=r"the patches of TCGA_1_.* are not those in the shards any more; leave"
+        ):
+            pack(tmp_path, others, SETTINGS, 40, seed=0, add_shards=True)
+    (tmp_path / "shard-000001.tar").unlink()
+    with pytest.raises(UserError, match=r"cannot be added in .*: shard-000001\.tar is lost or damaged; leave out"):
+        pack(tmp_path, records, SETTINGS, 40, seed=0, add_shards=True)
+    assert read_index(tmp_path) == before
+
+
+def test_a_killed_adding_leaves_the_old_shards_whole(records, tmp_path, monkeypatch):
+    before = pack(tmp_path, records[:2], SETTINGS, 40, seed=0)
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("patch_extraction.pack._index", die)
+        pack(tmp_path, records, SETTINGS, 10, seed=0, add_shards=True)
+    assert read_index(tmp_path) == before
+    assert len(list(tmp_path.glob("shard-*"))) == 5
+    assert pack(tmp_path, records[:2], SETTINGS, 40, seed=0) == before  # as if it had not been tried
     assert len(list(tmp_path.glob("shard-*"))) == 2
     assert not (tmp_path / ".packing.json").exists()
 

@@ -1,0 +1,115 @@
+"""Counters that users bring: a function of theirs, or a detector."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from patch_extraction.cell_counters import HaematoxylinCounter, choose_counter
+from patch_extraction.config import HarvestConfig, common_settings
+from shared.command_line import UserError
+from shared.detector import Config, Detector, load_detector, save_detector, select_cells
+from shared.sample_tissue import section
+
+FUNCTIONS = """
+import numpy as np
+def corner(image, mpp):
+    assert image.dtype == np.uint8 and image.shape[2] == 3
+    return [[1.0, 2.0]] * round(image.shape[1] * mpp)
+def none(image, mpp): return []
+def number(image, mpp): return 7
+def triples(image, mpp): return np.zeros((5, 3))
+def broken(image, mpp): return 1 / 0
+"""
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    name = f"of_{tmp_path.name}"  # modules are imported once a process: another name for every test
+    (tmp_path / f"{name}.py").write_text(FUNCTIONS)
+    monkeypatch.syspath_prepend(tmp_path)
+    return name
+
+
+def test_the_classical_counter_is_the_default():
+    config = HarvestConfig(wsi_dir="x")
+    chosen = choose_counter(config.counter, config.detector, 0.25, 512)
+    assert isinstance(chosen, HaematoxylinCounter)
+    assert isinstance(choose_counter("hematoxylin", None, 0.25, 512), HaematoxylinCounter)
+
+
+def test_a_function_counts(mine):
+    counter = choose_counter(f"{mine}:corner", None, 0.25, 64)
+    assert counter.find(np.zeros((8, 40, 3), np.uint8), 0.5).tolist() == [[1.0, 2.0]] * 20
+    assert choose_counter(f"{mine}:none", None, 0.25, 64).find(np.zeros((8, 8, 3), np.uint8), 1.0).shape == (0, 2)
+
+
+def test_settings_tell_counters_and_their_versions_apart(mine, tmp_path):
+    names = [choose_counter(f"{mine}:{name}", None, 0.25, 64).name for name in ("corner", "none", "corner")]
+    assert names[0] == names[2] != names[1]
+    (tmp_path / f"{mine}.py").write_text(FUNCTIONS + "# changed\n")
+    names.append(choose_counter(f"{mine}:corner", None, 0.25, 64).name)
+    assert names[3] != names[0]
+    settings = common_settings(HarvestConfig(wsi_dir="x"), names[0])
+    assert settings["counter"] == names[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("number", "number returned a number instead of N x 2, the x and y of the cells in px"),
+        ("triples", "triples returned 5 x 3 instead of N x 2"),
+        ("broken", r"cannot count the cells of an empty patch \(ZeroDivisionError: division by zero\); mend it"),
+        ("absent", "the module of_.* has no absent"),
+    ],
+)
+def test_wrong_functions(mine, name, sentence):
+    with pytest.raises(UserError, match=sentence):
+        choose_counter(f"{mine}:{name}", None, 0.25, 64)
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("no_such_module:f", "--counter no_such_module:f cannot be imported .*; is its folder in PYTHONPATH"),
+        ("nuclei", "--counter nuclei is unknown; give haematoxylin, or MODULE:FUNCTION of your own"),
+        (":f", "--counter :f is unknown"),
+    ],
+)
+def test_unknown_counters(word, sentence):
+    with pytest.raises(UserError, match=sentence):
+        choose_counter(word, None, 0.25, 64)
+
+
+@pytest.fixture(scope="module")
+def detector_file(tmp_path_factory):
+    """An untrained detector that takes about every second place for a cell."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("detector") / "detector.pth"
+    save_detector(path, Detector(Config(arch="vit_tiny_patch16_224")), {"mpp": 0.5, "classes": ["cell"]})
+    return path
+
+
+def test_a_detector_counts_at_the_resolution_it_was_trained_at(detector_file):
+    image_HW3 = section(5, 64.0, 48.0).render(0.25)
+    counter = choose_counter("haematoxylin", detector_file, 0.25, 128)
+    found_N2 = counter.find(image_HW3, 0.25)
+    half = Image.fromarray(image_HW3).resize((128, 96), Image.Resampling.BICUBIC)
+    detector, _ = load_detector(detector_file)
+    with torch.inference_mode():
+        image_BCHW = torch.from_numpy(np.array(half)).permute(2, 0, 1)[None] / 255
+        expected = select_cells(detector(image_BCHW), 96, 128)[0].points_N2.numpy()
+    assert len(found_N2) == len(expected)
+    np.testing.assert_allclose(found_N2, 2 * expected, atol=1e-3)
+    assert counter.name.startswith("detector ")
+    assert counter.name.endswith("at 0.5 um/px on cpu") or torch.cuda.is_available()
+
+
+def test_wrong_detectors(detector_file, tmp_path):
+    with pytest.raises(UserError, match=r"was trained at 0\.5 um/px and cannot count at 1; give --patch-mpp 0\.5"):
+        choose_counter("haematoxylin", detector_file, 1.0, 128)
+    with pytest.raises(UserError, match=r"no weights file .*nowhere\.pth"):
+        choose_counter("haematoxylin", tmp_path / "nowhere.pth", 0.25, 128)
+    save_detector(tmp_path / "silent.pth", Detector(Config(arch="vit_tiny_patch16_224")), {})
+    with pytest.raises(UserError, match="does not say at which um/px it was trained"):
+        choose_counter("haematoxylin", tmp_path / "silent.pth", 0.25, 128)
