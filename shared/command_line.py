@@ -8,13 +8,14 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import tyro
 
 from shared.stop_signal import ignore_from_now_on
 
 Config = TypeVar("Config")
+Beside = TypeVar("Beside")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -71,13 +72,46 @@ def parse(
     Raises:
         UserError: the first word is not the name of a recipe.
     """
+    recipe, words = _chosen(recipes, default, args)
+    usage = _usage(recipes, default, description)
+    return tyro.cli(type(recipe), prog=f"{prog} [RECIPE]", description=usage, default=recipe, args=words)
+
+
+def parse_beside(
+    recipes: Mapping[str, Config],
+    default: str,
+    prog: str,
+    description: str,
+    beside: Beside,
+    args: Sequence[str] | None = None,
+) -> tuple[Config, Beside]:
+    """`parse`, with the options of another dataclass beside those of the recipe.
+
+    Raises:
+        UserError: the first word is not the name of a recipe.
+    """
+    recipe, words = _chosen(recipes, default, args)
+    unnamed = tyro.conf.arg(name="")
+    fields = [("beside", Annotated[type(beside), unnamed]), ("recipe", Annotated[type(recipe), unnamed])]
+    both = dataclasses.make_dataclass("both", fields, frozen=True)
+    usage = _usage(recipes, default, description)
+    told: Any = tyro.cli(
+        both, prog=f"{prog} [RECIPE]", description=usage, default=both(beside, recipe), args=words
+    )
+    return told.recipe, told.beside
+
+
+def _chosen(recipes: Mapping[str, Config], default: str, args: Sequence[str] | None) -> tuple[Config, list[str]]:
+    """The recipe that the first word names, and the other words."""
     words = list(sys.argv[1:] if args is None else args)
     name = words.pop(0) if words and not words[0].startswith("-") else default
     if name not in recipes:
         raise UserError(f"there is no recipe {name!r}; choose one of {', '.join(recipes)}")
-    recipe = recipes[name]
-    usage = f"{description}\n\nRecipes (first word, default {default}): {', '.join(recipes)}."
-    return tyro.cli(type(recipe), prog=f"{prog} [RECIPE]", description=usage, default=recipe, args=words)
+    return recipes[name], words
+
+
+def _usage(recipes: Mapping[str, Config], default: str, description: str) -> str:
+    return f"{description}\n\nRecipes (first word, default {default}): {', '.join(recipes)}."
 
 
 def check_range(option: str, value: float | None, least: float, most: float = math.inf) -> None:

@@ -1,4 +1,4 @@
-"""What a recipe comes to on so many ranks: accumulation, steps, learning rate."""
+"""What a recipe comes to on so many ranks: accumulation, steps, learning rate. As a command, see `bill`."""
 
 import math
 from dataclasses import dataclass
@@ -100,3 +100,10 @@ class Plan:
     def _advice(self) -> str:
         advice = self.recipe.method.advice(self.images_at_once)
         return f"\nadvice  {advice}" if advice else ""
+
+
+if __name__ == "__main__":
+    from shared.command_line import run
+    from ssl_pretrain.bill import main
+
+    run(main)

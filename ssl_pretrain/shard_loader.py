@@ -41,6 +41,9 @@ from ssl_pretrain.epochs import (
 from ssl_pretrain.shards import ShardSet
 from ssl_pretrain.tar_images import Image, read_images
 
+# Of a rank, unless told: more than the 4-5 that MAE on an A100 needs (estimated).
+MOST_WORKERS = 12
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -250,6 +253,6 @@ def _loader(stream: ShardStream, config: Config, device: torch.device) -> DataLo
 
 
 def _spare_cores() -> int:
-    """This rank's CPU cores but one, 0 to 12: more than the 4-5 that MAE on an A100 needs (estimated)."""
+    """This rank's CPU cores but one, 0 to `MOST_WORKERS`."""
     cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return min(max(cores - 1, 0), 12)
+    return min(max(cores - 1, 0), MOST_WORKERS)

@@ -1,0 +1,192 @@
+"""`python -m ssl_pretrain.plan`: what a run will take, so that it is known before the job is queued."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from shared.command_line import UserError, check_range, parse_beside
+from shared.tables import table
+from ssl_pretrain.efficiency import PEAKS, flops_per_image
+from ssl_pretrain.optimisation import AdamW
+from ssl_pretrain.plan import Plan
+from ssl_pretrain.recipe import Recipe, check
+from ssl_pretrain.recipes import RECIPES
+from ssl_pretrain.shard_loader import MOST_WORKERS
+from ssl_pretrain.shards import ShardSet, open_shards
+
+# Share of a GPU's peak that training reaches, for ViTs and ResNets (channels last, bfloat16): estimates for A100
+# from published speeds of MAE, DINO and supervised ResNet-50.
+REACHED = {"vit": 0.36, "resnet": 0.20}
+# Bytes of a patch of 512 px as it is stored, where no shards are given: the mean over harvested tissue.
+PATCH_BYTES = 60_000
+KEPT_CHECKPOINTS = 2
+DESCRIPTION = """What a pre-training run comes to: batch, steps, GPU-hours, disk, whether the shards suffice.
+
+Takes the options of `python -m ssl_pretrain`, too. Times are estimates unless the speed is given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The machine that a run is planned for."""
+
+    nodes: tuple[int, ...] = (1,)
+    """Nodes; several numbers make a table."""
+    gpus: int = 8
+    """GPUs of a node."""
+    gpu: str = "A100"
+    """Kind of GPU that the speed is estimated for."""
+    cpus: int = 12
+    """CPU cores of a GPU, of which all but one load patches."""
+    images_per_second: float | None = None
+    """Of one GPU, as measured; default: estimated from the operations an image takes."""
+
+
+@dataclass(frozen=True)
+class Bill:
+    """What a recipe takes on a number of GPUs, if they do not slow each other down."""
+
+    plan: Plan
+    speed: float
+    """Images a second of one GPU."""
+
+    @property
+    def hours(self) -> float:
+        """From the first step to the last."""
+        return self.plan.samples(self.plan.last_step) / (self.speed * self.plan.ranks) / 3600
+
+    @property
+    def gpu_hours(self) -> float:
+        """What is paid for."""
+        return self.hours * self.plan.ranks
+
+    @property
+    def step_seconds(self) -> float:
+        """Of one optimiser step."""
+        return self.plan.recipe.batch_size / (self.speed * self.plan.ranks)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes that a run writes."""
+
+    checkpoint: int
+    weights: int
+
+
+def main() -> int:
+    """Print the bill."""
+    recipe, asked = parse_beside(RECIPES, "mae_vitb", "python -m ssl_pretrain.plan", DESCRIPTION, Asked())
+    check(recipe)
+    check_asked(asked)
+    speed, how = speed_of(recipe, asked)
+    if len(asked.nodes) == 1:
+        bill = Bill(Plan.of(recipe, asked.nodes[0] * asked.gpus), speed)
+    print(f"recipe  {recipe.name}: {recipe.method.name} with {recipe.method.arch}")
+    print(f"speed   {speed:,.0f} images/s a GPU ({how})")
+    if len(asked.nodes) > 1:
+        print(f"\n{table_of(recipe, [nodes * asked.gpus for nodes in asked.nodes], speed)}")
+    else:
+        print(describe(bill, sizes_of(recipe)))
+        print(describe_reading(bill, asked))
+    return 0
+
+
+def check_asked(asked: Asked) -> None:
+    """Refuse numbers that make no sense.
+
+    Raises:
+        UserError: names the option and what it takes.
+    """
+    for nodes in asked.nodes:
+        check_range("nodes", nodes, 1)
+    check_range("gpus", asked.gpus, 1)
+    check_range("cpus", asked.cpus, 1)
+    check_range("images-per-second", asked.images_per_second, 1e-3)
+    if asked.gpu not in PEAKS:
+        raise UserError(
+            f"the speed of --gpu {asked.gpu} is not known; measure it for --images-per-second, or give "
+            f"one of {', '.join(PEAKS)}"
+        )
+
+
+def speed_of(recipe: Recipe, asked: Asked) -> tuple[float, str]:
+    """Images a second of one GPU, and where the number comes from."""
+    if asked.images_per_second is not None:
+        return asked.images_per_second, "as given"
+    flops = flops_per_image(recipe)
+    reached = REACHED["resnet" if "resnet" in recipe.method.arch else "vit"]
+    peak = 1e12 * PEAKS[asked.gpu]
+    how = (
+        f"estimated: {flops / 1e9:.1f} GFLOP an image, {reached:.0%} of an {asked.gpu}'s {peak / 1e12:.0f} TFLOP/s"
+    )
+    return reached * peak / flops, how
+
+
+def sizes_of(recipe: Recipe) -> Sizes:
+    """What a checkpoint and the exported weights take on the disk."""
+    method = recipe.method.build()
+    trained = sum(weight.numel() for weight in method.parameters() if weight.requires_grad)
+    moments = 2 if isinstance(recipe.optimiser, AdamW) else 1  # AdamW keeps two numbers a weight, SGD and LARC one
+    state = sum(tensor.numel() * tensor.element_size() for tensor in method.state_dict().values())
+    backbone = sum(weight.numel() for weight in method.backbone().parameters())
+    return Sizes(state + 4 * moments * trained, 4 * backbone)
+
+
+def describe(bill: Bill, sizes: Sizes) -> str:
+    """Batch, length, time and disk."""
+    plan = bill.plan
+    minutes = plan.recipe.checkpoint_every * bill.step_seconds / 60
+    return (
+        f"{plan}\n"
+        f"time    {bill.hours:,.1f} hours on {plan.ranks} GPU(s) = {bill.gpu_hours:,.0f} GPU-hours; "
+        f"{bill.step_seconds:.3g} s a step\n"
+        f"disk    {sizes.checkpoint / 1e9:.2f} GB a checkpoint, every {minutes:.3g} min, "
+        f"{KEPT_CHECKPOINTS} are kept; {sizes.weights / 1e9:.2f} GB of weights in {plan.recipe.out}"
+    )
+
+
+def describe_reading(bill: Bill, asked: Asked) -> str:
+    """What the shards have to deliver, and whether there are enough of them for all who read."""
+    recipe, ranks = bill.plan.recipe, bill.plan.ranks
+    workers = min(asked.cpus - 1, MOST_WORKERS) if recipe.loader.workers is None else recipe.loader.workers
+    rate = bill.speed * ranks
+    if not recipe.shards.is_dir():
+        text = f"{rate * PATCH_BYTES / 1e6:,.0f} MB/s to read, at {PATCH_BYTES / 1000:.0f} kB a patch of 512 px"
+        return f"shards  {text}; with --shards DIR those there are looked at"
+    shard_set = open_shards(recipe.shards)
+    bytes_each = sum(shard_set.path(n).stat().st_size for n in range(len(shard_set.shards))) / shard_set.samples
+    return (
+        f"shards  {recipe.shards}: {len(shard_set.shards)} with {shard_set.samples:,} patches of "
+        f"{bytes_each / 1000:.0f} kB; {rate * bytes_each / 1e6:,.1f} MB/s to read\n"
+        f"epochs  {recipe.samples_seen / shard_set.samples:,.1f} over these patches, "
+        f"{shard_set.samples / rate / 60:.3g} min each\n"
+        f"readers {ranks} rank(s) x {workers} workers: {_enough(bill.plan, shard_set, workers)}"
+    )
+
+
+def _enough(plan: Plan, shard_set: ShardSet, workers: int) -> str:
+    """Whether the shards suffice for everybody who reads."""
+    samples, shards = shard_set.samples, len(shard_set.shards)
+    readers = plan.ranks * max(workers, 1)
+    batches = samples // plan.images_at_once
+    if samples < plan.recipe.batch_size:
+        return f"too few patches, a batch has {plan.recipe.batch_size:,}; harvest more slides"
+    if batches < workers:
+        return f"too few patches: {batches} batches an epoch for {workers} workers; lower --loader.workers"
+    if shards < readers:
+        return f"enough; {readers} read {shards} shards, so that some share one"
+    return f"enough, a shard for each of {readers}"
+
+
+def table_of(recipe: Recipe, ranks: Sequence[int], speed: float) -> str:
+    """One row a number of GPUs; those that the batch cannot be divided among stand below."""
+    rows, refused = [], []
+    for count in ranks:
+        try:
+            bill = Bill(Plan.of(recipe, count), speed)
+        except UserError as error:
+            refused.append(f"{count} GPUs: {error}")
+            continue
+        hours = (f"{bill.step_seconds:.3g}", f"{bill.hours:.3g}", f"{bill.gpu_hours:,.0f}")
+        rows.append((count, bill.plan.micro_batch, bill.plan.accumulation, *hours))
+    header = ("GPUs", "images a pass", "passes a step", "s a step", "hours", "GPU-hours")
+    return "\n".join([table(header, rows), *refused])
