@@ -2,12 +2,15 @@
 
 import csv
 import hashlib
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from patch_extraction.__main__ import main
+from shared.command_line import run
 from shared.sample_slides import write_slide
 from shared.sample_tissue import Specimen, section
 
@@ -30,6 +33,25 @@ def wsi_dir(specimens, tmp_path_factory) -> Path:
     write_slide(folder / "PD-L1" / "S.1 ü.a.svs", specimens[1], 0.32, aperio=True)
     write_slide(folder / "plain.tif", specimens[1], 0.25)
     return folder
+
+
+@pytest.fixture
+def harvest_here(tmp_path, monkeypatch, capsys):
+    """As `command`, `python -m patch_extraction` only and in this process, which saves its start."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: object) -> subprocess.CompletedProcess[str]:
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGTERM)}
+        monkeypatch.setattr("sys.argv", ["patch_extraction", *map(str, words)])
+        try:
+            with pytest.raises(SystemExit) as end:
+                run(main)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        return subprocess.CompletedProcess(words, int(end.value.code or 0), *capsys.readouterr())
+
+    return call
 
 
 def digests(out: Path) -> dict[str, str]:

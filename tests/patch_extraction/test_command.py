@@ -91,11 +91,11 @@ def test_more_workers_give_the_same_bytes(undisturbed, command, wsi_dir, tmp_pat
         (("--wsi-dir", "text", "--slide-mpp", "b.svs=0.25"), "--slide-mpp b.svs=0.25 fits no slide in text"),
     ],
 )
-def test_wrong_input_is_one_sentence(command, tmp_path, words, sentence):
+def test_wrong_input_is_one_sentence(harvest_here, tmp_path, words, sentence):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.svs").write_text("This is no slide.\n" * 100)
-    done = command("patch_extraction", *words)
+    done = harvest_here(*words)
     assert done.returncode == 2
     assert sentence in error_of(done)
     assert not list(tmp_path.rglob("*.tar"))
@@ -108,7 +108,7 @@ def test_unknown_options_are_refused(command, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_bad_slides_are_named_and_the_others_harvested(command, wsi_dir, specimens, tmp_path):
+def test_bad_slides_are_named_and_the_others_harvested(harvest_here, wsi_dir, specimens, tmp_path):
     folder = tmp_path / "wsi"
     folder.mkdir()
     good = folder / "good.tif"
@@ -118,7 +118,7 @@ def test_bad_slides_are_named_and_the_others_harvested(command, wsi_dir, specime
     (folder / "cut.tif").write_bytes(good.read_bytes()[: good.stat().st_size // 2])
     (folder / "gone.svs").symlink_to(tmp_path / "nowhere.svs")
     write_slide(folder / "silent.tif", specimens[0], 0.5, resolution=False)
-    done = command("patch_extraction", "--wsi-dir", folder, "--out", "o", "--workers", 2)
+    done = harvest_here("--wsi-dir", folder, "--out", "o", "--workers", 2)
     assert done.returncode == 3, done.stderr
     assert "Traceback" not in done.stderr
     failures = [line for line in done.stdout.splitlines() if line.startswith("failed: ")]
@@ -141,7 +141,7 @@ def test_bad_slides_are_named_and_the_others_harvested(command, wsi_dir, specime
     assert status == dict.fromkeys(reasons, "failed") | {"good.tif": "harvested"}
     assert len(list((tmp_path / "o" / "slides").glob("*.tar"))) == 1
 
-    mended = command("patch_extraction", "--wsi-dir", folder, "--out", "o", "--slide-mpp", "silent.tif=0.25")
+    mended = harvest_here("--wsi-dir", folder, "--out", "o", "--slide-mpp", "silent.tif=0.25")
     assert mended.returncode == 3
     assert "1 of 6 slides are done already" in mended.stdout
     assert json.loads((tmp_path / "o" / "index.json").read_text())["slides"] == 2
@@ -162,12 +162,12 @@ def test_a_slide_that_may_not_be_read(wsi_dir, tmp_path):
     assert "failed: wsi/a.tif cannot be opened: Permission denied" in done.stdout
 
 
-def test_names_that_are_not_utf8(command, wsi_dir, tmp_path):
+def test_names_that_are_not_utf8(harvest_here, wsi_dir, tmp_path):
     folder = os.fsencode(tmp_path / "wsi") + b"/f\xe4rbung"
     Path(os.fsdecode(folder)).mkdir(parents=True)
     shutil.copy(wsi_dir / "plain.tif", folder + b"/Pr\xfcf.tif")
     Path(os.fsdecode(folder + b"/b\xf6se.svs")).write_text("This is no slide.\n")
-    done = command("patch_extraction", "--wsi-dir", "wsi", "--max-patches", 2)
+    done = harvest_here("--wsi-dir", "wsi", "--max-patches", 2)
     assert done.returncode == 3, done.stderr
     assert "Traceback" not in done.stderr
     with (tmp_path / "shards" / "slides.csv").open(encoding="utf-8") as file:
@@ -178,7 +178,7 @@ def test_names_that_are_not_utf8(command, wsi_dir, tmp_path):
     assert index["biomarkers"] == {r"f\xe4rbung": {"slides": 1, "patches": 2}}
 
 
-def test_a_folder_that_cannot_be_listed_is_named(command, wsi_dir, tmp_path):
+def test_a_folder_that_cannot_be_listed_is_named(harvest_here, wsi_dir, tmp_path):
     """A path longer than the system takes stops even the superuser."""
     (tmp_path / "wsi").mkdir()
     shutil.copy(wsi_dir / "plain.tif", tmp_path / "wsi" / "a.tif")
@@ -188,21 +188,21 @@ def test_a_folder_that_cannot_be_listed_is_named(command, wsi_dir, tmp_path):
         opened.append(os.open("x" * 250, os.O_RDONLY, dir_fd=opened[-1]))
     for descriptor in opened:
         os.close(descriptor)
-    done = command("patch_extraction", "--wsi-dir", "wsi", "--max-patches", 2)
+    done = harvest_here("--wsi-dir", "wsi", "--max-patches", 2)
     assert done.returncode == 3, done.stderr
     assert "cannot be listed: File name too long; slides below it are left out" in done.stderr
     assert "folders left out: 1 (wsi/xxx" in done.stderr.splitlines()[-1]
     assert json.loads((tmp_path / "shards" / "index.json").read_text())["samples"] == 2
 
 
-def test_every_real_slide_is_harvested_or_named(command, real_data, tmp_path):
+def test_every_real_slide_is_harvested_or_named(harvest_here, real_data, tmp_path):
     """The small ones and all the bad ones; the 40x slides take longer than a test should."""
     (tmp_path / "wsi").mkdir()
     for path in (real_data / "slides").iterdir():
         if path.name not in ("CD34_ihc_40x.svs", "oral_scc_he_4x.svs", "chromogranin_ihc_40x_region.svs"):
             (tmp_path / "wsi" / path.name).symlink_to(path)
     words = ("--wsi-dir", "wsi", "--slide-mpp", "keratin*=0.25", "tcga*=0.5", "--patch-mpp", "0.5")
-    done = command("patch_extraction", *words, "--max-patches", 8, "--biomarker", "mixed")
+    done = harvest_here(*words, "--max-patches", 8, "--biomarker", "mixed")
     assert done.returncode == 3, done.stderr
     with (tmp_path / "shards" / "slides.csv").open() as file:
         rows = {row["slide"]: row for row in csv.DictReader(file)}

@@ -18,49 +18,49 @@ def copy(undisturbed, tmp_path) -> Path:
     return Path(shutil.copytree(undisturbed[0], tmp_path / "copy"))
 
 
-def test_a_finished_harvest_is_not_done_again(undisturbed, copy, command, wsi_dir):
+def test_a_finished_harvest_is_not_done_again(undisturbed, copy, harvest_here, wsi_dir):
     before = {path: path.stat().st_mtime_ns for path in copy.rglob("*.tar")}
-    done = command("patch_extraction", "--wsi-dir", wsi_dir, "--out", copy, "--shard-size", 20, *BIG)
+    done = harvest_here("--wsi-dir", wsi_dir, "--out", copy, "--shard-size", 20, *BIG)
     assert done.returncode == 0, done.stderr
     assert "3 of 3 slides are done already" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in copy.rglob("*.tar")} == before
     assert digests(copy) == digests(undisturbed[0])
 
 
-def test_a_slide_tar_cut_in_half_is_made_again(undisturbed, copy, command, wsi_dir):
+def test_a_slide_tar_cut_in_half_is_made_again(undisturbed, copy, harvest_here, wsi_dir):
     path = next(copy.glob("slides/plain_*.tar"))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    done = command("patch_extraction", "--wsi-dir", wsi_dir, "--out", copy, "--shard-size", 20, *BIG)
+    done = harvest_here("--wsi-dir", wsi_dir, "--out", copy, "--shard-size", 20, *BIG)
     assert done.returncode == 0, done.stderr
     assert "2 of 3 slides are done already" in done.stdout
     assert path.read_bytes() == (undisturbed[0] / "slides" / path.name).read_bytes()
     assert digests(copy) == digests(undisturbed[0])
 
 
-def test_a_slide_tar_damaged_in_place_is_made_again_in_the_same_run(undisturbed, copy, command, wsi_dir):
+def test_a_slide_tar_damaged_in_place_is_made_again_in_the_same_run(undisturbed, copy, harvest_here, wsi_dir):
     """In a header, at equal size; packing is due because a shard is lost."""
     path = next(copy.glob("slides/plain_*.tar"))
     path.write_bytes(b"\xff" * 512 + path.read_bytes()[512:])
     (copy / "shard-000001.tar").unlink()
-    done = command("patch_extraction", "--wsi-dir", wsi_dir, "--out", copy, "--shard-size", 20, *BIG)
+    done = harvest_here("--wsi-dir", wsi_dir, "--out", copy, "--shard-size", 20, *BIG)
     assert done.returncode == 0, done.stderr
     assert "tars of 1 slides are damaged; those slides are harvested again" in done.stdout
     assert digests(copy) == digests(undisturbed[0])
 
 
-def test_overwriting_with_no_patch_leaves_nothing_that_looks_whole(copy, command, wsi_dir):
+def test_overwriting_with_no_patch_leaves_nothing_that_looks_whole(copy, harvest_here, wsi_dir):
     words = ("--wsi-dir", wsi_dir, "--out", copy, "--shard-size", 20, *BIG, "--min-cells", 5000, "--overwrite")
-    done = command("patch_extraction", *words)
+    done = harvest_here(*words)
     assert done.returncode == 2
     assert "no patch was harvested" in error_of(done)
     assert not list(copy.glob("shard-*"))
     assert not (copy / "index.json").exists()
 
 
-def test_another_folder_is_refused(undisturbed, copy, command, wsi_dir, tmp_path):
+def test_another_folder_is_refused(undisturbed, copy, harvest_here, wsi_dir, tmp_path):
     (tmp_path / "b").mkdir()
     shutil.copy(wsi_dir / "plain.tif", tmp_path / "b" / "other.tif")
-    done = command("patch_extraction", "--wsi-dir", "b", "--out", copy, "--shard-size", 20, *BIG)
+    done = harvest_here("--wsi-dir", "b", "--out", copy, "--shard-size", 20, *BIG)
     assert done.returncode == 2
     assert "holds 3 slides that are not below b (PD-L1/S.1 ü.a.svs of" in error_of(done)
     assert "give another --out, or harvest their common parent folder" in error_of(done)
@@ -68,40 +68,40 @@ def test_another_folder_is_refused(undisturbed, copy, command, wsi_dir, tmp_path
     assert len(list(copy.glob("slides/*.tar"))) == 3
 
 
-def test_a_slide_of_the_same_name_in_another_folder_is_refused(copy, command, wsi_dir, specimens, tmp_path):
+def test_a_slide_of_the_same_name_in_another_folder_is_refused(copy, harvest_here, wsi_dir, specimens, tmp_path):
     moved = Path(shutil.copytree(wsi_dir, tmp_path / "moved"))
     words = ("--wsi-dir", moved, "--out", copy, "--shard-size", 20, *BIG)
-    done = command("patch_extraction", *words)
+    done = harvest_here(*words)
     assert done.returncode == 0, done.stderr  # the same slides in a folder that was moved
     write_slide(moved / "plain.tif", specimens[0], 0.25)
-    done = command("patch_extraction", *words)
+    done = harvest_here(*words)
     assert done.returncode == 2
     assert "holds a slide that is not below" in error_of(done)
 
 
-def test_patches_of_a_slide_that_is_gone_stay(command, wsi_dir, tmp_path):
+def test_patches_of_a_slide_that_is_gone_stay(harvest_here, wsi_dir, tmp_path):
     folder = Path(shutil.copytree(wsi_dir, tmp_path / "wsi"))
     words = ("--wsi-dir", "wsi", *BIG)
-    assert command("patch_extraction", *words).returncode == 0
+    assert harvest_here(*words).returncode == 0
     before = digests(tmp_path / "shards")
     (folder / "plain.tif").rename(tmp_path / "plain.tif")
-    done = command("patch_extraction", *words)
+    done = harvest_here(*words)
     assert done.returncode == 0, done.stderr
     assert "kept from an earlier run: plain.tif: it is gone or not chosen, its" in done.stdout
     assert digests(tmp_path / "shards") == before
     with (tmp_path / "shards" / "slides.csv").open() as file:
         assert {row["slide"]: row["status"] for row in csv.DictReader(file)}["plain.tif"] == "kept"
-    done = command("patch_extraction", *words, "--min-cells", 45, "--overwrite")
+    done = harvest_here(*words, "--min-cells", 45, "--overwrite")
     assert done.returncode == 2
     assert "made with min_cells 30 instead of 45, and its slide plain.tif is gone from wsi" in error_of(done)
     assert digests(tmp_path / "shards") == before
 
 
 @pytest.mark.parametrize("name", ["shard-000000.tar", "shard-train-7.tar", "index.json"])
-def test_foreign_files_are_not_touched(command, wsi_dir, tmp_path, name):
+def test_foreign_files_are_not_touched(harvest_here, wsi_dir, tmp_path, name):
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / name).write_text("mine")
-    done = command("patch_extraction", "--wsi-dir", wsi_dir, *BIG)
+    done = harvest_here("--wsi-dir", wsi_dir, *BIG)
     assert done.returncode == 2
     assert f"shards holds {name}, which no harvest made; choose another --out" in error_of(done)
     assert [path.name for path in (tmp_path / "shards").iterdir()] == [name]
@@ -117,24 +117,24 @@ def test_two_harvests_at_once(undisturbed, copy, command, wsi_dir):
     assert digests(copy) == digests(undisturbed[0])
 
 
-def test_what_killed_harvests_left_behind_is_removed(copy, command, wsi_dir):
+def test_what_killed_harvests_left_behind_is_removed(copy, harvest_here, wsi_dir):
     left = [copy / ".shard-000000.tar.123.tmp", copy / "slides" / ".a_12345678.tar.77.tmp"]
     mine = copy / ".notes.tmp"
     for path in (*left, mine):
         path.touch()
-    done = command("patch_extraction", "--wsi-dir", wsi_dir, "--out", copy, "--shard-size", 20, *BIG)
+    done = harvest_here("--wsi-dir", wsi_dir, "--out", copy, "--shard-size", 20, *BIG)
     assert done.returncode == 0, done.stderr
     assert [path.exists() for path in (*left, mine)] == [False, False, True]
 
 
-def test_other_settings_are_refused_and_redone_on_demand(undisturbed, copy, command, wsi_dir):
+def test_other_settings_are_refused_and_redone_on_demand(undisturbed, copy, harvest_here, wsi_dir):
     words = ("--wsi-dir", wsi_dir, "--out", copy, "--shard-size", 20, *BIG, "--min-cells", 45)
-    done = command("patch_extraction", *words)
+    done = harvest_here(*words)
     assert done.returncode == 2
     assert "made with min_cells 30 instead of 45; choose another folder with --out" in error_of(done)
     assert digests(copy) == digests(undisturbed[0])
     assert (copy / "config.json").read_bytes() == (undisturbed[0] / "config.json").read_bytes()
-    done = command("patch_extraction", *words, "--overwrite")
+    done = harvest_here(*words, "--overwrite")
     assert done.returncode == 0, done.stderr
     index = json.loads((copy / "index.json").read_text())
     assert index["settings"]["min_cells"] == 45
