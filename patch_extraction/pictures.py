@@ -93,7 +93,7 @@ def first_samples(shard: Path, count: int) -> list[tuple[Image.Image, dict[str, 
 
 def _save(path: Path, picture: Image.Image) -> None:
     with atomic_path(path) as temporary:
-        picture.save(temporary, format="PNG")
+        picture.save(temporary, format="PNG", compress_level=1)  # four times as fast, a tenth larger
 
 
 def _overview(slide: Slide, tissue: Tissue) -> tuple[float, Image.Image]:
