@@ -112,7 +112,7 @@ def deadly_once(image, mpp):
 """
 
 
-def test_slides_that_hang_or_crash_cost_themselves_only(small_slides, command, tmp_path):
+def test_slides_that_hang_or_crash_cost_themselves_only(small_slides, harvest_here, tmp_path, monkeypatch):
     """A pipe nobody writes to hangs whoever opens it."""
     (tmp_path / "wsi").mkdir()
     for name in ("a.tif", "b.tif"):
@@ -120,8 +120,9 @@ def test_slides_that_hang_or_crash_cost_themselves_only(small_slides, command, t
     os.mkfifo(tmp_path / "wsi" / "aa.svs")
     (tmp_path / "mine.py").write_text(COUNTER)
     (tmp_path / "armed").touch()
+    monkeypatch.syspath_prepend(tmp_path)
     words = ("--wsi-dir", "wsi", "--workers", 1, "--slide-minutes", 0.05, "--counter", "mine:deadly_once")
-    done = command("patch_extraction", *words)
+    done = harvest_here(*words)
     assert done.returncode == 3, done.stderr
     assert "Traceback" not in done.stderr
     assert reasons(tmp_path / "shards") == {
@@ -132,12 +133,12 @@ def test_slides_that_hang_or_crash_cost_themselves_only(small_slides, command, t
     assert "patches in 1 of" in done.stdout
     assert not list((tmp_path / "shards").rglob(".*.tmp"))
     (tmp_path / "wsi" / "aa.svs").unlink()
-    again = command("patch_extraction", *words)
+    again = harvest_here(*words)
     assert again.returncode == 0, again.stderr
     assert "1 of 2 slides are done already" in again.stdout
 
 
-def test_a_full_disk_stops_the_harvest_and_room_lets_it_go_on(undisturbed, wsi_dir, command, tmp_path):
+def test_a_full_disk_stops_the_harvest_and_room_lets_it_go_on(undisturbed, wsi_dir, harvest_here, tmp_path):
     """On a file system of 1.5 MB: about one slide fits."""
     place = tmp_path / "disk"
     place.mkdir()
@@ -146,27 +147,27 @@ def test_a_full_disk_stops_the_harvest_and_room_lets_it_go_on(undisturbed, wsi_d
         pytest.skip("only the superuser can make a small disk")
     try:
         words = ("--wsi-dir", wsi_dir, "--out", place / "out", "--shard-size", 20, "--allow-upsampling")
-        done = command("patch_extraction", *words)
+        done = harvest_here(*words)
         assert done.returncode == 2
         assert "No space left on device; make room and start the same command again" in error_of(done)
         assert not (place / "out" / "index.json").exists()
         assert not list((place / "out").rglob(".*.tmp"))
         subprocess.run([*mount, "remount,size=50m", place], check=True)
-        again = command("patch_extraction", *words)
+        again = harvest_here(*words)
         assert again.returncode == 0, again.stderr
         assert digests(place / "out") == digests(undisturbed[0])
     finally:
         subprocess.run(["umount", place], check=True)
 
 
-def test_a_dry_run_says_what_would_be_done_and_writes_nothing(small_slides, command, tmp_path):
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(small_slides, harvest_here, tmp_path):
     (tmp_path / "wsi").mkdir()
     for name in ("a.tif", "b.tif", "0a.tif"):
         shutil.copy(small_slides / name, tmp_path / "wsi" / name)
     shutil.copy(small_slides / "a.tif", tmp_path / "wsi" / "copy.tif")
     (tmp_path / "wsi" / "text.svs").write_text("This is no slide.\n")
     before = {path: hashlib.sha256(path.read_bytes()).digest() for path in (tmp_path / "wsi").iterdir()}
-    done = command("patch_extraction", "--wsi-dir", "wsi", "--dry-run")
+    done = harvest_here("--wsi-dir", "wsi", "--dry-run")
     assert done.returncode == 3, done.stderr
     assert "5 slides: 3 to do, 1 duplicate, 1 failed; at most 500 patches of 128 um a slide" in done.stdout
     assert "would fail: wsi/text.svs is not a slide" in done.stdout
