@@ -14,6 +14,7 @@ from patch_extraction.cell_counters import CellCounter, choose_counter
 from patch_extraction.check import CheckConfig, check_shards
 from patch_extraction.config import HarvestConfig, Source, check, common_settings
 from patch_extraction.html_report import REPORT, write_report
+from patch_extraction.launch import HarvestLaunch, harvest_in_slurm
 from patch_extraction.locks import one_after_another, only_harvest, only_part
 from patch_extraction.output import harvested_slides, kept_slides, refuse_foreign
 from patch_extraction.pack import INDEX, DamagedTarError, discard, pack
@@ -25,7 +26,7 @@ from patch_extraction.slide_list import find_sources
 from patch_extraction.slide_tar import FAILED, Record, finished
 from patch_extraction.workers import finished_slides, harvest_slides
 from shared.atomic import write_json
-from shared.command_line import UserError, as_plain, run, settings_text
+from shared.command_line import UserError, as_plain, cli_beside, run, settings_text
 from shared.runs import provenance
 from shared.stop_signal import leave_when_told
 
@@ -40,13 +41,15 @@ def main() -> int:
     if any(word.partition("=")[0] == "--check" for word in sys.argv[1:]):
         check_shards(tyro.cli(CheckConfig, prog="python -m patch_extraction").check)
         return NOTHING_FAILED
-    config = tyro.cli(HarvestConfig, prog="python -m patch_extraction")
+    config, launch = cli_beside(HarvestConfig, HarvestLaunch(), "python -m patch_extraction")
     check(config)
     leave_when_told(lambda: f"with {len(list(config.out.glob('slides/*.json')))} slides done")
     counter = choose_counter(config.counter, config.detector, config.patch_mpp, config.patch_size)
     hidden: list[str] = []
     sources = find_sources(config, counter, hidden)
     refuse_foreign(config.out)
+    if launch.launcher == "slurm":
+        return harvest_in_slurm(len(sources), config, launch)
     if config.dry_run:
         records = preview_slides(sources, finished_slides(sources, config), config)
         if all(record.status == FAILED for record in records):

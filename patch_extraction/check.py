@@ -42,7 +42,10 @@ def check_shards(out: Path) -> None:
         print(f"... and {len(faults) - MOST_NAMED} more")
     if faults:
         count = "one thing is" if len(faults) == 1 else f"{len(faults)} things are"
-        raise UserError(f"{count} wrong in {out}; start its harvest again, it mends what is lost or damaged")
+        raise UserError(
+            f"{count} wrong in {out}; remove the files named as changed and start the same harvest again, "
+            "it makes what is missing anew"
+        )
     print(
         f"{out} is whole: {index['samples']} patches of {index['slides']} slides in {len(index['shards'])} shards"
     )
@@ -108,7 +111,7 @@ def _tar_faults(out: Path, index: Mapping[str, Any]) -> Iterator[str]:
             if record is None or record.sha256 != sha256:
                 yield f"{tar.with_suffix('.json')} is lost, damaged, or newer than the shards"
             elif sha256_of(tar) != sha256:
-                yield f"{tar} is lost or damaged"
+                yield f"{tar} is gone or was changed"
             bar.update()
 
 
@@ -118,4 +121,4 @@ def _count_faults(index: Mapping[str, Any], keys: list[np.ndarray]) -> Iterator[
         yield f"{twice} patches are there more than once"
     listed = sum(shard["samples"] for shard in index["shards"])
     if listed != index["samples"]:
-        yield f"{INDEX} counts {index['samples']} patches, its shards {listed}"
+        yield f"{INDEX} was changed: it counts {index['samples']} patches, its shards {listed}"

@@ -19,7 +19,10 @@ COARSEST_PATCH_MPP = 1.0
 
 @dataclass(frozen=True)
 class HarvestConfig:
-    """Harvest patches with enough cells from whole-slide images into WebDataset shards."""
+    """Harvest patches with enough cells from whole-slide images into WebDataset shards.
+
+    With `--check DIR` instead, verify that a folder of shards is whole.
+    """
 
     wsi_dir: Path
     """Folder of slides, searched with its sub-folders."""
@@ -122,11 +125,10 @@ def check(config: HarvestConfig) -> None:
         Part.of_text(config.part)
         if config.pack:
             raise UserError("--part and --pack exclude each other; the parts come first, then one --pack")
-    for name, folder in (("wsi-dir", config.wsi_dir), ("out", config.out)):
-        if printable(str(folder)) != str(folder):
-            raise UserError(
-                f"--{name} {printable(str(folder))} is not UTF-8; rename the folder, or give a link to it"
-            )
+    paths = {"wsi-dir": config.wsi_dir, "out": config.out, "slides": config.slides, "detector": config.detector}
+    for name, path in paths.items():
+        if printable(str(path)) != str(path):
+            raise UserError(f"--{name} {printable(str(path))} is not UTF-8; rename it, or give a link to it")
 
 
 def overrides(config: HarvestConfig, names: Sequence[str]) -> dict[str, float]:

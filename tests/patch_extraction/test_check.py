@@ -9,6 +9,7 @@ import pytest
 
 from patch_extraction.check import check_shards
 from shared.command_line import UserError
+from tests.patch_extraction.conftest import BIG, digests
 
 
 @pytest.fixture
@@ -61,8 +62,11 @@ DAMAGE = {
         lambda out: forge(out, lambda index: index["shards"][0].update(samples=3)),
         "shard-000000.tar holds 20 samples instead of 3",
     ),
-    "total": (lambda out: forge(out, lambda index: index.update(samples=1)), "index.json counts 1 patches, its"),
-    "slide tar": (lambda out: flip_byte(next(out.glob("slides/plain*.tar"))), ".tar is lost or damaged"),
+    "total": (
+        lambda out: forge(out, lambda index: index.update(samples=1)),
+        "index.json was changed: it counts 1 patches, its",
+    ),
+    "slide tar": (lambda out: flip_byte(next(out.glob("slides/plain*.tar"))), ".tar is gone or was changed"),
     "record": (lambda out: next(out.glob("slides/plain*.json")).unlink(), ".json is lost, damaged, or newer"),
 }
 
@@ -71,11 +75,21 @@ DAMAGE = {
 def test_what_is_wrong_is_named(copy, capsys, name):
     damage, sentence = DAMAGE[name]
     damage(copy)
-    with pytest.raises(UserError, match=rf"wrong in {copy}; start its harvest again"):
+    with pytest.raises(UserError, match=rf"wrong in {copy}; remove the files named as changed"):
         check_shards(copy)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("wrong: ")]
     assert any(sentence in line for line in lines), lines
     assert len(lines) <= 2  # one cause, one or two symptoms
+
+
+def test_what_is_removed_is_made_anew(undisturbed, copy, harvest_here, wsi_dir):
+    """As the last sentence says: a changed shard and a changed tar of a slide, both of the right size."""
+    for path in (copy / "shard-000000.tar", next(copy.glob("slides/plain*.tar"))):
+        flip_byte(path)
+        path.unlink()
+    assert harvest_here("--wsi-dir", wsi_dir, "--out", copy, "--shard-size", 20, *BIG).returncode == 0
+    assert digests(copy) == digests(undisturbed[0])
+    check_shards(copy)
 
 
 def test_slides_tars_may_be_removed_to_make_room(copy, capsys):

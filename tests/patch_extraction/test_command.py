@@ -117,6 +117,8 @@ def test_bad_slides_are_named_and_the_others_harvested(harvest_here, wsi_dir, sp
     (folder / "empty.ndpi").touch()
     (folder / "cut.tif").write_bytes(good.read_bytes()[: good.stat().st_size // 2])
     (folder / "gone.svs").symlink_to(tmp_path / "nowhere.svs")
+    (folder / "twice").mkdir()
+    shutil.copy(good, folder / "twice")
     write_slide(folder / "silent.tif", specimens[0], 0.5, resolution=False)
     done = harvest_here("--wsi-dir", folder, "--out", "o", "--workers", 2)
     assert done.returncode == 3, done.stderr
@@ -133,18 +135,42 @@ def test_bad_slides_are_named_and_the_others_harvested(harvest_here, wsi_dir, sp
     for name, reason in reasons.items():
         assert any(str(folder / name) in line and reason in line for line in failures), (name, failures)
     assert "hint: --slide-mpp NAME=0.25" in done.stdout
-    assert "5 of 6 slides failed" in done.stderr
+    assert "5 of 7 slides failed" in done.stderr
+    assert "duplicate: twice/good.tif: the same file as good.tif" in done.stdout
     index = json.loads((tmp_path / "o" / "index.json").read_text())
     assert index["slides"] == 1
     with (tmp_path / "o" / "slides.csv").open() as file:
         status = {row["slide"]: row["status"] for row in csv.DictReader(file)}
-    assert status == dict.fromkeys(reasons, "failed") | {"good.tif": "harvested"}
+    assert status == dict.fromkeys(reasons, "failed") | {"good.tif": "harvested", "twice/good.tif": "duplicate"}
     assert len(list((tmp_path / "o" / "slides").glob("*.tar"))) == 1
 
     mended = harvest_here("--wsi-dir", folder, "--out", "o", "--slide-mpp", "silent.tif=0.25")
     assert mended.returncode == 3
-    assert "1 of 6 slides are done already" in mended.stdout
+    assert "1 of 7 slides are done already" in mended.stdout
     assert json.loads((tmp_path / "o" / "index.json").read_text())["slides"] == 2
+
+
+def test_a_list_of_slides_chooses_orders_and_names_their_biomarkers(harvest_here, wsi_dir, tmp_path):
+    (tmp_path / "slides.csv").write_text("slide,biomarker,slide_mpp\nplain,CD8,\nKi-67/S.1 ü.a.svs,,0.26\n")
+    words = ("--wsi-dir", wsi_dir, "--max-patches", 3, "--slides")
+    done = harvest_here(*words, "slides.csv")
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "shards" / "slides.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["slide"], row["biomarker"], row["slide_mpp"], row["mpp_source"]) for row in rows] == [
+        ("plain.tif", "CD8", "0.25", "openslide.mpp-x"),
+        ("Ki-67/S.1 ü.a.svs", "Ki-67", "0.26", "override"),
+    ]
+    wanted = {"slide", "status", "reason", "slide_mpp", "mpp_source", "tissue_mm2", "candidates", "screened"}
+    assert {*wanted, "counted", "kept", "seconds", "bytes"} <= rows[0].keys()
+    (tmp_path / "fewer.csv").write_text("slide,biomarker\nplain.tif,CD8\n")
+    done = harvest_here(*words, "fewer.csv")
+    assert done.returncode == 0, done.stderr
+    assert "kept from an earlier run: Ki-67/S.1 ü.a.svs: it is gone or not chosen, its 3 patches" in done.stdout
+    assert json.loads((tmp_path / "shards" / "index.json").read_text())["biomarkers"] == {
+        "CD8": {"slides": 1, "patches": 3},
+        "Ki-67": {"slides": 1, "patches": 3},
+    }
 
 
 def test_a_slide_that_may_not_be_read(wsi_dir, tmp_path):
