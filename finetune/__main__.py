@@ -1,6 +1,6 @@
 """`python -m finetune [RECIPE] --init WEIGHTS --data DIR`: annotated tiles in, detector.pth out."""
 
-from shared.command_line import parse, run
+from shared.command_line import parse_beside, run
 from shared.stop_signal import StopSignal
 
 DESCRIPTION = """Fine-tune DPA-P2PNet on point annotations.
@@ -10,13 +10,16 @@ detector.pth and a run folder. The same command goes on where the last attempt w
 
 
 def main() -> int:
-    """Train; returns the exit code (0 finished, 2 refused, 85 stopped at a checkpoint by a signal)."""
+    """Train; returns the exit code (0 finished, 2 refused, 3 failed as a job, 85 stopped at a checkpoint)."""
     stop = StopSignal()  # before torch, whose import takes seconds in which a warning would kill the process
+    from finetune.launch import LAUNCH, train_in_slurm
     from finetune.recipes import RECIPES
     from finetune.train import train
     from shared.ranks import on_all_ranks
 
-    recipe = parse(RECIPES, "dpa_p2pnet", "python -m finetune", DESCRIPTION)
+    recipe, launch = parse_beside(RECIPES, "dpa_p2pnet", "python -m finetune", DESCRIPTION, LAUNCH)
+    if launch.launcher == "slurm":
+        return train_in_slurm(recipe, launch)
     return on_all_ranks(lambda world: train(recipe, world, stop))
 
 

@@ -164,11 +164,7 @@ def detector_for(recipe: Recipe, data: AnnotatedData) -> core.Config:
 
 def _start(recipe: Recipe, data: AnnotatedData, world: World) -> tuple[Training, str]:
     """Detector and optimiser before the first step, the same on every rank; and what the trunk started from."""
-    if recipe.batch_size % (world.size * recipe.accumulate):
-        raise UserError(
-            f"--batch-size {recipe.batch_size} is not a multiple of {world.size} rank(s) x {recipe.accumulate} "
-            "accumulated passes"
-        )
+    refuse_uneven(recipe, world.size)
     wanted = detector_for(recipe, data)
     torch.manual_seed(recipe.seed)
     detector, loaded, trunk_source = initial_detector(wanted, recipe.init, recipe.arch)
@@ -177,6 +173,15 @@ def _start(recipe: Recipe, data: AnnotatedData, world: World) -> tuple[Training,
     on_gpu = world.device.type == "cuda"
     optimiser = torch.optim.AdamW(detector.parameters(), weight_decay=recipe.weight_decay, fused=on_gpu)
     return Training(detector, optimiser, held, average_of(detector, recipe.ema)), trunk_source
+
+
+def refuse_uneven(recipe: Recipe, ranks: int) -> None:
+    """Refuse, with a UserError, a batch that the ranks cannot share evenly."""
+    if recipe.batch_size % (ranks * recipe.accumulate):
+        raise UserError(
+            f"--batch-size {recipe.batch_size} is not a multiple of {ranks} rank(s) x {recipe.accumulate} "
+            "accumulated passes"
+        )
 
 
 def _every(epochs: int, step: int, recipe: Recipe, tiles: Sequence[Tile]) -> bool:

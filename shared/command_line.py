@@ -91,14 +91,40 @@ def parse_beside(
         UserError: the first word is not the name of a recipe.
     """
     recipe, words = _chosen(recipes, default, args)
-    unnamed = tyro.conf.arg(name="")
-    fields = [("beside", Annotated[type(beside), unnamed]), ("recipe", Annotated[type(recipe), unnamed])]
-    both = dataclasses.make_dataclass("both", fields, frozen=True)
     usage = _usage(recipes, default, description)
-    told: Any = tyro.cli(
-        both, prog=f"{prog} [RECIPE]", description=usage, default=both(beside, recipe), args=words
+    return cli_beside(type(recipe), beside, f"{prog} [RECIPE]", usage, default=recipe, args=words)
+
+
+def cli_beside(
+    kind: type[Config],
+    beside: Beside,
+    prog: str,
+    description: str | None = None,
+    default: Config | None = None,
+    args: Sequence[str] | None = None,
+) -> tuple[Config, Beside]:
+    """Read a config, with the options of another dataclass beside its own.
+
+    Args:
+        kind: The config.
+        beside: Defaults of the other.
+        prog: What the command is called.
+        description: Of the command; by default the config's.
+        default: Of the config, if it has one.
+        args: Words instead of those that were typed.
+    """
+    unnamed = tyro.conf.arg(name="")
+    first: Any = dataclasses.field() if default is None else dataclasses.field(default=default)
+    both = dataclasses.make_dataclass(
+        "both",
+        [
+            ("config", Annotated[kind, unnamed], first),
+            ("beside", Annotated[type(beside), unnamed], dataclasses.field(default=beside)),
+        ],
+        frozen=True,
     )
-    return told.recipe, told.beside
+    told: Any = tyro.cli(both, prog=prog, description=description or kind.__doc__, args=args)
+    return told.config, told.beside
 
 
 def _chosen(recipes: Mapping[str, Config], default: str, args: Sequence[str] | None) -> tuple[Config, list[str]]:

@@ -1,5 +1,6 @@
 """Tasks as an array of Slurm jobs through submitit: submitted, waited for, reported; accounting is not needed."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -7,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,16 +16,13 @@ from typing import Any, NamedTuple
 from shared.atomic import write_json
 from shared.command_line import UserError, check_range, make_folder
 from shared.launcher import Task, last_line, run_task
-from shared.stop_signal import MARKER, StopSignal
+from shared.slurm_states import ENDED, SUCCEEDED, job_states
+from shared.stop_signal import MARKER, STOPPED, StopSignal
 
 # From the warning to the end of a job: a step, its checkpoint and the scores may take as long.
 WARNING_S = 180
-# For an answer of the controller.
-PATIENCE_S = 20
-SUCCEEDED = "COMPLETED"
-# States in which a job stays; GONE is ours: the controller has forgotten it, so it ended long ago.
-ENDED = {SUCCEEDED, "BOOT_FAIL", "CANCELLED", "DEADLINE", "FAILED", "GONE", "NODE_FAIL", "OUT_OF_MEMORY"}
-ENDED |= {"PREEMPTED", "TIMEOUT"}
+# How long a rank may go on when another has ended.
+GRACE_S = 120
 JOBS = "jobs.json"
 
 
@@ -36,10 +34,12 @@ class Slurm:
     """Default: the cluster's."""
     account: str | None = None
     """Default: the user's."""
+    nodes: int = 1
+    """Nodes of a job."""
     gpus: int = 1
-    """GPUs of a job."""
+    """GPUs of each node, and as many tasks: one rank a GPU."""
     cpus: int = 4
-    """CPU cores of a job."""
+    """CPU cores of each task."""
     hours: float = 24.0
     """Time limit; a job that needs longer is queued again and goes on from its checkpoint."""
     parallel: int = 16
@@ -58,12 +58,18 @@ class InJob:
         """Run the task and end this process with its exit code; stopped at a checkpoint, be queued again.
 
         The command says that it stopped by `leave_marker`: its exit code is lost if a second signal comes while
-        its interpreter shuts down, which takes seconds after torch.
+        its interpreter shuts down, which takes seconds after torch. Of several ranks the first leaves the marker;
+        the others must then end well, or srun would kill the first on its way to requeue the job.
         """
-        marker = self.task.log.with_name(f".{self.task.log.name}.requeue").absolute()
+        rank = int(os.environ.get("SLURM_PROCID", 0))
+        task = dataclasses.replace(self.task, log=log_of_rank(self.task, rank))
+        marker = task.log.with_name(f".{task.log.name}.requeue").absolute()
         marker.unlink(missing_ok=True)
         os.environ[MARKER] = str(marker)
-        code = run_task(self.task, StopSignal())  # in the place of submitit's handlers
+        _let_ranks_meet()
+        code = run_task(task, StopSignal())  # in the place of submitit's handlers
+        if rank and code == STOPPED:
+            return
         stopped = marker.exists()
         marker.unlink(missing_ok=True)
         if stopped and _requeue_this_job():
@@ -81,12 +87,18 @@ class Job(NamedTuple):
     """Slurm's: JOB, or JOB_INDEX in an array."""
 
 
+def log_of_rank(task: Task, rank: int) -> Path:
+    """Where a rank's output goes: the first one's is the task's log."""
+    return task.log if not rank else task.log.with_name(f"{task.log.stem}-rank{rank}{task.log.suffix}")
+
+
 def check(slurm: Slurm) -> None:
     """Refuse numbers and words that make no sense.
 
     Raises:
         UserError: names the option and what it takes, or Slurm is not there.
     """
+    check_range("slurm.nodes", slurm.nodes, 1)
     check_range("slurm.gpus", slurm.gpus, 0)
     check_range("slurm.cpus", slurm.cpus, 1)
     check_range("slurm.hours", slurm.hours, 1 / 60)
@@ -96,8 +108,10 @@ def check(slurm: Slurm) -> None:
         raise UserError("--launcher slurm needs Slurm's commands (sbatch, srun, squeue), which are not here")
 
 
-def run_in_slurm(tasks: Sequence[Task], folder: Path, slurm: Slurm, stop: StopSignal) -> bool:
-    """Submit tasks as one array, wait, report; returns whether a signal ended the waiting.
+def run_in_slurm(
+    tasks: Sequence[Task], folder: Path, slurm: Slurm, stop: StopSignal, then: Task | None = None
+) -> dict[str, str]:
+    """Submit tasks as one array, wait, report; returns the last state of each by its name.
 
     The jobs do not end with this process: the same call waits again for those that are still queued or run.
 
@@ -106,36 +120,34 @@ def run_in_slurm(tasks: Sequence[Task], folder: Path, slurm: Slurm, stop: StopSi
         folder: For the list of jobs and submitit's files; must be seen by all nodes.
         slurm: What each job asks for.
         stop: The wish to stop waiting.
+        then: A task of one process that begins when all others have ended, however they did.
 
     Raises:
         UserError: Slurm refuses the jobs.
     """
     jobs = _still_queued(tasks, folder)
     waiting = {job.task.name for job in jobs}
-    jobs += _submit([task for task in tasks if task.name not in waiting], folder, slurm)
+    begun = _submit([task for task in tasks if task.name not in waiting], folder, slurm)
+    jobs += begun
+    if then is not None:
+        last = [] if begun else _still_queued([then], folder)
+        small = dataclasses.replace(slurm, nodes=1, gpus=0, cpus=min(2, slurm.cpus))
+        jobs += last or _submit([then], folder, small, after=jobs)
     if not jobs:
-        return False
+        return {}
     write_json(folder / JOBS, {job.task.name: job.number for job in jobs})
     states = _wait(jobs, stop)
     print(_report(jobs, states, folder), flush=True)
-    if left := sorted({job.number.split("_")[0] for job in jobs if states[job.number] not in ENDED}):
+    named = {job.task.name: states[job.number] for job in jobs}
+    if are_left(named):
+        left = sorted({job.number.split("_")[0] for job in jobs if states[job.number] not in ENDED})
         print(f"the jobs stay with Slurm (end them with: scancel {' '.join(left)})")
-    return bool(left)
+    return named
 
 
-def job_states(numbers: Iterable[str]) -> dict[str, str]:
-    """States of jobs as squeue tells them, which works without accounting; empty if it cannot be asked now."""
-    wanted = list(numbers)
-    ids = ",".join(sorted({number.split("_")[0] for number in wanted}))
-    command = ["squeue", "--states=all", "--array", "--noheader", "--format=%i|%T", f"--jobs={ids}"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
-    except subprocess.TimeoutExpired:  # squeue itself would wait for its controller for minutes
-        return {}
-    if done.returncode and "Invalid job id" not in done.stderr:
-        return {}
-    listed = dict(line.strip().split("|", 1) for line in done.stdout.splitlines() if "|" in line)
-    return {number: listed.get(number, "GONE") for number in wanted}
+def are_left(states: Mapping[str, str]) -> bool:
+    """Whether jobs are still queued or run, because the waiting was ended."""
+    return any(state not in ENDED for state in states.values())
 
 
 def _still_queued(tasks: Iterable[Task], folder: Path) -> list[Job]:
@@ -155,8 +167,8 @@ def _still_queued(tasks: Iterable[Task], folder: Path) -> list[Job]:
     return left
 
 
-def _submit(tasks: Sequence[Task], folder: Path, slurm: Slurm) -> list[Job]:
-    """One array of all tasks."""
+def _submit(tasks: Sequence[Task], folder: Path, slurm: Slurm, after: Sequence[Job] = ()) -> list[Job]:
+    """One array of all tasks, to begin after the end of other jobs."""
     if not tasks:
         return []
     import submitit  # takes a second, and only this needs it
@@ -164,6 +176,9 @@ def _submit(tasks: Sequence[Task], folder: Path, slurm: Slurm) -> list[Job]:
     make_folder(folder, "of jobs")
     executor = submitit.AutoExecutor(folder, cluster="slurm")
     executor.update_parameters(**_parameters(slurm))
+    if after:
+        ids = sorted({job.number.split("_")[0] for job in after})
+        executor.update_parameters(slurm_dependency=":".join(["afterany", *ids]))
     try:
         with executor.batch():
             submitted = [executor.submit(InJob(task)) for task in tasks]
@@ -181,10 +196,14 @@ def _parameters(slurm: Slurm) -> dict[str, Any]:
     asked: dict[str, Any] = {
         "name": "dpa-p2pnet",
         "timeout_min": round(60 * slurm.hours),
+        "nodes": slurm.nodes,
+        "tasks_per_node": max(slurm.gpus, 1),
         "cpus_per_task": slurm.cpus,
         "slurm_array_parallelism": slurm.parallel,
         "slurm_signal_delay_s": WARNING_S,
-        "slurm_srun_args": ["--kill-on-bad-exit=1"],
+        # srun no longer takes this over from sbatch by itself (since Slurm 22.05).
+        "slurm_setup": [f"export SRUN_CPUS_PER_TASK={slurm.cpus}"],
+        "slurm_srun_args": ["--kill-on-bad-exit=1", f"--wait={GRACE_S}"],
         "slurm_additional_parameters": {"requeue": True, **_options(slurm)},
     }
     if slurm.gpus:
@@ -241,7 +260,22 @@ def _report(jobs: Sequence[Job], states: dict[str, str], folder: Path) -> str:
 def _telling_log(job: Job, folder: Path) -> Path:
     """The task's log; but what Slurm and submitit say, if the job ended before the task began."""
     around = folder.absolute() / f"{job.number}_0_log.err"
-    return around if around.exists() and not job.task.log.exists() else job.task.log
+    if around.exists() and not job.task.log.exists():
+        return around
+    others = sorted(job.task.log.parent.glob(log_of_rank(job.task, 0).stem + "-rank*" + job.task.log.suffix))
+    sentences = [log for log in (job.task.log, *others) if last_line(log).startswith("error: ")]
+    return sentences[0] if sentences else job.task.log
+
+
+def _let_ranks_meet() -> None:
+    """Tell several ranks where: on the first node, at a port that differs between jobs that share it."""
+    environment = os.environ
+    if int(environment.get("SLURM_NTASKS", 1)) == 1:
+        return
+    command = ["scontrol", "show", "hostnames", environment["SLURM_JOB_NODELIST"]]
+    hosts = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    environment.setdefault("MASTER_ADDR", hosts[0])
+    environment.setdefault("MASTER_PORT", str(20_000 + int(environment["SLURM_JOB_ID"]) % 12_000))
 
 
 def _requeue_this_job() -> bool:

@@ -25,7 +25,7 @@ from shared.atomic import write_json
 from shared.command_line import UserError, as_plain, make_folder, settings_text
 from shared.launcher import Task, failed_line, run_here
 from shared.runs import provenance
-from shared.slurm_jobs import run_in_slurm
+from shared.slurm_jobs import are_left, run_in_slurm
 from shared.stop_signal import STOPPED, StopSignal, leave_marker
 
 NOTHING_FAILED, SOME_FAILED = 0, 3
@@ -60,7 +60,7 @@ def _train(config: Config, runs: Sequence[SweepRun], stop: StopSignal) -> bool:
     """Run what is left; returns whether it was told to stop."""
     by_name = {run.task.name: run for run in runs}
     if config.launcher == "slurm":
-        return run_in_slurm([run.task for run in runs], config.folder / "submitit", config.slurm, stop)
+        return are_left(run_in_slurm([run.task for run in runs], config.folder / "submitit", config.slurm, stop))
 
     def ended(task: Task, code: int) -> None:
         run = by_name[task.name]

@@ -11,7 +11,8 @@ import submitit
 
 from shared.command_line import UserError
 from shared.launcher import Task
-from shared.slurm_jobs import InJob, Slurm, job_states, run_in_slurm
+from shared.slurm_jobs import InJob, Slurm, are_left, run_in_slurm
+from shared.slurm_states import job_states
 from shared.stop_signal import StopSignal
 from tests.conftest import REPOSITORY
 from tests.slurm.cluster import Cluster
@@ -58,14 +59,11 @@ def test_an_array_with_a_failing_and_a_dying_job_is_reported(
         "killed": "import os, signal; print('half way', flush=True); os.kill(os.getppid(), signal.SIGKILL)",
     }
     tasks = [python(name, code, here / "logs") for name, code in codes.items()]
-    assert run_in_slurm(tasks, here / "jobs", ASKED, stop) is False
+    ended = {"good": "COMPLETED", "bad": "FAILED", "killed": "FAILED"}
+    assert run_in_slurm(tasks, here / "jobs", ASKED, stop) == ended
     numbers = json.loads((here / "jobs/jobs.json").read_text())
     assert {number.partition("_")[2] for number in numbers.values()} == {"0", "1", "2"}
-    assert job_states(numbers.values()) == {
-        numbers["good"]: "COMPLETED",
-        numbers["bad"]: "FAILED",
-        numbers["killed"]: "FAILED",
-    }
+    assert job_states(numbers.values()) == {numbers[name]: state for name, state in ended.items()}
     said = capfd.readouterr().out.splitlines()
     log = (here / "logs/good.log").read_text()
     assert log.startswith("$ python -c") and "\ngpu 0\n" in log
@@ -90,12 +88,49 @@ def test_warned_it_is_queued_again_and_cancelled_it_stays_cancelled(
 
     other = threading.Thread(target=disturb)
     other.start()
-    assert run_in_slurm(tasks, here / "jobs", ASKED, stop) is False
+    assert not are_left(run_in_slurm(tasks, here / "jobs", ASKED, stop))
     other.join()
     numbers = json.loads((here / "jobs/jobs.json").read_text())
     assert tasks[0].log.read_text().splitlines()[-1] == "went on"
     assert slurm.job(numbers["warned"])["Restarts"] == "1" and not list(here.glob(".*.requeue"))
     assert job_states(numbers.values()) == {numbers["warned"]: "COMPLETED", numbers["cancelled"]: "CANCELLED"}
+
+
+RANKS = """
+import os, pathlib, signal, sys, time
+from shared.stop_signal import STOPPED, leave_marker
+environment = os.environ
+rank = int(environment["SLURM_PROCID"])
+signal.signal(signal.SIGUSR2, lambda *_: (rank or leave_marker("here"), sys.exit(STOPPED)))
+print(rank, "of", environment["SLURM_NTASKS"], "at", environment["MASTER_ADDR"], len(environment["MASTER_PORT"]),
+      "cores", environment["SRUN_CPUS_PER_TASK"], flush=True)
+if "SLURM_RESTART_COUNT" not in environment:
+    time.sleep(100)
+"""
+
+
+def test_several_ranks_meet_are_queued_again_as_one_and_others_wait_for_them(
+    slurm: Cluster, here: Path, stop: StopSignal
+) -> None:
+    ranks, last = python("ranks", RANKS, here), python("last", "print('packed')", here)
+
+    def warn() -> None:
+        logs = [here / "ranks.log", here / "ranks-rank1.log"]
+        until(lambda: all(log.exists() and " of 2 " in log.read_text() for log in logs))
+        slurm.run("scancel", "--signal=USR2", json.loads((here / "jobs/jobs.json").read_text())["ranks"])
+
+    other = threading.Thread(target=warn)
+    other.start()
+    asked = Slurm(nodes=2, gpus=1, cpus=3, hours=0.1)
+    states = run_in_slurm([ranks], here / "jobs", asked, stop, then=last)
+    other.join()
+    assert states == {"ranks": "COMPLETED", "last": "COMPLETED"}
+    numbers = json.loads((here / "jobs/jobs.json").read_text())
+    assert slurm.history(numbers["ranks"]) == ["PENDING", "COMPLETED"]
+    assert slurm.job(numbers["last"])["StartTime"] >= slurm.job(numbers["ranks"])["EndTime"]
+    for rank, log in enumerate(("ranks.log", "ranks-rank1.log")):
+        said = [line for line in (here / log).read_text().splitlines() if line[0] == str(rank)]
+        assert said == [f"{rank} of 2 at n1 5 cores 3"] * 2
 
 
 def test_told_to_stop_it_leaves_the_jobs_and_waits_for_the_same_ones_next_time(
@@ -105,12 +140,12 @@ def test_told_to_stop_it_leaves_the_jobs_and_waits_for_the_same_ones_next_time(
     tasks = [python("one", waits, here), python("two", "print(1)", here)]
     timer = threading.Timer(3, lambda: setattr(stop, "received", "SIGINT"))
     timer.start()
-    assert run_in_slurm(tasks, here / "jobs", ASKED, stop) is True
+    assert are_left(run_in_slurm(tasks, here / "jobs", ASKED, stop))
     numbers = json.loads((here / "jobs/jobs.json").read_text())
     assert f"scancel {numbers['one'].split('_')[0]})" in capfd.readouterr().out
     stop.received = None
     threading.Timer(1, lambda: (here / "go").touch()).start()
-    assert run_in_slurm(tasks[:1], here / "jobs", ASKED, stop) is False
+    assert run_in_slurm(tasks[:1], here / "jobs", ASKED, stop) == {"one": "COMPLETED"}
     assert json.loads((here / "jobs/jobs.json").read_text()) == {"one": numbers["one"]}
     assert f"one: job {numbers['one']} is with Slurm already" in capfd.readouterr().out
 
@@ -119,7 +154,7 @@ def test_told_to_stop_it_leaves_the_jobs_and_waits_for_the_same_ones_next_time(
     ("asked", "reason"),
     [
         (Slurm(partition="none", gpus=0), "invalid partition specified: none"),
-        (Slurm(gpus=99), "Requested node configuration is not available"),
+        (Slurm(gpus=9), "Requested node configuration is not available"),
         (Slurm(gpus=0, options=("frobnicate=1",)), "unrecognized option '--frobnicate=1'"),
     ],
 )

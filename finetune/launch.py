@@ -1,0 +1,30 @@
+"""Fine-tuning as a Slurm job that the command itself submits: what can be refused is refused before it queues."""
+
+from finetune.datasets import load_data
+from finetune.recipes import Recipe, check
+from finetune.train import FREE_ON_RESUME, refuse_uneven
+from shared import checkpoint
+from shared.command_line import as_plain
+from shared.launch import Launch, typed_command, wait_in_slurm
+from shared.launcher import Task
+from shared.slurm_jobs import Slurm
+from shared.slurm_jobs import check as check_slurm
+
+# Like the header of slurm/finetune.sh.
+LAUNCH = Launch(slurm=Slurm(gpus=1, cpus=8))
+
+
+def train_in_slurm(recipe: Recipe, launch: Launch) -> int:
+    """Submit the run and wait for it; returns the exit code of the process.
+
+    Raises:
+        UserError: the recipe, the data or the run folder do not fit, or Slurm refuses the job.
+    """
+    check_slurm(launch.slurm)
+    check(recipe)
+    checkpoint.refuse_other_settings(recipe.run_dir, as_plain(recipe), FREE_ON_RESUME)
+    refuse_uneven(recipe, launch.slurm.nodes * max(launch.slurm.gpus, 1))
+    load_data(recipe.source)
+    folder = recipe.run_dir  # the log lies beside it: a run folder is begun empty
+    task = Task(recipe.name, typed_command("finetune"), folder.with_name(f"{folder.name}.log"))
+    return wait_in_slurm([task], folder.with_name(f"{folder.name}.jobs"), launch.slurm)

@@ -1,0 +1,29 @@
+"""Pre-training as a Slurm job that the command itself submits: what can be refused is refused before it queues."""
+
+import torch
+
+from shared.distributed import World
+from shared.launch import Launch, typed_command, wait_in_slurm
+from shared.launcher import Task
+from shared.slurm_jobs import Slurm
+from shared.slurm_jobs import check as check_slurm
+from ssl_pretrain.plan import Plan
+from ssl_pretrain.recipe import Recipe
+from ssl_pretrain.start import prepare
+
+# Like the headers in slurm/.
+LAUNCH = Launch(slurm=Slurm(nodes=1, gpus=8, cpus=12))
+
+
+def train_in_slurm(recipe: Recipe, launch: Launch) -> int:
+    """Submit the run and wait for it; returns the exit code of the process.
+
+    Raises:
+        UserError: the recipe, the shards or the run folder do not fit, or Slurm refuses the job.
+    """
+    check_slurm(launch.slurm)
+    prepare(recipe, World(rank=0, local_rank=0, size=1, device=torch.device("cpu")))
+    Plan.of(recipe, launch.slurm.nodes * max(launch.slurm.gpus, 1))
+    folder = recipe.run_dir  # the log lies beside it: a run folder is begun empty
+    task = Task(recipe.name, typed_command("ssl_pretrain"), folder.with_name(f"{folder.name}.log"))
+    return wait_in_slurm([task], folder.with_name(f"{folder.name}.jobs"), launch.slurm)
