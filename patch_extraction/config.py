@@ -12,7 +12,7 @@ from shared.command_line import UserError, as_plain, check_range
 from shared.resolution import PLAUSIBLE
 from shared.slides import Reader, printable
 
-FORMAT = 2  # of the slide tars; raised when the same settings would give other patches
+FORMAT = 3  # of the slide tars; raised when the same settings would give other patches
 # Coarser than this, nuclei are specks that no counter tells apart (cells are counted at 1 um/px).
 COARSEST_PATCH_MPP = 1.0
 

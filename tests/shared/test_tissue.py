@@ -91,6 +91,28 @@ def test_pen_marks_are_no_tissue(ink):
     assert (mask == clean)[away].mean() > 0.99
 
 
+def test_a_red_pen_costs_no_tissue(real_data):
+    """It may pass for tissue itself, as blood looks the same; the pale biopsy beside it stays."""
+    with Slide(real_data / "slides" / "CD34_ihc_40x.svs") as slide:
+        clean = find_tissue(slide)
+    marked = clean.overview.copy()
+    left = int(0.8 * marked.width)
+    ImageDraw.Draw(marked).line([(left, 0), (left, marked.height)], fill=(190, 20, 40), width=25)
+    mask = tissue_mask(np.asarray(marked), clean.mpp)
+    assert (clean.mask & ~mask).sum() < 0.03 * clean.mask.sum()
+    mask[:, left - 25 : left + 26] = False
+    assert (mask & ~clean.mask).sum() < 0.03 * clean.mask.sum()
+
+
+def test_tinted_glass(real_data):
+    """Seen through a yellow filter, the tissue is where it was; the colours of tissue pass for no glass."""
+    with Slide(real_data / "slides" / "chromogranin_ihc_40x_region.svs") as slide:
+        clean = find_tissue(slide)
+    tinted = (np.asarray(clean.overview) * np.array([0.8, 0.784, 0.744])).astype(np.uint8)
+    mask = tissue_mask(tinted, clean.mpp)
+    assert (mask & clean.mask).sum() / (mask | clean.mask).sum() > 0.97
+
+
 def test_dust_is_dropped_and_lumina_are_kept():
     pixels = np.array(picture())
     pixels[10:16, 10:16] = 90  # 48 um of dirt
