@@ -16,7 +16,7 @@ from shared.slides import SlideError
 
 # Side of the slide in a density picture, px.
 DENSITY_SIDE = 640
-# Standard deviation of the blur that makes a density of points, um; at least two px of the picture.
+# Standard deviation of the blur that makes a density of points, um; 2 to 32 px of the picture.
 BLUR_UM = 50.0
 # Regions are so wide, um: the width of a field of view at 40x, nearly.
 REGION_UM = 256.0
@@ -44,7 +44,7 @@ class Painter:
         scale = overview.width / source.size[0]
         counts_CHW = self._counts(overview.height, overview.width, scale)
         px_um = source.mpp / scale
-        blur = max(BLUR_UM / px_um, 2.0)
+        blur = min(max(BLUR_UM / px_um, 2.0), DENSITY_SIDE / 20)
         grey = np.asarray(overview.convert("L").convert("RGB"), np.float32) * 0.5 + 127
         panels, captions = [overview], [f"{source.path.name}: {int(counts_CHW.sum()):,} cells on {mm2:.3g} mm2"]
         for label, counts_HW in enumerate(counts_CHW):

@@ -144,7 +144,7 @@ slider.oninput = () => { size = Number(slider.value); soon(); };
 text.append("size ", slider);
 controls.append(text);
 window.addEventListener("resize", resize);
-picture.onload = resize;
+picture.onload = () => { resize(); draw(); };
 picture.src = "$picture";
 </script>
 </body>

@@ -48,7 +48,8 @@ def _mended(cells: np.ndarray, kept: np.ndarray, reach: float) -> np.ndarray:
     for one, two in pairs_M2[owned_M2.all(axis=1)].tolist():
         if kept[one] and kept[two] and not _both_seen(cells["tile"], points_N2, tree, one, two):
             kept[min(one, two, key=lambda index: _rank(cells, index))] = False
-    for one, two in pairs_M2[~owned_M2.any(axis=1)].tolist():
+    tiles_M2, owners_M2 = cells["tile"][pairs_M2], cells["owner"][pairs_M2]
+    for one, two in pairs_M2[~owned_M2.any(axis=1) & (tiles_M2 == owners_M2[:, ::-1]).all(axis=1)].tolist():
         around = tree.query_ball_point(points_N2[[one, two]], reach)
         if not any(kept[each].any() for each in around):
             kept[max(one, two, key=lambda index: _rank(cells, index))] = True

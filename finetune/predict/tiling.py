@@ -11,6 +11,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
 from shared.command_line import UserError
 from shared.decoders import PYRAMID_STRIDES
 from shared.detector import Config as DetectorConfig
@@ -70,6 +72,14 @@ class Tiling:
         row, column = divmod(index, self.columns)
         return (column * self.core, row * self.core, (column + 1) * self.core, (row + 1) * self.core)
 
+    def owners(self, proposals_N2: np.ndarray) -> np.ndarray:
+        """The tiles in whose cores proposals stand; -1 beyond all cores."""
+        if self.whole:
+            return np.zeros(len(proposals_N2), np.int32)
+        column_N, row_N = np.floor(proposals_N2 / self.core).astype(np.int32).T
+        there_N = (column_N >= 0) & (column_N < self.columns) & (row_N >= 0) & (row_N < self.rows)
+        return np.where(there_N, row_N * self.columns + column_N, -1)
+
     def window_of(self, index: int) -> Box:
         """What a tile looks at."""
         left, top, right, bottom = self.core_of(index)
@@ -125,6 +135,8 @@ def tiling_of(
     tile = tile or trained_tile or math.ceil(TILE / step) * step
     if margin is None:
         margin = math.ceil((MARGIN if trained_tile is None else FIXED_MARGIN) / step) * step
+        if trained_tile is not None and trained_tile <= 2 * margin:
+            margin = 0
     for option, value in (("tile", tile), ("margin", margin)):
         if value % step:
             raise UserError(f"--{option} {value} is no multiple of {step} px, on which the detector's grids meet")

@@ -19,10 +19,18 @@ from shared.distributed import ignore_signals_in_worker
 from shared.precision import Precision, autocast
 from shared.slides import SlideError
 
-# A cell as it is kept: position in px of the detector's um/px, probability of its class, class, number of the
-# tile that reports it, and where its proposal stands (see `seams`).
+# A cell as it is kept: position in px of the detector's um/px, probability of its class, number of the tile that
+# reports it and of the one in whose core its proposal stands, class, and how near a seam that is (see `seams`).
 CELL = np.dtype(
-    [("x", "<f8"), ("y", "<f8"), ("probability", "<f4"), ("tile", "<i4"), ("label", "<i2"), ("zone", "u1")]
+    [
+        ("x", "<f8"),
+        ("y", "<f8"),
+        ("probability", "<f4"),
+        ("tile", "<i4"),
+        ("owner", "<i4"),
+        ("label", "<i2"),
+        ("zone", "u1"),
+    ]
 )
 
 
@@ -144,7 +152,8 @@ def reported_cells(found: Detections, tiling: Tiling, tiles: Sequence[int]) -> n
     # In float64: at 100,000 px neighbours in single precision are 0.008 px apart.
     points_BN2 = found.points_BN2.double() + origin_B12
     size_2 = torch.tensor([tiling.width, tiling.height], device=device)
-    depth_BN = _depth(found.proposals_N2 + origin_B12, cores_B4)
+    proposals_BN2 = found.proposals_N2 + origin_B12
+    depth_BN = _depth(proposals_BN2, cores_B4)
     keep_BN = (labels_BN != found.logits_BNC.shape[-1] - 1) & (depth_BN >= (0 if tiling.whole else -BAND))
     keep_BN &= ((points_BN2 >= 0) & (points_BN2 < size_2)).all(-1)
     depth_N = depth_BN[keep_BN].cpu().numpy()
@@ -152,6 +161,7 @@ def reported_cells(found: Detections, tiling: Tiling, tiles: Sequence[int]) -> n
     cells["x"], cells["y"] = points_BN2[keep_BN].cpu().numpy().T
     cells["probability"] = scores_BN[keep_BN].float().cpu().numpy()
     cells["tile"] = np.asarray(tiles)[keep_BN.nonzero()[:, 0].cpu().numpy()]
+    cells["owner"] = tiling.owners(proposals_BN2[keep_BN].cpu().numpy())
     cells["label"] = labels_BN[keep_BN].cpu().numpy()
     outer = INNER if tiling.whole else BORDER
     cells["zone"] = np.where(depth_N < 0, WITNESS, np.where(depth_N < BAND, outer, INNER))

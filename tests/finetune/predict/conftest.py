@@ -1,0 +1,29 @@
+"""What the tests of predictions share: a detector that finds what was planted."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune.predict.plan import Config
+from finetune.predict.predict import predict
+from finetune.trained import Detector
+from shared.stop_signal import StopSignal
+from tests.finetune.predict import planted
+
+Predict = Callable[..., int]
+
+
+@pytest.fixture
+def predict_here(tmp_path: Path, stop: StopSignal, monkeypatch: pytest.MonkeyPatch) -> Predict:
+    """Predicts in this process with the detector that finds what was planted; returns the exit code."""
+    (tmp_path / "detector.pth").write_text("squares")
+
+    def run(*sources: Path, detector: Detector | None = None, stopped: StopSignal = stop, **options: Any) -> int:
+        monkeypatch.setattr(Detector, "load", lambda *_: detector or planted.detector())
+        defaults = {"out": tmp_path / "cells", "workers": 0, "report": False}
+        config = Config(detector=tmp_path / "detector.pth", sources=sources, **{**defaults, **options})
+        return predict(config, stopped)
+
+    return run

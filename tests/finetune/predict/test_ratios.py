@@ -1,0 +1,47 @@
+"""Ratios against Python's own arithmetic."""
+
+import pytest
+
+from finetune.predict.ratios import parse_ratio
+from shared.command_line import UserError
+
+CLASSES = ("positive", "negative", "PD-L1+ tumour", "2+")
+COUNTS = dict(zip(CLASSES, (30, 90, 7, 5), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        ("positive / (positive + negative)", 30 / (30 + 90)),
+        ("100 * PD-L1+ tumour / (PD-L1+ tumour + negative)", 100 * 7 / (7 + 90)),
+        ("positive - negative - 2+", 30 - 90 - 5),
+        ("positive/negative/2", 30 / 90 / 2),
+        ("2+ + 2+*2.5", 5 + 5 * 2.5),
+        ("((cells)) / mm2", (30 + 90 + 7 + 5) / 1.5),
+        ("positive / (negative - 90)", None),
+    ],
+)
+def test_value(expression: str, expected: float | None) -> None:
+    ratio = parse_ratio(f"Ki-67 index = {expression}", CLASSES)
+    assert ratio.name == "Ki-67 index"
+    assert ratio.value(COUNTS, 1.5) == (None if expected is None else pytest.approx(expected))
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("positive", "is not of the form"),
+        ("a = ", "is not of the form"),
+        ("a = positiv", "'positiv' is no class of the detector; it knows positive, negative, PD-L1.*, cells, mm2"),
+        ("a = positives", "'positives' is no class"),
+        ("a = positive / ", "lacks a class or a number at its end"),
+        ("a = / positive", "lacks a class or a number before /"),
+        ("a = (positive + negative", "lacks a closing parenthesis"),
+        ("a = positive negative", "has 'negative' where an operator should stand"),
+        ("a = positive)", r"has '\)' where an operator should stand"),
+        ("a = __import__('os')", "is no class"),
+    ],
+)
+def test_what_cannot_be_understood(line: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        parse_ratio(line, CLASSES)
