@@ -48,12 +48,10 @@ def main() -> int:
     hidden: list[str] = []
     sources = find_sources(config, counter, hidden)
     refuse_foreign(config.out)
-    if launch.launcher == "slurm":
-        return harvest_in_slurm(len(sources), config, launch)
     if config.dry_run:
         records = preview_slides(sources, finished_slides(sources, config), config)
-        if all(record.status == FAILED for record in records):
-            raise UserError(f"none of the slides in {config.wsi_dir} can be harvested; the reasons stand above")
+    elif launch.launcher == "slurm":
+        return harvest_in_slurm(len(sources), config, launch)
     elif config.part is not None:
         records = harvest_part(Part.of_text(config.part), sources, config, counter)
     else:

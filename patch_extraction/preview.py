@@ -7,6 +7,7 @@ from patch_extraction.harvest import refuse_resolution
 from patch_extraction.report import MOST_ROWS
 from patch_extraction.slide_tar import DUPLICATE, FAILED, Record
 from patch_extraction.workers import each
+from shared.command_line import UserError
 from shared.runs import progress
 from shared.slides import Slide, SlideError
 from shared.tables import table
@@ -15,7 +16,11 @@ TO_DO, DONE = "to do", "done"
 
 
 def preview_slides(sources: Sequence[Source], done: Mapping[str, Record], config: HarvestConfig) -> list[Record]:
-    """Print what would become of every slide; their records, with status `to do`, `duplicate` or `failed`."""
+    """Print what would become of every slide; their records, with status `to do`, `duplicate` or `failed`.
+
+    Raises:
+        UserError: all would fail.
+    """
     todo = [source for source in sources if source.slide_id not in done]
     records: dict[str, Record] = {}
     with progress(len(todo), "slide", description="opening") as bar:
@@ -25,6 +30,8 @@ def preview_slides(sources: Sequence[Source], done: Mapping[str, Record], config
                 bar.update()
     found = [records.get(source.slide_id) or done[source.slide_id] for source in sources]
     _print(found, done, config)
+    if all(record.status == FAILED for record in found):
+        raise UserError(f"none of the slides in {config.wsi_dir} can be harvested; the reasons stand above")
     return found
 
 

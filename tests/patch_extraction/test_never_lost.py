@@ -14,7 +14,7 @@ import pytest
 
 from shared.sample_slides import write_slide
 from shared.sample_tissue import section
-from tests.patch_extraction.conftest import REPOSITORY, digests, error_of, processes_of, reasons
+from tests.patch_extraction.conftest import BIG, REPOSITORY, digests, error_of, processes_of, reasons
 
 SIDE_UM = 256.0  # four patches a slide
 
@@ -169,7 +169,19 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(small_slides, harv
     before = {path: hashlib.sha256(path.read_bytes()).digest() for path in (tmp_path / "wsi").iterdir()}
     done = harvest_here("--wsi-dir", "wsi", "--dry-run")
     assert done.returncode == 3, done.stderr
+    assert harvest_here("--wsi-dir", "wsi", "--dry-run", "--launcher", "slurm").returncode == 3  # submits nothing
     assert "5 slides: 3 to do, 1 duplicate, 1 failed; at most 500 patches of 128 um a slide" in done.stdout
     assert "would fail: wsi/text.svs is not a slide" in done.stdout
     assert not (tmp_path / "shards").exists()
     assert {path: hashlib.sha256(path.read_bytes()).digest() for path in (tmp_path / "wsi").iterdir()} == before
+
+
+def test_a_dry_run_of_what_is_done_and_of_what_cannot_be(undisturbed, wsi_dir, harvest_here, tmp_path):
+    done = harvest_here("--wsi-dir", wsi_dir, "--out", undisturbed[0], *BIG, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "3 slides: 3 done; at most" in done.stdout
+    (tmp_path / "wsi").mkdir()
+    (tmp_path / "wsi" / "a.svs").write_text("This is no slide.\n")
+    none = harvest_here("--wsi-dir", "wsi", "--dry-run")
+    assert none.returncode == 2
+    assert "none of the slides in wsi can be harvested" in error_of(none)
