@@ -18,6 +18,7 @@ import openslide
 from PIL import Image
 
 from shared.command_line import UserError
+from shared.resampling import resample
 from shared.resolution import Resolution, UnknownResolutionError, resolve
 from shared.tiled_tiff import NotReadError, TiledTiff
 
@@ -182,7 +183,7 @@ class Slide:
         size = (math.ceil(right) + margin - corner[0], math.ceil(bottom) + margin - corner[1])
         region = self._read_level(window.level, corner, size)
         box = (left - corner[0], top - corner[1], right - corner[0], bottom - corner[1])
-        return region.resize((width, height), Image.Resampling.BICUBIC, box, reducing_gap=2.0)
+        return resample(region, (width, height), box)
 
     def overview(self, mpp: float) -> Image.Image:
         """The whole slide at `mpp` um/px (or its own, where that is coarser); unreadable parts are white.

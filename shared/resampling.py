@@ -1,0 +1,44 @@
+"""Bicubic resampling of pictures, antialiased, at a fifth of Pillow's time.
+
+The same filter in the same order as Pillow (rows first, then columns, rounded in between), by SIMD instructions
+and with coefficients of 16 bits: about one value in a hundred comes out one or two grey levels apart, alike on
+every processor. Where the package is not to be had (Linux on ARM), Pillow does it.
+"""
+
+from types import ModuleType
+
+from PIL import Image
+
+fast: ModuleType | None
+try:
+    import cykooz_resizer
+
+    fast = cykooz_resizer
+except ImportError:
+    fast = None
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+def resample(picture: Image.Image, size: tuple[int, int], box: Box) -> Image.Image:
+    """The part `box` of an RGB picture, in px and fractions of them, as `size` (width, height) px."""
+    if fast is None:
+        return picture.resize(size, Image.Resampling.BICUBIC, box, reducing_gap=2.0)
+    left, top, right, bottom = box
+    wide = (size[0], picture.height)
+    rows = _convolved(fast, picture.tobytes(), picture.size, wide, (left, 0, right, picture.height))
+    pixels = _convolved(fast, rows, wide, size, (0, top, size[0], bottom))
+    return Image.frombytes("RGB", size, pixels)
+
+
+def _convolved(fast: ModuleType, pixels: bytes, size: tuple[int, int], wanted: tuple[int, int], box: Box) -> bytes:
+    """RGB px of an image of `size`, cut to a box and resampled to the size wanted."""
+    left, top, right, bottom = box
+    options = fast.ResizeOptions(
+        resize_alg=fast.ResizeAlg.convolution(fast.FilterType.catmull_rom),
+        crop_box=fast.CropBox(left, top, right - left, bottom - top),
+    )
+    source = fast.ImageData(*size, fast.PixelType.U8x3, pixels)
+    result = fast.ImageData(*wanted, fast.PixelType.U8x3)
+    fast.Resizer().resize(source, result, options)
+    return bytes(result.get_buffer())
