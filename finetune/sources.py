@@ -82,10 +82,7 @@ class Picture:
     def read(self, x: float, y: float, width: int, height: int, mpp: float) -> Image.Image:
         """See `Source`; shrinking is antialiased, enlarging by more than 1.25 refused."""
         factor = mpp / self.mpp
-        if factor * MOST_UPSAMPLING < 1:
-            raise SlideError(
-                f"{self.path} has {self.mpp:.3g} um/px and cannot be read at {mpp:.3g} um/px; take a finer image"
-            )
+        require_fine(self, mpp)
         if factor == 1 and float(x).is_integer() and float(y).is_integer():
             return self._cut(int(x), int(y), width, height)
         margin = math.ceil(2 * max(1.0, factor))  # what the bicubic filter reaches beyond the box
@@ -120,6 +117,18 @@ def open_source(path: Path, slide_mpp: float | None = None) -> Source:
     if suffix in PICTURES or (suffix in TIFFS and path.is_file() and not openslide.OpenSlide.detect_format(path)):
         return Picture.open(path, slide_mpp)
     return Slide(path, slide_mpp)
+
+
+def require_fine(source: Source, mpp: float) -> None:
+    """Refuse an image whose px would have to be enlarged by more than 1.25.
+
+    Raises:
+        SlideError: it is that coarse.
+    """
+    if source.mpp > mpp * MOST_UPSAMPLING:
+        raise SlideError(
+            f"{source.path} has {source.mpp:.3g} um/px and cannot be read at {mpp:.3g} um/px; take a finer one"
+        )
 
 
 def is_slide(source: Source) -> bool:

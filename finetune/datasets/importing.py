@@ -7,8 +7,10 @@ What lies in a tile but outside its region is painted white: nobody has said whi
 import csv
 import dataclasses
 import math
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from tqdm import tqdm
 from finetune.datasets.description import NAME, class_values
 from finetune.datasets.qupath import SUFFIXES, Objects, Outlines, Region, read_objects
 from finetune.polygons import Polygon
-from finetune.sources import Source, bounds_corner, find_sources, open_source, visible_files
+from finetune.sources import Source, bounds_corner, find_sources, open_source, require_fine, visible_files
 from shared.atomic import atomic_path, write_json
 from shared.command_line import UserError, check_range, make_folder
 from shared.slides import SlideError
@@ -89,30 +91,52 @@ def import_annotations(config: Import) -> int:
     """Cut all tiles; returns 0, or 3 if some slides cannot be read.
 
     Raises:
-        UserError: an annotation file is wrong or has no slide; no cell is left; the output is not empty.
+        UserError: an annotation file is wrong or has no slide; no tile is left; the output is not empty.
     """
     _check(config)
     pairs = _pairs(config)
     values = _classes(config, [path for path, _, _ in pairs])
-    make_folder(config.out / "images", "--out")
-    make_folder(config.out / "points", "--out")
-    written, failed = Written({}, []), 0
+    written = Written({}, [])
+    with _whole_folder(config.out) as folder:
+        failed = _cut_slides(dataclasses.replace(config, out=folder), pairs, values, written)
+    cells = sum(int(row[-1]) for row in written.rows)
+    slides = len(set(written.slides.values()))
+    print(f"{config.out}: {len(written.slides)} tiles of {slides} slides, {cells:,} cells: {', '.join(values)}")
+    print(f"look: python -m finetune.datasets summary {config.out}; train: python -m finetune --data {config.out}")
+    return SOME_FAILED if failed else 0
+
+
+def _cut_slides(
+    config: Import, pairs: Sequence[tuple[Path, Path, str]], values: dict[str, str], written: Written
+) -> int:
+    """The tiles of all slides and what describes them; returns how many slides could not be read."""
+    failed = 0
     for annotation, slide, name in tqdm(pairs, unit="slide"):
         try:
-            source = open_source(slide, config.slide_mpp)
-            _cut_slide(config, annotation, source, name, values, written)
-            source.close()
+            with closing(open_source(slide, config.slide_mpp)) as source:
+                require_fine(source, config.mpp)
+                _cut_slide(config, annotation, source, name, values, written)
         except SlideError as error:
             failed += 1
             tqdm.write(f"failed: {error}", file=sys.stderr)
     if not written.slides:
         raise UserError(f"nothing in {config.annotations} could be cut into tiles; it needs cells, or regions")
     _describe(config, values, written)
-    cells = sum(int(row[-1]) for row in written.rows)
-    slides = len(set(written.slides.values()))
-    print(f"{config.out}: {len(written.slides)} tiles of {slides} slides, {cells:,} cells: {', '.join(values)}")
-    print(f"look: python -m finetune.datasets summary {config.out}; train: python -m finetune --data {config.out}")
-    return SOME_FAILED if failed else 0
+    return failed
+
+
+@contextmanager
+def _whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder that takes the place of `folder`, which is empty or absent, if the block ends without an error."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    for name in ("images", "points"):
+        make_folder(partial / name, "--out")
+    try:
+        yield partial
+        partial.replace(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _check(config: Import) -> None:

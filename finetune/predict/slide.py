@@ -18,7 +18,7 @@ from finetune.predict.plan import Plan, file_for, refuse_other_key
 from finetune.predict.store import CellStore, StoredCells, read_progress
 from finetune.predict.tiling import Tiling
 from finetune.predict.windows import WindowReader, find_cells
-from finetune.sources import Source, bounds_corner, is_slide, open_source
+from finetune.sources import Source, bounds_corner, is_slide, open_source, require_fine
 from shared.command_line import UserError, make_folder
 from shared.runs import progress
 from shared.slides import Slide, SlideError
@@ -98,6 +98,7 @@ def predict_slide(job: Job, stop: StopSignal) -> dict[str, Any] | None:
     """
     make_folder(job.work, "of cells")
     with _alone(job), closing(_open(job)) as source:
+        require_fine(source, job.plan.detector.mpp)
         tiling, area = job.plan.tiling(source), _area(job, source)
         batches = tiling.batches(
             _touched(tiling, area, job.plan.detector.mpp / source.mpp), job.plan.config.batch_size
