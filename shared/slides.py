@@ -17,6 +17,7 @@ from typing import Literal
 import openslide
 from PIL import Image
 
+from shared.between_pixels import on_white
 from shared.command_line import UserError
 from shared.resampling import resample
 from shared.resolution import Resolution, UnknownResolutionError, resolve
@@ -31,10 +32,8 @@ TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MOST_UPSAMPLING = 1.25
 # A level counts as fine enough if it is coarser than wanted by less than this; the difference is invisible.
 LEVEL_TOLERANCE = 1.005
-# Where a level is not smaller by a whole number, OpenSlide's reads mostly lie between its px and are blurred. They
-# are not if the place is whole up to this (cairo rounds to 1/256), not left of or above the slide (OpenSlide
-# rounds what is cut off), and not so large that it reads in pieces (and rounds the place of each).
-BETWEEN_PX = 1 / 1024
+# OpenSlide reads more px than this in pieces. Where a level is not smaller by a whole number it rounds the place
+# of each, and what is cut off of a read that begins outside of the slide.
 OPENSLIDE_PIECE = 4096
 BLOCK = 2048  # px of a level read at a time for an overview: 16 MB
 SMALLEST_BLOCK = 256  # px of a level; one that cannot be read is halved down to this, the size of a tile
@@ -231,9 +230,9 @@ class Slide:
         """Px of a level, white where nothing was scanned; `corner` is in px of the level too."""
         downsample = self._downsamples[level]
         at = (round(corner[0] * downsample), round(corner[1] * downsample))
-        if self._tiles is not None and self._whole_px(level, at, corner, size):
+        if self._tiles is not None and self._in_one_piece(level, corner, size):
             with contextlib.suppress(NotReadError):
-                return self._tiles.read(level, corner, size)
+                return self._tiles.read(level, (at[0] / downsample, at[1] / downsample), size)
         try:
             region = self._handle.read_region(at, level, size)
         except openslide.OpenSlideError as error:
@@ -243,17 +242,11 @@ class Slide:
             raise SlideError(
                 f"{self.path} has unreadable parts ({_reason(error, self.path)}); copy or scan it again"
             ) from error
-        white = Image.new("RGB", size, "white")
-        white.paste(region, mask=region.getchannel("A"))
-        return white
+        return on_white(region)
 
-    def _whole_px(self, level: int, at: tuple[int, int], corner: tuple[int, int], size: tuple[int, int]) -> bool:
-        """Whether OpenSlide, told to read `at` px of level 0, reads just these px of the level, unblurred."""
-        downsample = self._downsamples[level]
-        if downsample.is_integer():
-            return True
-        near = all(abs(a / downsample - c) < BETWEEN_PX for a, c in zip(at, corner, strict=True))
-        return near and min(corner) >= 0 and max(size) <= OPENSLIDE_PIECE
+    def _in_one_piece(self, level: int, corner: tuple[int, int], size: tuple[int, int]) -> bool:
+        """Whether OpenSlide reads the px of a level from a single place, which it does not round again."""
+        return self._downsamples[level].is_integer() or (min(corner) >= 0 and max(size) <= OPENSLIDE_PIECE)
 
     def _open_tiles(self) -> TiledTiff | None:
         try:

@@ -6,6 +6,7 @@ places between pixels) is refused, and left to OpenSlide.
 """
 
 import logging
+import math
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,11 +18,15 @@ import simplejpeg
 import tifffile
 from PIL import Image
 
+from shared.between_pixels import Canvas, on_white
+
 # Scanners whose levels are plain grids of tiles: Aperio's, and the converters' that OpenSlide calls generic.
 VENDORS = ("aperio", "generic-tiff")
 JPEG, RGB, YCBCR, CONTIGUOUS = 7, 2, 6, 1  # values of TIFF tags
 # Decoded tiles kept: neighbours of a patch share tiles with it. 64 MB are 340 tiles of 256 px.
 CACHE_BYTES = 64 << 20
+# OpenSlide takes a place as whole px if it is off by less (cairo rounds to 1/256), and blends px otherwise.
+WHOLE, DOUBT = 1 / 512, 1e-5
 SOI, EOI, SOS, APP0, APP14 = b"\xff\xd8", 0xD9, 0xDA, 0xE0, 0xEE  # JPEG markers
 # Adobe's segment is what tells libjpeg the colours of a stream: 0 means RGB, 1 YCbCr.
 ADOBE = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0"
@@ -80,8 +85,8 @@ class TiledTiff:
         os.close(self._file)
         self._cache.clear()
 
-    def read(self, level: int, corner: tuple[int, int], size: tuple[int, int]) -> Image.Image:
-        """Px of a level, white outside of it; `corner` and `size` are in px of the level.
+    def read(self, level: int, place: tuple[float, float], size: tuple[int, int]) -> Image.Image:
+        """Px of a level, white outside of it; `place` (of the corner) and `size` are in px of the level.
 
         Raises:
             NotReadError: a tile is missing or damaged, or the level is none of JPEG tiles.
@@ -89,18 +94,44 @@ class TiledTiff:
         grid = self._grids[level]
         if grid is None:
             raise NotReadError(f"level {level} holds no JPEG tiles")
+        corner = (round(place[0]), round(place[1]))
+        distance = max(abs(place[0] - corner[0]), abs(place[1] - corner[1]))
+        if abs(distance - WHOLE) < DOUBT:
+            raise NotReadError("too near to the limit up to which OpenSlide takes px as whole")
+        if distance < WHOLE:
+            return Image.fromarray(self._copied(level, grid, corner, size))
+        return self._blended(level, grid, place, size)
+
+    def _copied(self, level: int, grid: TileGrid, corner: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+        """Px as they are in the tiles."""
         (left, top), (width, height) = corner, size
         pixels_HW3 = np.full((height, width, 3), 255, np.uint8)
-        right, bottom = min(left + width, grid.width), min(top + height, grid.height)
-        rows = list(_spans(max(top, 0), bottom, grid.tile_height))
-        columns = list(_spans(max(left, 0), right, grid.tile_width))
+        rows = list(_spans(max(top, 0), min(top + height, grid.height), grid.tile_height))
+        columns = list(_spans(max(left, 0), min(left + width, grid.width), grid.tile_width))
         for row, y, end_y in rows:
             for column, x, end_x in columns:
                 tile_HW3 = self._tile(level, grid, row * grid.columns + column)
                 tile_y, tile_x = row * grid.tile_height, column * grid.tile_width
                 part_HW3 = tile_HW3[y - tile_y : end_y - tile_y, x - tile_x : end_x - tile_x]
                 pixels_HW3[y - top : end_y - top, x - left : end_x - left] = part_HW3
-        return Image.fromarray(pixels_HW3)
+        return pixels_HW3
+
+    def _blended(
+        self, level: int, grid: TileGrid, place: tuple[float, float], size: tuple[int, int]
+    ) -> Image.Image:
+        """Px between those of the tiles, painted from the last tile to the first as OpenSlide does."""
+        canvas = Canvas(size)
+        left, top = (math.floor(value) for value in place)
+        # A tile reaches a px further than where it lies.
+        rows = list(_spans(max(top - 1, 0), min(top + size[1] + 2, grid.height), grid.tile_height))
+        columns = list(_spans(max(left - 1, 0), min(left + size[0] + 2, grid.width), grid.tile_width))
+        for row, _, _ in reversed(rows):
+            for column, _, _ in reversed(columns):
+                tile_HW3 = self._tile(level, grid, row * grid.columns + column)
+                x, y = column * grid.tile_width, row * grid.tile_height
+                inside_HW3 = tile_HW3[: grid.height - y, : grid.width - x]
+                canvas.paint(inside_HW3, x - place[0], y - place[1])
+        return on_white(canvas.picture())
 
     def _tile(self, level: int, grid: TileGrid, index: int) -> np.ndarray:
         """A decoded tile, from those kept if it is among them."""
