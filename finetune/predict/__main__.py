@@ -1,18 +1,22 @@
 """`python -m finetune.predict DETECTOR SLIDE_OR_IMAGE_OR_DIR ... [--out cells/]`: slides in, cells out."""
 
-import tyro
-
-from shared.command_line import run
+from shared.command_line import cli_beside, run
 from shared.stop_signal import StopSignal
 
 
 def main() -> int:
     """Predict; returns 0, 2 (nothing could be done), 3 (some slides failed) or 85 (told to stop; go on later)."""
     stop = StopSignal()  # before torch, as in finetune
-    from finetune.predict.plan import Config
+    from finetune.predict.launch import PredictionLaunch, predict_in_slurm
+    from finetune.predict.plan import Config, check
     from finetune.predict.predict import predict
+    from finetune.sources import find_sources
 
-    return predict(tyro.cli(Config, prog="python -m finetune.predict"), stop)
+    config, launch = cli_beside(Config, PredictionLaunch(), "python -m finetune.predict")
+    if launch.launcher == "slurm":
+        check(config)
+        return predict_in_slurm(len(find_sources(config.sources)), config.out, launch)
+    return predict(config, stop)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -25,9 +25,9 @@ class Config:
     The same command goes on where it was interrupted, and repeats nothing that is done.
     """
 
-    detector: tyro.conf.Positional[Path]
+    detector: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DETECTOR")]
     """Detector file (finetune writes detector.pth)."""
-    sources: tyro.conf.Positional[tuple[Path, ...]]
+    sources: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SLIDE_OR_IMAGE_OR_DIR ...")]
     """Slides that OpenSlide reads, PNG, JPEG or TIFF images, or folders of them."""
     out: Path = Path("cells")
     """Where NAME.geojson, NAME.csv, NAME.summary.json, pictures and NAME.html are written."""
@@ -63,6 +63,8 @@ class Config:
     """Write the table of cells as Parquet, too (needs pyarrow)."""
     report: bool = True
     """Write the pictures and the HTML report."""
+    part: str | None = None
+    """I/N, as 3/16: look only at this part of the slides, other processes looking at the others."""
 
 
 def check(config: Config) -> None:

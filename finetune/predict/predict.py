@@ -1,13 +1,11 @@
 """All slides of one call, or those that fall to this process of several."""
 
-import os
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import torch
+from typing import Any
 
 from finetune.predict.plan import Config, make_plan
+from finetune.predict.share import share_of_process
 from finetune.predict.slide import Job, predict_slide
 from finetune.predict.summary import write_overview
 from finetune.sources import find_sources
@@ -19,24 +17,6 @@ from shared.stop_signal import STOPPED, StopSignal, leave_marker
 NOTHING_FAILED, REFUSED, SOME_FAILED = 0, 2, 3
 
 
-class Share(NamedTuple):
-    """Which slides fall to this process: each `size`-th, from the `rank`-th on."""
-
-    rank: int
-    size: int
-    device: str | None
-
-
-def share_of_process() -> Share:
-    """From torchrun's variables; ranks need not talk to each other, so none waits for another."""
-    environment = os.environ
-    if "RANK" not in environment:
-        return Share(0, 1, None)
-    gpus = torch.cuda.device_count()
-    device = f"cuda:{int(environment.get('LOCAL_RANK', 0)) % gpus}" if gpus else None
-    return Share(int(environment["RANK"]), int(environment["WORLD_SIZE"]), device)
-
-
 def predict(config: Config, stop: StopSignal) -> int:
     """Do what is left to do; returns the exit code of the process.
 
@@ -46,7 +26,7 @@ def predict(config: Config, stop: StopSignal) -> int:
     Raises:
         UserError: something was refused before the first slide.
     """
-    share = share_of_process()
+    share = share_of_process(config.part)
     plan = make_plan(config, share.device)
     sources = find_sources(config.sources)
     jobs = [Job(plan, path, name, len(sources) > 1) for path, name in sources.items()][share.rank :: share.size]

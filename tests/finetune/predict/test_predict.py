@@ -18,6 +18,7 @@ from finetune import Detector
 from finetune.datasets import Source, load_data
 from finetune.datasets.importing import Import, import_annotations
 from finetune.evaluate import predict_image
+from finetune.predict.share import Share, share_of_process
 from shared import detector as core
 from shared.command_line import UserError
 from shared.stop_signal import StopSignal
@@ -285,6 +286,20 @@ def test_slides_are_dealt_out_to_ranks(
     assert (tmp_path / "cells/summary.csv").read_text().count("\n") == 4
 
 
+def test_parts_of_an_array_and_their_ranks_share_the_slides_out() -> None:
+    """Every slide falls to one process, whatever starts them."""
+    for names in (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")):
+        shares = [
+            share_of_process(part, {"MASTER_ADDR": "here", **dict(zip(names, (rank, "2", "0"), strict=True))})
+            for part in ("1/3", "2/3", "3/3")
+            for rank in ("0", "1")
+        ]
+        assert sorted(share.rank for share in shares) == list(range(6))
+        assert {share.size for share in shares} == {6}
+    assert share_of_process("2/3", {}) == Share(1, 3)
+    assert share_of_process(None, {"SLURM_PROCID": "0"}) == Share(0, 1)  # a shell inside a job
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -297,6 +312,7 @@ def test_slides_are_dealt_out_to_ranks(
         ({"region_class": "Tumor"}, "--region-class chooses among regions"),
         ({"slide_mpp": -1}, "--slide-mpp -1 is out of range"),
         ({"batch_size": 0}, "--batch-size 0 is out of range"),
+        ({"part": "3/2"}, "--part 3/2 is not of the form I/N"),
         ({"parquet": True}, "pip install pyarrow"),
     ],
 )
