@@ -88,18 +88,18 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def test_the_command_writes_a_table_that_grows(tiles, check, tmp_path, capsys, monkeypatch):
-    (tmp_path / "mine.py").write_text("def none(image, mpp):\n    return []\n")
+    (tmp_path / "empty_counter.py").write_text("def none(image, mpp):\n    return []\n")
     monkeypatch.syspath_prepend(tmp_path)
     out = tmp_path / "counters.csv"
     check(tiles / "train", f"{tiles / 'test'}={MPP}", "--out", out)
     assert "haematoxylin 0.02" in capsys.readouterr().out
-    check(tiles / "train", "--counter", "mine:none", "--out", out)
+    check(tiles / "train", "--counter", "empty_counter:none", "--out", out)
     check(tiles / "train", "--out", out)  # again: replaced, not doubled
     made = {(row["set"].rpartition("/")[2], row["counter"].partition(" ")[0]): row for row in rows(out)}
-    assert set(made) == {("test", "haematoxylin"), ("train", "haematoxylin"), ("train", "mine:none")}
+    assert set(made) == {("test", "haematoxylin"), ("train", "haematoxylin"), ("train", "empty_counter:none")}
     assert len(rows(out)) == 3
     assert float(made["train", "haematoxylin"]["f1"]) > 0.75
-    assert (made["train", "mine:none"]["recall"], made["train", "mine:none"]["precision"]) == ("0.0", "nan")
+    assert (made["train", "empty_counter:none"]["recall"], made["train", "empty_counter:none"]["precision"]) == ("0.0", "nan")
 
 
 def test_wrong_folders(tiles, check, tmp_path):

@@ -118,16 +118,16 @@ def test_slides_that_hang_or_crash_cost_themselves_only(small_slides, harvest_he
     for name in ("a.tif", "b.tif"):
         shutil.copy(small_slides / name, tmp_path / "wsi" / name)
     os.mkfifo(tmp_path / "wsi" / "aa.svs")
-    (tmp_path / "mine.py").write_text(COUNTER)
+    (tmp_path / "deadly_counter.py").write_text(COUNTER)
     (tmp_path / "armed").touch()
     monkeypatch.syspath_prepend(tmp_path)
-    words = ("--wsi-dir", "wsi", "--workers", 1, "--slide-minutes", 0.1, "--counter", "mine:deadly_once")
+    words = ("--wsi-dir", "wsi", "--workers", 1, "--slide-minutes", 0.06, "--counter", "deadly_counter:deadly_once")
     done = harvest_here(*words)
     assert done.returncode == 3, done.stderr
     assert "Traceback" not in done.stderr
     assert reasons(tmp_path / "shards") == {
         "a.tif": "wsi/a.tif brought its process down (Segmentation fault); copy it again or remove it",
-        "aa.svs": "wsi/aa.svs was given up after 0.1 minutes; copy it again, or give it more time with "
+        "aa.svs": "wsi/aa.svs was given up after 0.06 minutes; copy it again, or give it more time with "
         "--slide-minutes",
     }
     assert "patches in 1 of" in done.stdout
