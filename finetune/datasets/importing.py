@@ -166,7 +166,7 @@ def _pairs(config: Import) -> list[tuple[Path, Path, str]]:
 
 def _slide_of(annotation: Path, sources: dict[Path, Path], folder: Path) -> tuple[Path, Path, str]:
     """The slide with an annotation's name; QuPath may leave the slide's ending in it."""
-    name = annotation.name.removesuffix(".gz").rsplit(".", 1)[0]
+    name = annotation.name.removesuffix(".gz").removesuffix(".zip").removesuffix(".json").removesuffix(".geojson")
     found = [path for path in sources if name in (path.stem, path.name)]
     if not found:
         raise UserError(f"{annotation} belongs to no slide: {folder} has none called {name}; rename one of them")

@@ -2,7 +2,8 @@
 
 import gzip
 import json
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,18 @@ from shared.command_line import UserError
 
 Outlines = Literal["auto", "cells", "regions"]
 # How file names end that QuPath writes.
-SUFFIXES = (".geojson", ".json", ".geojson.gz", ".json.gz")
+SUFFIXES = (".geojson", ".json", ".zip", ".geojson.gz", ".json.gz")
+# What version 0.2 calls objects, in the place of their identity.
+LEGACY = {
+    "PathCellObject": "cell",
+    "PathDetectionObject": "detection",
+    "PathTileObject": "tile",
+    "PathAnnotationObject": "annotation",
+    "TMACoreObject": "tmaCore",
+    "PathRootObject": "root",
+}
+# Objects that are neither cells nor regions.
+OTHERS = ("tile", "tmaCore", "root")
 
 
 @dataclass(frozen=True)
@@ -43,7 +55,7 @@ def read_objects(path: Path, offset: tuple[float, float] = (0, 0), outlines: Out
     detection, and a region if it is an annotation. Other objects, such as lines, are left out.
 
     Args:
-        path: The file; compressed if its name ends in .gz.
+        path: The file; compressed if its name ends in .gz or .zip.
         offset: Added to all coordinates: the corner of what was scanned, which QuPath counts from.
         outlines: Take all outlines for cells, or for regions.
 
@@ -53,8 +65,10 @@ def read_objects(path: Path, offset: tuple[float, float] = (0, 0), outlines: Out
     points: list[tuple[float, float]] = []
     names: list[str] = []
     regions: list[Region] = []
-    for number, feature in enumerate(_features(path), 1):
-        where, feature = f"{path}, feature {number}", mapping_of(feature)
+    for number, feature in enumerate(_with_children(_features(path)), 1):
+        where = f"{path}, feature {number}"
+        if _kind(feature) in OTHERS:
+            continue
         try:
             if _is_region(feature, outlines):
                 regions += [
@@ -71,26 +85,47 @@ def read_objects(path: Path, offset: tuple[float, float] = (0, 0), outlines: Out
 
 def _features(path: Path) -> list[Any]:
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            features = features_of(json.load(file))
-    except (OSError, EOFError, ValueError) as error:
+        features = features_of(json.loads(_content(path)))
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is not JSON ({error}); export it from QuPath as GeoJSON") from error
     if features is None:
         raise UserError(f"{path} is JSON, but no GeoJSON features; export it from QuPath as GeoJSON")
     return features
 
 
+def _content(path: Path) -> bytes:
+    """What a file holds, unpacked."""
+    if path.suffix == ".gz":
+        with gzip.open(path, "rb") as file:
+            return file.read()
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if name.endswith((".geojson", ".json"))]
+            if len(names) != 1:
+                raise ValueError(f"it holds {len(names)} files of JSON, not one")
+            return archive.read(names[0])
+    return path.read_bytes()
+
+
+def _with_children(features: Iterable[Any]) -> Iterator[dict[str, Any]]:
+    """Features, and those inside them where a whole hierarchy was exported."""
+    for feature in map(mapping_of, features):
+        yield feature
+        properties = mapping_of(feature.get("properties"))
+        yield from _with_children(properties.get("childObjects") or properties.get("children") or ())
+
+
 def _kind(feature: dict[str, Any]) -> str:
-    """What QuPath calls the object; versions before 0.3 say it in other places."""
+    """What QuPath calls the object; older versions say it in other places."""
     properties = mapping_of(feature.get("properties"))
-    kind = properties.get("objectType") or properties.get("object_type") or feature.get("id") or ""
-    return str(kind).lower()
+    kinds = [properties.get(name) for name in ("objectType", "object_type", "type")]
+    return next((str(kind) for kind in kinds if kind), LEGACY.get(str(feature.get("id")), ""))
 
 
 def _is_region(feature: dict[str, Any], outlines: Outlines) -> bool:
     if mapping_of(feature.get("geometry")).get("type") not in ("Polygon", "MultiPolygon"):
         return False
-    detected = any(word in _kind(feature) for word in ("cell", "detection", "tile"))
+    detected = _kind(feature) in ("cell", "detection")
     return outlines == "regions" or (outlines == "auto" and not detected)
 
 
@@ -101,7 +136,7 @@ def _cells(feature: dict[str, Any]) -> Iterator[tuple[float, float]]:
             yield _point(geometry["coordinates"])
         case "MultiPoint":
             yield from map(_point, geometry["coordinates"])
-        case "Polygon" | "MultiPolygon" if "tile" not in _kind(feature):
+        case "Polygon" | "MultiPolygon":
             yield max(_polygons(geometry), key=lambda polygon: np.ptp(polygon.rings[0], axis=0).prod()).centroid
 
 

@@ -23,6 +23,9 @@ from shared.atomic import atomic_path, write_json
 from shared.command_line import UserError, as_plain
 from shared.runs import provenance
 
+# By --compress.
+GEOJSON = {"no": "geojson", "zip": "zip", "gzip": "geojson.gz"}
+
 
 @dataclass(frozen=True)
 class Outputs:
@@ -66,8 +69,9 @@ def write_outputs(
     """
     config, classes = outputs.plan.config, outputs.plan.detector.classes
     outputs.file("summary.json").unlink(missing_ok=True)  # of other settings
-    write_geojson(outputs.file("geojson.gz" if config.gzip else "geojson"), outputs.chunks, classes)
-    outputs.file("geojson" if config.gzip else "geojson.gz").unlink(missing_ok=True)
+    for ending in GEOJSON.values():
+        outputs.file(ending).unlink(missing_ok=True)
+    write_geojson(outputs.file(GEOJSON[config.compress]), outputs.chunks, classes)
     if config.csv:
         write_csv(outputs.file("csv"), outputs.chunks, classes)
     if config.parquet:

@@ -5,10 +5,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
+from finetune.datasets.qupath import SUFFIXES
 from finetune.predict.ratios import Ratio, parse_ratio
 from finetune.predict.tiling import Tiling, tiling_of
 from finetune.predict.writers import import_parquet
@@ -55,8 +56,8 @@ class Config:
     """Processes that read ahead."""
     precision: Precision = "auto"
     """Of convolutions and matrix products: float32, bfloat16, or auto: bfloat16 on a GPU."""
-    gzip: bool = False
-    """Compress the GeoJSON (QuPath reads NAME.geojson.gz, too)."""
+    compress: Literal["no", "zip", "gzip"] = "no"
+    """The GeoJSON: to NAME.zip, which QuPath opens as it is, or to NAME.geojson.gz, which it does not."""
     csv: bool = True
     """Write the table of cells."""
     parquet: bool = False
@@ -125,7 +126,7 @@ class Plan:
     def output_key(self, annotations: Path | None) -> dict[str, Any]:
         """What else the files depend on."""
         config = self.config
-        names = ("bounds", "ratio", "gzip", "csv", "parquet", "report")
+        names = ("bounds", "ratio", "compress", "csv", "parquet", "report")
         options = json.loads(json.dumps({name: getattr(config, name) for name in names}))
         return {**options, "annotations": digest_of(annotations) if annotations else None}
 
@@ -163,7 +164,7 @@ def file_for(folder_or_file: Path | None, name: Path, several: bool, option: str
                 f"--{option} {folder_or_file} is one file for several slides; give a folder of NAME.geojson"
             )
         return folder_or_file
-    paths = [folder_or_file / f"{name}{suffix}" for suffix in (".geojson", ".json", ".geojson.gz")]
+    paths = [folder_or_file / f"{name}{suffix}" for suffix in SUFFIXES]
     return next((path for path in paths if path.is_file()), None)
 
 

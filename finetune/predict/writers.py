@@ -5,10 +5,11 @@ import gzip
 import importlib
 import io
 import json
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 
@@ -36,7 +37,7 @@ Chunks = Callable[[], Iterable[Rows]]
 
 
 def write_geojson(path: Path, chunks: Chunks, classes: Sequence[str]) -> None:
-    """A feature collection of detections, one point and one line each; a path that ends in .gz is compressed.
+    """A feature collection of detections, one point and one line each; a path in .gz or .zip is compressed.
 
     As QuPath reads and writes it: `properties` hold objectType, classification (name and colour) and
     measurements; points are px of level 0, from the outer corner of the first.
@@ -123,13 +124,16 @@ def _lines(rows: Rows, classes: Sequence[str]) -> Iterator[tuple[str | int, ...]
 def _text(path: Path) -> Iterator[IO[str]]:
     """A text file that is whole or absent."""
     try:
-        with atomic_path(path) as temporary, temporary.open("wb") as raw:
+        with atomic_path(path) as temporary, temporary.open("wb") as raw, ExitStack() as stack:
+            stream: IO[bytes] = raw
             if path.suffix == ".gz":
-                with gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed, io.TextIOWrapper(packed, "utf-8") as file:
-                    yield file
-            else:
-                with io.TextIOWrapper(raw, "utf-8", newline="") as file:
-                    yield file
+                stream = cast(IO[bytes], stack.enter_context(gzip.GzipFile("", "wb", 6, raw, mtime=0)))
+            elif path.suffix == ".zip":
+                archive = stack.enter_context(zipfile.ZipFile(raw, "w", zipfile.ZIP_DEFLATED))
+                entry = zipfile.ZipInfo(f"{path.stem}.geojson")
+                entry.compress_type = zipfile.ZIP_DEFLATED
+                stream = stack.enter_context(archive.open(entry, "w", force_zip64=True))
+            yield stack.enter_context(io.TextIOWrapper(stream, "utf-8", newline=""))
     except OSError as error:
         raise UserError(
             f"cannot write {path} ({error.strerror}); make room, and the same command goes on"

@@ -114,11 +114,21 @@ def test_outlines_of_cells_become_their_centres(imported: Callable[..., Annotate
     tile = feature(rectangle(0, 0, 100, 100), None, "tile")
     region = feature(rectangle(200, 200, 600, 600), "Region")
     line = feature({"type": "LineString", "coordinates": [[0, 0], [9, 9]]})
+    cell["properties"]["childObjects"] = [feature(point(440, 440), "b")]
+    old = {"type": "Feature", "id": "PathDetectionObject", "geometry": rectangle(500, 500, 510, 510)}
+    old["properties"] = {"classification": {"name": "a"}}
     several = feature({"type": "MultiPoint", "coordinates": [[400, 400], [420, 400]]}, "a")
-    (only,) = tiles_of(imported([cell, detection, tile, region, line, several]))
+    (only,) = tiles_of(imported([cell, detection, tile, region, line, several, old]))
     assert only.size == (200, 200)
-    assert only.points_N2.tolist() == [[51.5, 51.5], [74.0, 54.0], [100.0, 100.0], [110.0, 100.0]]
-    assert only.labels_N.tolist() == [0, 1, 0, 0]
+    assert only.points_N2.tolist() == [
+        [51.5, 51.5],
+        [120.0, 120.0],
+        [74.0, 54.0],
+        [100.0, 100.0],
+        [110.0, 100.0],
+        [152.5, 152.5],
+    ]
+    assert only.labels_N.tolist() == [0, 1, 1, 0, 0, 0]
 
 
 def test_what_lies_outside_a_region_is_white_and_without_cells(imported: Callable[..., AnnotatedData]) -> None:

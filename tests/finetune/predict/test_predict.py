@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,9 @@ def png(image: Planted, tmp_path: Path) -> Path:
 
 def features(path: Path) -> list[dict[str, Any]]:
     content = path.read_bytes()
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path) as archive:
+            content = archive.read(f"{path.stem}.geojson")
     return json.loads(gzip.decompress(content) if path.suffix == ".gz" else content)["features"]
 
 
@@ -109,11 +113,12 @@ def test_the_tiling_does_not_show(predict_here: Predict, png: Path, tmp_path: Pa
     for name, options in {
         "whole": {"tile": 1024},
         "small": SMALL,
-        "batched": {**SMALL, "batch_size": 7, "gzip": True},
-        "workers": {"tile": 320, "margin": 64, "workers": 1, "precision": "float32"},
+        "batched": {**SMALL, "batch_size": 7, "compress": "gzip"},
+        "workers": {"tile": 320, "margin": 64, "workers": 1, "precision": "float32", "compress": "zip"},
     }.items():
         assert predict_here(png, out=tmp_path / name, **{**options, "slide_mpp": 0.25}) == 0
-        cells = features(next((tmp_path / name).glob("*.geojson*")))
+        (path,) = (path for path in (tmp_path / name).iterdir() if path.suffix in (".geojson", ".gz", ".zip"))
+        cells = features(path)
         lines.append(sorted(cell["geometry"]["coordinates"] for cell in cells))
     assert all(np.allclose(lines[0], each, atol=0.011) for each in lines[1:])
 
@@ -142,11 +147,12 @@ def test_pixels_are_counted_from_the_bounds_of_the_scan(predict_here: Predict, t
     assert summary["tiles"]["asked"] < summary["tiles"]["of"]
 
 
-def test_what_was_predicted_is_imported_unchanged(predict_here: Predict, tmp_path: Path) -> None:
+@pytest.mark.parametrize("compress", ["no", "zip", "gzip"])
+def test_what_was_predicted_is_imported_unchanged(predict_here: Predict, tmp_path: Path, compress: str) -> None:
     image = plant(1024, 768, seed=1, share=0.1)
     slide = tmp_path / "leica.scn"
     planted.write_leica(slide, image.image, 0.25, (2000, 1500), (400, 208))
-    assert predict_here(slide, everywhere=True) == 0
+    assert predict_here(slide, everywhere=True, compress=compress) == 0
     config = Import(annotations=tmp_path / "cells", slides=slide.parent, out=tmp_path / "data", tile=128)
     assert import_annotations(config) == 0
     data = load_data(Source(data=tmp_path / "data"))
@@ -159,7 +165,8 @@ def test_what_was_predicted_is_imported_unchanged(predict_here: Predict, tmp_pat
         points_N2 = tile.points_N2 / 0.5 + corner - (400, 208)
         back += [(*point, data.classes[label]) for point, label in zip(points_N2, tile.labels_N, strict=True)]
         assert {tile.slide} == {"leica"}
-    cells = features(tmp_path / "cells/leica.geojson")
+    (path,) = (path for path in (tmp_path / "cells").glob("leica.*") if path.suffix in (".geojson", ".gz", ".zip"))
+    cells = features(path)
     names = [cell["properties"]["classification"]["name"] for cell in cells]
     before = [(*cell["geometry"]["coordinates"], name) for cell, name in zip(cells, names, strict=True)]
     assert len(back) == len(before) == len(image.labels_N)
@@ -414,6 +421,6 @@ def test_one_process_at_a_slide(predict_here: Predict, png: Path, tmp_path: Path
     with subprocess.Popen([sys.executable, "-c", code, lock], stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         other.stdout.readline()
-        assert predict_here(png, slide_mpp=0.25, gzip=True) == 2
+        assert predict_here(png, slide_mpp=0.25, compress="zip") == 2
         other.kill()
-    assert predict_here(png, slide_mpp=0.25, gzip=True) == 0
+    assert predict_here(png, slide_mpp=0.25, compress="zip") == 0
