@@ -99,7 +99,10 @@ def test_the_command_writes_a_table_that_grows(tiles, check, tmp_path, capsys, m
     assert set(made) == {("test", "haematoxylin"), ("train", "haematoxylin"), ("train", "empty_counter:none")}
     assert len(rows(out)) == 3
     assert float(made["train", "haematoxylin"]["f1"]) > 0.75
-    assert (made["train", "empty_counter:none"]["recall"], made["train", "empty_counter:none"]["precision"]) == ("0.0", "nan")
+    assert (made["train", "empty_counter:none"]["recall"], made["train", "empty_counter:none"]["precision"]) == (
+        "0.0",
+        "nan",
+    )
 
 
 def test_wrong_folders(tiles, check, tmp_path):

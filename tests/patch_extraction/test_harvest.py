@@ -4,11 +4,13 @@ import errno
 import io
 import json
 import re
+import shutil
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from scipy.ndimage import gaussian_filter, label
 
@@ -218,6 +220,7 @@ def test_too_coarse(wsi_dir, tmp_path, mpp, words):
     record = harvest(wsi_dir, tmp_path, "plain.tif", slide_mpp=(mpp,), patch_size=size)
     assert record.status == FAILED
     assert re.search(words, record.reason)
+    assert (tmp_path / "thumbnails" / f"{record.slide_id}.jpg").is_file()  # with its tissue outlined, if any
 
 
 def test_corrupt_tile_costs_its_patches_only(real_data, tmp_path):
@@ -231,6 +234,29 @@ def test_corrupt_tile_costs_its_patches_only(real_data, tmp_path):
     whole, damaged = (patches(tmp_path, result) for result in results)
     assert set(damaged) <= set(whole)
     assert len(whole) - len(damaged) <= results[1].unreadable
+
+
+@pytest.mark.parametrize("reader", ["auto", "openslide"])
+def test_a_destroyed_jpeg_tile_costs_its_patch_only(wsi_dir, tmp_path, reader):
+    """Every patch is made of four tiles; the places before and after the destroyed one stay as they were."""
+    (tmp_path / "wsi").mkdir()
+    whole = shutil.copy(wsi_dir / "plain.tif", tmp_path / "wsi" / "whole.tif")
+    content = bytearray(whole.read_bytes())
+    with tifffile.TiffFile(whole) as file:
+        page = file.pages[0]
+        tile = 2 * (page.imagewidth // page.tilewidth) + 4  # of the patch at (1024, 512)
+        start = page.dataoffsets[tile]
+        content[start : start + page.databytecounts[tile]] = bytes(page.databytecounts[tile])
+    (tmp_path / "wsi" / "damaged.tif").write_bytes(content)
+    records = [
+        harvest(tmp_path / "wsi", tmp_path, f"{name}.tif", min_cells=0, screen=False, reader=reader)
+        for name in ("whole", "damaged")
+    ]
+    assert [record.unreadable for record in records] == [0, 1]
+    sound, damaged = (patches(tmp_path, record) for record in records)
+    assert set(sound) - set(damaged) == {(1024, 512)}
+    for corner, (image, _) in damaged.items():
+        assert np.array_equal(np.asarray(image), np.asarray(sound[corner][0]))
 
 
 def test_a_full_disk_stops_the_harvest(wsi_dir, tmp_path, monkeypatch):

@@ -121,7 +121,16 @@ def test_slides_that_hang_or_crash_cost_themselves_only(small_slides, harvest_he
     (tmp_path / "deadly_counter.py").write_text(COUNTER)
     (tmp_path / "armed").touch()
     monkeypatch.syspath_prepend(tmp_path)
-    words = ("--wsi-dir", "wsi", "--workers", 1, "--slide-minutes", 0.06, "--counter", "deadly_counter:deadly_once")
+    words = (
+        "--wsi-dir",
+        "wsi",
+        "--workers",
+        1,
+        "--slide-minutes",
+        0.06,
+        "--counter",
+        "deadly_counter:deadly_once",
+    )
     done = harvest_here(*words)
     assert done.returncode == 3, done.stderr
     assert "Traceback" not in done.stderr
