@@ -91,7 +91,10 @@ def _check_gone(record: Record, config: HarvestConfig, counter: str) -> None:
         fault = f"{tar} was made with {other[0]} {record.settings.get(other[0])!r} instead of {common[other[0]]!r}"
     else:
         return
+    lost = f"is gone from {config.wsi_dir}; put the slide back"
+    if config.slides is not None:
+        lost = f"is not in {config.slides}; name it there"
     raise UserError(
-        f"{fault}, and its slide {record.slide} is gone from {config.wsi_dir}; put the slide back, "
+        f"{fault}, and its slide {record.slide} {lost}, "
         f"or remove {tar.with_suffix('.json')} to go on without its patches"
     )

@@ -167,6 +167,8 @@ def test_a_list_of_slides_chooses_orders_and_names_their_biomarkers(harvest_here
     done = harvest_here(*words, "fewer.csv")
     assert done.returncode == 0, done.stderr
     assert "kept from an earlier run: Ki-67/S.1 ü.a.svs: it is gone or not chosen, its 3 patches" in done.stdout
+    other = harvest_here(*words, "fewer.csv", "--min-cells", 31, "--overwrite")
+    assert "its slide Ki-67/S.1 ü.a.svs is not in fewer.csv; name it there, or remove" in error_of(other)
     assert json.loads((tmp_path / "shards" / "index.json").read_text())["biomarkers"] == {
         "CD8": {"slides": 1, "patches": 3},
         "Ki-67": {"slides": 1, "patches": 3},
