@@ -46,27 +46,28 @@ def contact_sheet(
     images: Sequence[Image.Image],
     columns: int,
     captions: Sequence[str] = (),
-    side: int = 256,
+    side: int | tuple[int, int] = 256,
     title: str = "",
     legend: Sequence[str] = (),
 ) -> Image.Image:
-    """Images in rows of `columns`, each fitted into `side` px, captions below, a title line on top.
+    """Images in rows of `columns`, each fitted into `side` px (or width and height), captions below, title on top.
 
     `legend` names the labels 0, 1, ... of `draw_points` in their colours, after the title.
     """
     captions = list(captions) + [""] * (len(images) - len(captions))
-    row_height = side + (CAPTION_HEIGHT if any(captions) else 0) + 4
+    width, height = (side, side) if isinstance(side, int) else side
+    row_height = height + (CAPTION_HEIGHT if any(captions) else 0) + 4
     top = CAPTION_HEIGHT + 6 if title or legend else 0
     rows = -(-len(images) // columns)
-    sheet = Image.new("RGB", (columns * (side + 4), top + max(rows, 1) * row_height), "white")
+    sheet = Image.new("RGB", (columns * (width + 4), top + max(rows, 1) * row_height), "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(13)
     draw.text((4, 3), title, fill="black", font=font)
     _draw_legend(draw, legend, 20 + draw.textlength(title, font=font), font)
     for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
-        x, y = (index % columns) * (side + 4), top + (index // columns) * row_height
-        sheet.paste(_fit(image, side), (x, y))
-        draw.text((x + 3, y + side + 1), caption, fill="black", font=font)
+        x, y = (index % columns) * (width + 4), top + (index // columns) * row_height
+        sheet.paste(_fit(image, width, height), (x, y))
+        draw.text((x + 3, y + height + 1), caption, fill="black", font=font)
     return sheet
 
 
@@ -78,7 +79,7 @@ def _draw_legend(draw: ImageDraw.ImageDraw, names: Sequence[str], x: float, font
         x += 34 + draw.textlength(name, font=font)
 
 
-def _fit(image: Image.Image, side: int) -> Image.Image:
-    scale = side / max(image.size)
+def _fit(image: Image.Image, width: int, height: int) -> Image.Image:
+    scale = min(width / image.width, height / image.height)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)

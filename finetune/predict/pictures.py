@@ -16,6 +16,7 @@ from shared.slides import SlideError
 
 # Side of the slide in a density picture, px.
 DENSITY_SIDE = 640
+CAPTION_WIDTH = 320
 # Standard deviation of the blur that makes a density of points, um; 2 to 32 px of the picture.
 BLUR_UM = 50.0
 # Regions are so wide, um: the width of a field of view at 40x, nearly.
@@ -54,7 +55,9 @@ class Painter:
             painted = grey * (1 - weight_HW1) + _dark(label) * weight_HW1
             panels.append(Image.fromarray(painted.astype(np.uint8)))
             captions.append(f"{self.classes[label]}: {int(counts_HW.sum()):,}, at most {peak:,.0f} per mm2")
-        return contact_sheet(panels, 2, captions, side=DENSITY_SIDE, title="cell density per class")
+        columns = 2 if overview.width > overview.height else min(4, len(panels))
+        side = (max(overview.width, CAPTION_WIDTH), overview.height)
+        return contact_sheet(panels, columns, captions, side=side, title="cell density per class")
 
     def region_sheet(self, annotated: CellSet | None = None) -> Image.Image | None:
         """Regions with predicted cells, beside annotated ones (the paper's Figure 4) or the bare image.
