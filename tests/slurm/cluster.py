@@ -168,11 +168,17 @@ class Cluster:
         states = ("sinfo", "-h", "-N", "-p", "gpu", "-o", "%T")
         self._until(lambda: self.output(*states).split() == ["idle"] * 2, "idle nodes", 40)
 
-    def wait_for_job_named(self, name: str) -> str:
-        """Wait until somebody has submitted an array of that name; the number of its element 0."""
-        command = ("squeue", "-h", "-t", "all", "-n", name, "-o", "%F")
-        self._until(lambda: bool(self.output(*command).strip()), f"a job named {name}")
-        return f"{self.output(*command).split()[0]}_0"
+    def wait_for_pack(self, array: int) -> str:
+        """Wait until the first task of a harvest has submitted the job that packs; its number."""
+        command = ("squeue", "-h", "--states=all", "--name=pack", "--format=%F")
+        found: list[int] = []
+
+        def is_there() -> bool:
+            found[:] = [number for number in map(int, self.output(*command).split()) if number > array]
+            return bool(found)
+
+        self._until(is_there, f"the pack of {array}")
+        return f"{min(found)}_0"
 
     def history(self, number: object) -> list[str]:
         """How each attempt of a job ended, in order: PENDING (requeued), PREEMPTED, NODE_FAIL, COMPLETED ..."""
@@ -182,15 +188,7 @@ class Cluster:
 
     def strays(self) -> list[str]:
         """Command lines of processes that belong to this cluster and are not its daemons' zombies."""
-        mark = f"SLURM_CONF={self.folder}".encode()
-        found = []
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                if mark in (process / "environ").read_bytes():
-                    found.append((process / "cmdline").read_text().replace("\0", " "))
-            except OSError:
-                continue
-        return found
+        return strays_of(self.folder)
 
     def _configure(self, accounting: str) -> None:
         for name in ("state", "spool", "log", "dev"):
@@ -218,6 +216,19 @@ class Cluster:
                 logs = "".join(f"\n{p.name}: {p.read_text()[-1500:]}" for p in (self.folder / "log").iterdir())
                 raise AssertionError(f"waited {timeout} s for {what}; dead: {dead}{logs}")
             time.sleep(0.02)
+
+
+def strays_of(folder: Path) -> list[str]:
+    """Command lines of processes that belong to the cluster of a folder."""
+    mark = f"SLURM_CONF={folder}/".encode()
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark in (process / "environ").read_bytes():
+                found.append((process / "cmdline").read_text().replace("\0", " "))
+        except OSError:
+            continue
+    return found
 
 
 def _die_with_parent() -> None:

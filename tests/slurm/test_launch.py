@@ -122,7 +122,7 @@ def test_an_array_harvests_in_parts_and_then_packs(slurm: Cluster, tmp_path: Pat
     stage = 'sleep 1; echo "$@"; [ "$SLURM_ARRAY_TASK_ID" = 5 ] && exit 3; exit 0'
     folder = root(tmp_path / "root", stage)
     job = slurm.submit(Path("slurm/extract.sh"), "--seed", 4, cwd=folder, options=("--array=3-7:2",))
-    pack = slurm.wait_for_job_named("pack")
+    pack = slurm.wait_for_pack(job)
     assert slurm.wait(pack, *ENDS)["JobState"] == "COMPLETED"
     log = next(folder.glob("pack-*_0.out")).read_text()
     words = "-m patch_extraction --wsi-dir slides --workers {} --seed 4 {}\n"

@@ -1,0 +1,102 @@
+"""A harvest as an array of jobs, on sample slides: killed, submitted again, and equal to one process's."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ENVIRONMENT, REPOSITORY
+from tests.patch_extraction.conftest import BIG, digests
+from tests.slurm.cluster import Cluster
+from tests.slurm.conftest import slurm
+
+__all__ = ["slurm"]  # a fixture
+ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+HARVEST = (*BIG, "--shard-size", "20", "--workers", "1")
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, wsi_dir: Path) -> Path:
+    """A fresh clone after `make setup`, with slides."""
+    folder = tmp_path / "checkout"
+    python = folder / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    for name in ("shared", "patch_extraction", "slurm"):
+        (folder / name).symlink_to(REPOSITORY / name)
+    shutil.copytree(wsi_dir, folder / "slides")
+    return folder
+
+
+def test_a_killed_task_is_made_good_by_submitting_again(
+    slurm: Cluster, checkout: Path, undisturbed: tuple[Path, subprocess.CompletedProcess[str]]
+):
+    out = checkout / "shards"
+    options = ("--array=1-3", "--cpus-per-task=1")
+    first = slurm.submit(Path("slurm/extract.sh"), *HARVEST, cwd=checkout, options=options)
+    kill_when(out / ".part-2-of-3.lock", "--part 2/3")
+    states = [slurm.wait(f"{first}_{part}", *ENDS)["JobState"] for part in (1, 2, 3)]
+    assert states == ["COMPLETED", "FAILED", "COMPLETED"]
+    pack = slurm.wait(slurm.wait_for_pack(first), *ENDS)
+    log = next(checkout.glob("pack-*.out")).read_text()
+    assert pack["ExitCode"] == "2:0", log
+    assert "error: 1 of 3 slides are still to be harvested into shards" in log
+    assert not (out / "index.json").exists()
+
+    second = slurm.submit(Path("slurm/extract.sh"), *HARVEST, cwd=checkout, options=(*options, "--array=1-2"))
+    for part in (1, 2):
+        assert slurm.wait(f"{second}_{part}", *ENDS)["JobState"] == "COMPLETED"
+    pack = slurm.wait(slurm.wait_for_pack(second), *ENDS)
+    assert pack["JobState"] == "COMPLETED"
+    assert digests(out) == digests(undisturbed[0])
+
+
+def test_the_launcher_submits_parts_and_a_pack_and_reports(
+    slurm: Cluster, checkout: Path, undisturbed: tuple[Path, subprocess.CompletedProcess[str]]
+):
+    """One slide is none: its part and the packing say so and end with 3, all else is there."""
+    (checkout / "slides" / "PD-L1" / "broken.svs").write_bytes(b"no slide")
+    words = ("--wsi-dir", "slides", *HARVEST, "--launcher", "slurm", "--parts", "2", "--slurm.cpus", "1")
+    environment = {**ENVIRONMENT, **slurm.environment, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(
+        [sys.executable, "-m", "patch_extraction", *words],
+        **{"cwd": checkout, "env": environment, "capture_output": True, "text": True, "timeout": 200},
+        check=False,
+    )
+    assert done.returncode == 3, done.stdout + done.stderr
+    rows = [line.split() for line in done.stdout.split("\nrun ")[1].splitlines()[1:]]
+    table = {row[0]: (row[2], row[3]) for row in rows if row[0] in ("part-1", "part-2", "pack")}
+    logs = checkout / "shards" / "jobs"
+    assert table == {
+        "part-1": ("FAILED", "shards/jobs/part-1.log"),
+        "part-2": ("COMPLETED", "shards/jobs/part-2.log"),
+        "pack": ("FAILED", "shards/jobs/pack.log"),
+    }
+    assert "1 of 4 slides failed (see above)" in (logs / "pack.log").read_text()
+    assert digests(checkout / "shards")["shard-000000.tar"] == digests(undisturbed[0])["shard-000000.tar"]
+
+
+def kill_when(there: Path, words: str) -> None:
+    """kill -9 of the task whose command line has these words, as soon as a file is there."""
+    end = time.monotonic() + 60
+    while not there.exists():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    found = [pid for pid, line in command_lines() if words in line and "srun" not in line and "-m patch" in line]
+    os.kill(found[0], signal.SIGKILL)
+
+
+def command_lines() -> list[tuple[int, str]]:
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            found.append((int(process.name), (process / "cmdline").read_text().replace("\0", " ")))
+        except OSError:
+            continue
+    return sorted(found)
