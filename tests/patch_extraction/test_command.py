@@ -175,6 +175,20 @@ def test_a_list_of_slides_chooses_orders_and_names_their_biomarkers(harvest_here
     }
 
 
+def test_a_duplicate_counts_as_tried_when_parts_are_packed(harvest_here, wsi_dir, tmp_path):
+    (tmp_path / "wsi" / "b").mkdir(parents=True)
+    for name in ("a.tif", "b/copy.tif"):
+        shutil.copy(wsi_dir / "plain.tif", tmp_path / "wsi" / name)
+    words = ("--wsi-dir", "wsi", "--max-patches", 2)
+    assert [harvest_here(*words, "--part", part).returncode for part in ("1/2", "2/2")] == [0, 0]
+    done = harvest_here(*words, "--pack")
+    assert done.returncode == 0, done.stderr
+    assert "duplicate: b/copy.tif: the same file as a.tif" in done.stdout
+    assert json.loads((tmp_path / "shards" / "index.json").read_text())["slides"] == 1
+    (tmp_path / "wsi" / "a.tif").unlink()  # then the copy is no copy any more, and not harvested
+    assert "1 of 1 slides are still to be harvested" in error_of(harvest_here(*words, "--pack"))
+
+
 def test_a_slide_that_may_not_be_read(wsi_dir, tmp_path):
     (tmp_path / "wsi").mkdir()
     shutil.copy(wsi_dir / "plain.tif", tmp_path / "wsi" / "a.tif")
