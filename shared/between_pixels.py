@@ -33,13 +33,13 @@ class Canvas:
         for columns in ((-1, 0), (width - 1, width)):
             self._paint(tile_HW3, corner, (inside[0], columns), whole=False)
 
-    def picture(self) -> Image.Image:
-        """What was painted, with straight alpha."""
-        alpha_HW1 = self._pixels_HW4[..., 3:].astype(np.uint16)
-        partly_HW = ((alpha_HW1 > 0) & (alpha_HW1 < 255))[..., 0]
-        colours_N3, alpha_N1 = self._pixels_HW4[partly_HW, :3].astype(np.uint16), alpha_HW1[partly_HW]
-        self._pixels_HW4[partly_HW, :3] = np.minimum(255 * colours_N3 // alpha_N1, 255)
-        return Image.fromarray(self._pixels_HW4)
+    def pixels(self) -> np.ndarray:
+        """What was painted, on white: uint8 RGB."""
+        alpha_HW = self._pixels_HW4[..., 3]
+        partly_HW = (alpha_HW > 0) & (alpha_HW < 255)
+        part_N4 = self._pixels_HW4[partly_HW].astype(np.uint16)
+        self._pixels_HW4[partly_HW, :3] = np.minimum(255 * part_N4[:, :3] // part_N4[:, 3:], 255)
+        return on_white(self._pixels_HW4)
 
     def _paint(
         self,
@@ -71,11 +71,14 @@ class Canvas:
             _saturate(canvas_HW4, _between(source_HW4, right_weight, low_weight))
 
 
-def on_white(region: Image.Image) -> Image.Image:
-    """An RGBA picture without its alpha."""
+def on_white(pixels_HW4: np.ndarray) -> np.ndarray:
+    """An RGBA picture (uint8) as RGB, without its alpha."""
+    if (pixels_HW4[..., 3] == 255).all():
+        return np.ascontiguousarray(pixels_HW4[..., :3])
+    region = Image.fromarray(pixels_HW4)
     white = Image.new("RGB", region.size, "white")
     white.paste(region, mask=region.getchannel("A"))
-    return white
+    return np.asarray(white)
 
 
 def _cover(canvas_HW4: np.ndarray, colours_HW3: np.ndarray, right: np.float32, low: np.float32) -> None:

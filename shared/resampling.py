@@ -7,6 +7,7 @@ every processor. Where the package is not to be had (Linux on ARM), Pillow does 
 
 from types import ModuleType
 
+import numpy as np
 from PIL import Image
 
 fast: ModuleType | None
@@ -20,14 +21,14 @@ except ImportError:
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
-def resample(picture: Image.Image, size: tuple[int, int], box: Box) -> Image.Image:
+def resample(pixels_HW3: np.ndarray, size: tuple[int, int], box: Box) -> Image.Image:
     """The part `box` of an RGB picture, in px and fractions of them, as `size` (width, height) px."""
     if fast is None:
-        return picture.resize(size, Image.Resampling.BICUBIC, box, reducing_gap=2.0)
+        return Image.fromarray(pixels_HW3).resize(size, Image.Resampling.BICUBIC, box, reducing_gap=2.0)
+    height, width = pixels_HW3.shape[:2]
     left, top, right, bottom = box
-    wide = (size[0], picture.height)
-    rows = _convolved(fast, picture.tobytes(), picture.size, wide, (left, 0, right, picture.height))
-    pixels = _convolved(fast, rows, wide, size, (0, top, size[0], bottom))
+    rows = _convolved(fast, pixels_HW3.tobytes(), (width, height), (size[0], height), (left, 0, right, height))
+    pixels = _convolved(fast, rows, (size[0], height), size, (0, top, size[0], bottom))
     return Image.frombytes("RGB", size, pixels)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import openslide
 from PIL import Image
 
@@ -176,13 +177,13 @@ class Slide:
         left, top = round(x / downsample, 6), round(y / downsample, 6)  # a whole px is meant to be whole
         right, bottom = left + width * factor, top + height * factor
         if abs(factor - 1) < 1e-9 and left.is_integer() and top.is_integer():
-            return self._read_level(window.level, (int(left), int(top)), (width, height))
+            return Image.fromarray(self._read_level(window.level, (int(left), int(top)), (width, height)))
         margin = math.ceil(2 * max(1.0, factor))  # what the bicubic filter reaches beyond the box
         corner = (math.floor(left) - margin, math.floor(top) - margin)
         size = (math.ceil(right) + margin - corner[0], math.ceil(bottom) + margin - corner[1])
-        region = self._read_level(window.level, corner, size)
+        pixels_HW3 = self._read_level(window.level, corner, size)
         box = (left - corner[0], top - corner[1], right - corner[0], bottom - corner[1])
-        return resample(region, (width, height), box)
+        return resample(pixels_HW3, (width, height), box)
 
     def overview(self, mpp: float) -> Image.Image:
         """The whole slide at `mpp` um/px (or its own, where that is coarser); unreadable parts are white.
@@ -226,7 +227,7 @@ class Slide:
         image.paste(part, (left, top))
         return True
 
-    def _read_level(self, level: int, corner: tuple[int, int], size: tuple[int, int]) -> Image.Image:
+    def _read_level(self, level: int, corner: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
         """Px of a level, white where nothing was scanned; `corner` is in px of the level too."""
         downsample = self._downsamples[level]
         at = (round(corner[0] * downsample), round(corner[1] * downsample))
@@ -242,7 +243,7 @@ class Slide:
             raise SlideError(
                 f"{self.path} has unreadable parts ({_reason(error, self.path)}); copy or scan it again"
             ) from error
-        return on_white(region)
+        return on_white(np.asarray(region))
 
     def _in_one_piece(self, level: int, corner: tuple[int, int], size: tuple[int, int]) -> bool:
         """Whether OpenSlide reads the px of a level from a single place, which it does not round again."""

@@ -16,9 +16,8 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 import tifffile
-from PIL import Image
 
-from shared.between_pixels import Canvas, on_white
+from shared.between_pixels import Canvas
 
 # Scanners whose levels are plain grids of tiles: Aperio's, and the converters' that OpenSlide calls generic.
 VENDORS = ("aperio", "generic-tiff")
@@ -85,8 +84,8 @@ class TiledTiff:
         os.close(self._file)
         self._cache.clear()
 
-    def read(self, level: int, place: tuple[float, float], size: tuple[int, int]) -> Image.Image:
-        """Px of a level, white outside of it; `place` (of the corner) and `size` are in px of the level.
+    def read(self, level: int, place: tuple[float, float], size: tuple[int, int]) -> np.ndarray:
+        """Px of a level, uint8 RGB, white outside of it; `place` (the corner) and `size` are in its px.
 
         Raises:
             NotReadError: a tile is missing or damaged, or the level is none of JPEG tiles.
@@ -99,7 +98,7 @@ class TiledTiff:
         if abs(distance - WHOLE) < DOUBT:
             raise NotReadError("too near to the limit up to which OpenSlide takes px as whole")
         if distance < WHOLE:
-            return Image.fromarray(self._copied(level, grid, corner, size))
+            return self._copied(level, grid, corner, size)
         return self._blended(level, grid, place, size)
 
     def _copied(self, level: int, grid: TileGrid, corner: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
@@ -118,7 +117,7 @@ class TiledTiff:
 
     def _blended(
         self, level: int, grid: TileGrid, place: tuple[float, float], size: tuple[int, int]
-    ) -> Image.Image:
+    ) -> np.ndarray:
         """Px between those of the tiles, painted from the last tile to the first as OpenSlide does."""
         canvas = Canvas(size)
         left, top = (math.floor(value) for value in place)
@@ -131,7 +130,7 @@ class TiledTiff:
                 x, y = column * grid.tile_width, row * grid.tile_height
                 inside_HW3 = tile_HW3[: grid.height - y, : grid.width - x]
                 canvas.paint(inside_HW3, x - place[0], y - place[1])
-        return on_white(canvas.picture())
+        return canvas.pixels()
 
     def _tile(self, level: int, grid: TileGrid, index: int) -> np.ndarray:
         """A decoded tile, from those kept if it is among them."""
