@@ -13,6 +13,7 @@ from PIL import Image
 from patch_extraction.candidates import Grid, on_tissue, screen, spread_order
 from patch_extraction.cell_counters import CellCounter, HaematoxylinCounter
 from patch_extraction.config import COARSEST_PATCH_MPP, HarvestConfig, Source
+from patch_extraction.fingerprints import fingerprint
 from patch_extraction.near_misses import NearMisses, remove_near_misses
 from patch_extraction.pictures import THUMBNAILS, save_thumbnail
 from patch_extraction.slide_tar import (
@@ -157,6 +158,7 @@ def _harvest_open(plan: Plan, facts: dict[str, Any], tell: Callable[[int], None]
         "mpp_source": slide.resolution.source,
         "warning": slide.resolution.warning,
         "source_bytes": source.path.stat().st_size,
+        "fingerprint": fingerprint(source.path),
     }
     tissue = find_tissue(slide)
     facts["tissue_mm2"] = round(tissue.area_mm2, 3)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from patch_extraction.config import HarvestConfig, Source, common_settings
+from patch_extraction.fingerprints import fingerprint
 from patch_extraction.pack import INDEX, own_shards, read_index
 from patch_extraction.slide_tar import FAILED, KEPT, Record, read_record, tar_path
 from shared.command_line import UserError
@@ -39,10 +40,31 @@ def kept_slides(sources: Sequence[Source], config: HarvestConfig, counter: str) 
             f"{config.out} holds {count} not below {config.wsi_dir} ({one}); "
             "give another --out, or harvest their common parent folder"
         )
-    gone = [record for record in records if record.slide_id not in present]
+    gone = _without_moved([record for record in records if record.slide_id not in present], sources, config.out)
     for record in gone:
         _check_gone(record, config, counter)
     return [dataclasses.replace(record, status=KEPT) for record in gone]
+
+
+def _without_moved(gone: Sequence[Record], sources: Sequence[Source], out: Path) -> list[Record]:
+    """Slides that are gone and not merely somewhere else now; what was harvested of those others is removed."""
+    sizes = {record.source_bytes for record in gone if record.fingerprint}
+    names = {}
+    for source in sources:
+        try:
+            if sizes and source.path.is_file() and source.path.stat().st_size in sizes:
+                names[fingerprint(source.path)] = source.name
+        except OSError:
+            continue  # the harvest will say why
+    left = []
+    for record in gone:
+        if record.fingerprint and record.fingerprint in names:
+            print(f"{record.slide} is {names[record.fingerprint]} now; its patches are made anew under that name")
+            tar_path(out, record.slide_id).with_suffix(".json").unlink(missing_ok=True)
+            tar_path(out, record.slide_id).unlink(missing_ok=True)
+        else:
+            left.append(record)
+    return left
 
 
 def harvested_slides(sources: Sequence[Source], done: Mapping[str, Record], config: HarvestConfig) -> list[Record]:

@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import hashlib
 import io
 import stat
 import unicodedata
@@ -13,16 +12,13 @@ from pathlib import Path
 
 from patch_extraction.cell_counters import CellCounter
 from patch_extraction.config import HarvestConfig, Source, overrides, pixel_settings
+from patch_extraction.fingerprints import MANY_FILES, fingerprint
 from patch_extraction.slide_tar import finished, slide_id
 from shared.command_line import UserError
 from shared.resolution import PLAUSIBLE
 from shared.slides import SUFFIXES, find_slides, printable
 
 COLUMNS = ("slide", "slide_mpp", "biomarker")
-# Formats of which the file found is only one of many, so that equal files do not mean equal slides.
-MANY_FILES = (".mrxs", ".vms", ".vmu", ".dcm")
-# Large files are compared by so many pieces of so many bytes, spread over them.
-PIECES, PIECE = 64, 1 << 16
 
 
 @dataclass(frozen=True)
@@ -164,8 +160,8 @@ def without_twins(sources: Sequence[Source], out: Path) -> list[Source]:
         if source.path.suffix.lower() not in MANY_FILES and (size := _size(source.path)):
             by_size[size].append(source)
     twin_of = {}
-    for size, alike in by_size.items():
-        for copies in _copies(alike, size) if len(alike) > 1 else ():
+    for alike in by_size.values():
+        for copies in _copies(alike) if len(alike) > 1 else ():
             original = next((copy for copy in copies if finished(out, copy)), copies[0])
             twin_of.update({copy.slide_id: original.name for copy in copies if copy is not original})
     return [dataclasses.replace(source, twin=twin_of.get(source.slide_id, "")) for source in sources]
@@ -180,24 +176,12 @@ def _size(path: Path) -> int:
     return status.st_size if stat.S_ISREG(status.st_mode) else 0
 
 
-def _copies(sources: Sequence[Source], size: int) -> Iterator[list[Source]]:
+def _copies(sources: Sequence[Source]) -> Iterator[list[Source]]:
     """Those of equally large files that hold the same."""
     by_content: dict[str, list[Source]] = defaultdict(list)
     for source in sources:
         try:
-            by_content[_fingerprint(source.path, size)].append(source)
+            by_content[fingerprint(source.path)].append(source)
         except OSError:
             continue  # the harvest will say why
     return (alike for alike in by_content.values() if len(alike) > 1)
-
-
-def _fingerprint(path: Path, size: int) -> str:
-    """A hash of the whole of a small file, and of pieces all over a large one."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        if size <= PIECES * PIECE:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-        for number in range(PIECES):
-            file.seek(number * (size - PIECE) // (PIECES - 1))
-            digest.update(file.read(PIECE))
-    return digest.hexdigest()

@@ -58,6 +58,7 @@ class Record:
     pixel_sums: tuple[tuple[int, ...], tuple[int, ...]] = ((0, 0, 0), (0, 0, 0))
     histogram: tuple[int, ...] = ()  # places counted, by BIN cells
     source_bytes: int = 0
+    fingerprint: str = ""  # of the slide's file
     wsi_dir: str = ""  # where the slide was found
     settings: Mapping[str, Any] = field(default_factory=dict)
 

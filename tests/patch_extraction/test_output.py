@@ -97,6 +97,22 @@ def test_patches_of_a_slide_that_is_gone_stay(harvest_here, wsi_dir, tmp_path):
     assert digests(tmp_path / "shards") == before
 
 
+def test_a_slide_that_was_moved_is_not_there_twice(harvest_here, wsi_dir, tmp_path):
+    """To the folder of another biomarker, which its patches then have."""
+    folder = Path(shutil.copytree(wsi_dir, tmp_path / "wsi"))
+    words = ("--wsi-dir", "wsi", *BIG, "--max-patches", 3)
+    assert harvest_here(*words).returncode == 0
+    (folder / "plain.tif").rename(folder / "Ki-67" / "moved.tif")
+    done = harvest_here(*words)
+    assert done.returncode == 0, done.stderr
+    assert "plain.tif is Ki-67/moved.tif now; its patches are made anew under that name" in done.stdout
+    assert json.loads((tmp_path / "shards" / "index.json").read_text())["biomarkers"] == {
+        "Ki-67": {"slides": 2, "patches": 6},
+        "PD-L1": {"slides": 1, "patches": 3},
+    }
+    assert not list((tmp_path / "shards").glob("slides/plain*"))
+
+
 @pytest.mark.parametrize("name", ["shard-000000.tar", "shard-train-7.tar", "index.json"])
 def test_foreign_files_are_not_touched(harvest_here, wsi_dir, tmp_path, name):
     (tmp_path / "shards").mkdir()
