@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from finetune.datasets.qupath import read_objects
 from finetune.metrics import CellSet
 from finetune.predict.area import Area
 from finetune.predict.pictures import Painter
@@ -20,7 +19,7 @@ from finetune.predict.tiling import Tiling
 from finetune.predict.writers import Rows, write_csv, write_geojson, write_parquet
 from finetune.sources import Source
 from shared.atomic import atomic_path, write_json
-from shared.command_line import UserError, as_plain
+from shared.command_line import as_plain
 from shared.runs import provenance
 
 # By --compress.
@@ -60,12 +59,12 @@ class Outputs:
 
 
 def write_outputs(
-    outputs: Outputs, annotations: Path | None, known: Progress, asked: int, made_with: dict[str, Any]
+    outputs: Outputs, annotated: CellSet | None, known: Progress, asked: int, made_with: dict[str, Any]
 ) -> dict[str, Any]:
     """Write everything, the summary last; returns it.
 
     Raises:
-        UserError: the annotations cannot be read, or the disk is full.
+        UserError: the disk is full.
     """
     config, classes = outputs.plan.config, outputs.plan.detector.classes
     outputs.file("summary.json").unlink(missing_ok=True)  # of other settings
@@ -92,17 +91,17 @@ def write_outputs(
         **provenance(),
     }
     if config.report:
-        _draw(outputs, annotations, summary)
+        _draw(outputs, annotated, summary)
     write_json(outputs.file("summary.json"), summary)
     return summary
 
 
-def _draw(outputs: Outputs, annotations: Path | None, summary: dict[str, Any]) -> None:
+def _draw(outputs: Outputs, annotated: CellSet | None, summary: dict[str, Any]) -> None:
     """Density, regions, report."""
     classes = outputs.plan.detector.classes
     painter = Painter(outputs.source, outputs.chunks, outputs.offset, classes)
     density = painter.density_sheet(outputs.area.mm2)
-    regions = painter.region_sheet(_annotated(annotations, outputs) if annotations else None)
+    regions = painter.region_sheet(annotated)
     _save(density, outputs.file("density.png"))
     if regions is not None:
         _save(regions, outputs.file("regions.png"))
@@ -112,20 +111,6 @@ def _draw(outputs: Outputs, annotations: Path | None, summary: dict[str, Any]) -
         density,
         regions,
     )
-
-
-def _annotated(path: Path, outputs: Outputs) -> CellSet:
-    """Annotated cells in px of level 0.
-
-    Raises:
-        UserError: one has a class that the detector does not know.
-    """
-    objects = read_objects(path, outputs.offset)
-    label_of = {name: label for label, name in enumerate(outputs.plan.detector.classes)}
-    if unknown := sorted(set(objects.names) - label_of.keys()):
-        raise UserError(f"{path} has cells of class {unknown[0]!r}, which the detector does not know; rename them")
-    labels_N = np.array([label_of[name] for name in objects.names], np.int64)
-    return CellSet(objects.points_N2, labels_N, np.ones(len(labels_N)))
 
 
 def _save(picture: Image.Image, path: Path) -> None:

@@ -60,10 +60,11 @@ def predict(config: Config, stop: StopSignal) -> int:
 
 
 def _code(failed: int, incomplete: int, slides: int) -> int:
+    if failed and failed == slides:
+        print("no slide could be done", file=sys.stderr)
+        return REFUSED
     if failed:
         print(f"{failed} of {slides} slides failed; the others are done", file=sys.stderr)
-    if failed and failed == slides:
-        return REFUSED
     return SOME_FAILED if failed or incomplete else NOTHING_FAILED
 
 

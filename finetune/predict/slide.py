@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from finetune.datasets.qupath import read_objects
+from finetune.metrics import CellSet
 from finetune.predict.area import Area, Everywhere, Regions, TissueArea
 from finetune.predict.outputs import Outputs, write_outputs
 from finetune.predict.plan import Plan, file_for, refuse_other_key
@@ -72,7 +73,7 @@ class Job:
         Raises:
             UserError: there are cells of other settings, or one file of regions for several slides.
         """
-        _ = self.annotations
+        _ = self.regions, self.annotations
         if before := read_progress(self.work):
             refuse_other_key(before.key, self.key, self.work)
 
@@ -99,7 +100,9 @@ def predict_slide(job: Job, stop: StopSignal) -> dict[str, Any] | None:
     make_folder(job.work, "of cells")
     with _alone(job), closing(_open(job)) as source:
         require_fine(source, job.plan.detector.mpp)
-        tiling, area = job.plan.tiling(source), _area(job, source)
+        corner = bounds_corner(source)
+        annotated = _annotated(job, corner)
+        tiling, area = job.plan.tiling(source), _area(job, source, corner)
         batches = tiling.batches(
             _touched(tiling, area, job.plan.detector.mpp / source.mpp), job.plan.config.batch_size
         )
@@ -114,8 +117,8 @@ def predict_slide(job: Job, stop: StopSignal) -> dict[str, Any] | None:
         if asked and len(known.failures) == asked:
             raise SlideError(f"{job.path}: none of its {asked} tiles can be read ({known.failures[0]})")
         cells = StoredCells(job.work, job.plan.detector.mpp)
-        outputs = Outputs(job.plan, job.path, job.stem, source, area, cells, bounds_corner(source), tiling)
-        return write_outputs(outputs, job.annotations, known, asked, job.made_with)
+        outputs = Outputs(job.plan, job.path, job.stem, source, area, cells, corner, tiling)
+        return write_outputs(outputs, annotated, known, asked, job.made_with)
 
 
 def _fill(
@@ -171,7 +174,26 @@ def _open(job: Job) -> Source:
     return open_source(job.path, job.plan.config.slide_mpp)
 
 
-def _area(job: Job, source: Source) -> Area:
+def _annotated(job: Job, corner: tuple[int, int]) -> CellSet | None:
+    """Cells to show beside those found, in px of level 0.
+
+    Raises:
+        UserError: the file cannot be read, or has a class that the detector does not know.
+    """
+    if job.annotations is None:
+        return None
+    objects = read_objects(job.annotations, corner if job.plan.config.bounds else (0, 0))
+    label_of = {name: label for label, name in enumerate(job.plan.detector.classes)}
+    if unknown := sorted(set(objects.names) - label_of.keys()):
+        raise UserError(
+            f"{job.annotations} has cells of class {unknown[0]!r}, but the detector knows {', '.join(label_of)}; "
+            "rename them"
+        )
+    labels_N = np.array([label_of[name] for name in objects.names], np.int64)
+    return CellSet(objects.points_N2, labels_N, np.ones(len(labels_N)))
+
+
+def _area(job: Job, source: Source, corner: tuple[int, int]) -> Area:
     """Where to look.
 
     Raises:
@@ -181,11 +203,13 @@ def _area(job: Job, source: Source) -> Area:
     if config.regions is not None:
         if job.regions is None:
             raise SlideError(f"{config.regions} has no {job.name}.geojson with the regions of {job.path}; add it")
-        offset = bounds_corner(source) if config.bounds else (0, 0)
+        offset = corner if config.bounds else (0, 0)
         regions = read_objects(job.regions, offset, "regions").regions
         chosen = [each.polygon for each in regions if config.region_class in (None, each.name)]
+        if not regions:
+            raise SlideError(f"{job.regions} has no regions; draw and export polygons, or leave --regions out")
         if not chosen:
-            names = ", ".join(sorted({each.name for each in regions})) or "none"
+            names = ", ".join(sorted({each.name or "(no class)" for each in regions}))
             raise SlideError(f"{job.regions} has no region of class {config.region_class!r}, only {names}")
         return Regions(chosen, source)
     if config.everywhere or not is_slide(source):

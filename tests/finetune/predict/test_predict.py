@@ -362,6 +362,42 @@ def test_annotated_cells_stand_beside_predicted_ones(predict_here: Predict, tmp_
     assert np.abs(left - right).mean() > 5
 
 
+@pytest.mark.parametrize(
+    ("option", "features", "sentence"),
+    [
+        ("regions", None, "is not JSON"),
+        ("regions", [], "has no regions; draw and export polygons, or leave --regions out"),
+        ("regions", [("Polygon", [[[9000, 0], [9100, 0], [9100, 99]]])], "a region lies outside"),
+        ("annotations", [("Point", [1, 2])], "has cells of class 'zebra', but the detector knows red, blue"),
+    ],
+)
+def test_drawings_that_cannot_be_used(
+    predict_here: Predict,
+    png: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    option: str,
+    features: list[tuple[str, Any]] | None,
+    sentence: str,
+) -> None:
+    """Before the slide is looked at."""
+    path = tmp_path / "drawn.geojson"
+    drawn = [
+        {
+            "type": "Feature",
+            "geometry": {"type": kind, "coordinates": coordinates},
+            "properties": {"classification": {"name": "zebra"}},
+        }
+        for kind, coordinates in features or ()
+    ]
+    path.write_text("{" if features is None else json.dumps({"type": "FeatureCollection", "features": drawn}))
+    never = planted.detector(after=lambda: pytest.fail("it was looked at"))
+    assert predict_here(png, detector=never, slide_mpp=0.25, **{option: path}) == 2
+    assert sentence in capsys.readouterr().err
+    with pytest.raises(UserError, match="is one file for several slides; give a folder"):
+        predict_here(png, path.with_name("detector.pth"), detector=never, **{option: path})
+
+
 def untrained(path: Path) -> Path:
     torch.manual_seed(0)
     config = core.Config(arch="vit_tiny_patch16_224", classes=2, interval=8, channels=32, hidden=32)
