@@ -163,6 +163,10 @@ class Cluster:
         self._until(lambda: self.job(number)["JobState"] in states, f"job {number} to be {states}", timeout)
         return self.job(number)
 
+    def wait_until(self, due: Callable[[], bool], timeout: float) -> None:
+        """Wait until something is due."""
+        self._until(due, "what a test waits for", timeout)
+
     def wait_until_idle(self) -> None:
         """Wait until nothing of any job runs, batch scripts included."""
         states = ("sinfo", "-h", "-N", "-p", "gpu", "-o", "%T")

@@ -1,8 +1,5 @@
 """The scripts of slurm/, as they are, on a real Slurm: tiny networks, pretended GPUs, everything else real."""
 
-import json
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -10,31 +7,16 @@ import torch
 
 from shared import weights
 from tests.conftest import REPOSITORY
+from tests.slurm.checkout import MAE, ONE_TASK, TWO_TASKS, make_checkout, metrics, wait_for_steps
 from tests.slurm.cluster import Cluster
-from tests.ssl_pretrain.conftest import SMALL, tissue, write_shards
 
 SCRIPTS = sorted(path for path in (REPOSITORY / "slurm").glob("*.sh") if path.name != "launch.sh")
-TWO_TASKS = ("--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1")
-ONE_TASK = ("--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1")
-MAE = ("--method.arch", "vit_tiny_patch16_224", *SMALL, "--loader.workers", "1", "--samples-seen", "200")
 
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """What a fresh clone looks like after `make setup` and a harvest."""
     return make_checkout(tmp_path / "checkout")
-
-
-def make_checkout(folder: Path) -> Path:
-    folder.mkdir()
-    for name in ("shared", "ssl_pretrain", "slurm"):
-        (folder / name).symlink_to(REPOSITORY / name)
-    python = folder / ".venv" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text(f'#!/bin/sh\nCUDA_VISIBLE_DEVICES= exec {sys.executable} "$@"\n')  # its GPUs are pretended
-    python.chmod(0o755)
-    write_shards(folder / "shards", [24, 16], tissue)
-    return folder
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -82,15 +64,3 @@ def test_failure_at_the_start_is_not_requeued(slurm: Cluster, checkout: Path):
     text = (checkout / f"mae_vitb-{job}.out").read_text()
     assert (end["JobState"], end["ExitCode"], end["Restarts"]) == ("FAILED", "2:0", "0"), text
     assert "error: there are no shards in shards; make them with: python -m patch_extraction" in text
-
-
-def wait_for_steps(checkout: Path, steps: int) -> None:
-    end = time.monotonic() + 100
-    while len(metrics(checkout)) < steps:
-        assert time.monotonic() < end, [path.read_text() for path in checkout.glob("*.out")]
-        time.sleep(0.05)
-
-
-def metrics(checkout: Path) -> list[dict]:
-    path = checkout / "runs" / "mae_vitb" / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

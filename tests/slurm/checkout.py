@@ -1,0 +1,41 @@
+"""A folder that looks like a fresh clone after `make setup`, to submit batch scripts from."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from tests.conftest import REPOSITORY
+from tests.ssl_pretrain.conftest import SMALL, tissue, write_shards
+
+ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+TWO_TASKS = ("--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1")
+TWO_NODES = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1")
+ONE_TASK = ("--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1")
+MAE = ("--method.arch", "vit_tiny_patch16_224", *SMALL, "--loader.workers", "1", "--samples-seen", "200")
+
+
+def make_checkout(folder: Path) -> Path:
+    """The packages, the scripts, a `.venv/bin/python` without GPUs (theirs are pretended), two shards."""
+    folder.mkdir()
+    for name in ("shared", "ssl_pretrain", "finetune", "patch_extraction", "slurm"):
+        (folder / name).symlink_to(REPOSITORY / name)
+    python = folder / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nCUDA_VISIBLE_DEVICES= exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    write_shards(folder / "shards", [24, 16], tissue)
+    return folder
+
+
+def wait_for_steps(checkout: Path, steps: int) -> None:
+    """Wait until the run of `mae_vitb` has logged so many."""
+    end = time.monotonic() + 100
+    while len(metrics(checkout)) < steps:
+        assert time.monotonic() < end, [path.read_text() for path in checkout.glob("*.out")]
+        time.sleep(0.05)
+
+
+def metrics(checkout: Path) -> list[dict]:
+    path = checkout / "runs" / "mae_vitb" / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
