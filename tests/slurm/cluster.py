@@ -124,6 +124,10 @@ class Cluster:
         crashed.wait(10)
         self.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=crashed")
 
+    def process_of(self, node: str) -> int:
+        """A process in the namespaces of a node."""
+        return self._children[node].pid
+
     def stop(self) -> None:
         """End all jobs and daemons."""
         self.run("scancel", "--user=root", check=False)
