@@ -21,7 +21,8 @@ PATCH_BYTES = 60_000
 KEPT_CHECKPOINTS = 2
 DESCRIPTION = """What a pre-training run comes to: batch, steps, GPU-hours, disk, whether the shards suffice.
 
-Takes the options of `python -m ssl_pretrain`, too. Times are estimates unless the speed is given."""
+Takes the options of `python -m ssl_pretrain`, too. Times are estimates unless the speed is given, and
+leave out what GPUs wait for each other: little on one node, most of a step that is shorter than some 30 ms."""
 
 
 @dataclass(frozen=True, kw_only=True)

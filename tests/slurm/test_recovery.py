@@ -98,7 +98,8 @@ def test_a_killed_rank_ends_the_job_and_the_same_command_goes_on(
     os.kill(process_of_rank(1, job), signal.SIGKILL)
     end = slurm.wait(job, *ENDS)
     log = (folder / f"mae_vitb-{job}.out").read_text()
-    assert (end["JobState"], end["ExitCode"], end["Restarts"]) == ("FAILED", "143:0", "0"), log
+    assert (end["JobState"], end["Restarts"]) == ("FAILED", "0"), log
+    assert end["ExitCode"] in ("137:0", "143:0")  # the killed rank's, or the other's, if srun is first to end it
     assert slurm.history(job) == ["FAILED"]
     assert "task 1: Killed" in log and "Traceback" not in log
     run = folder / "runs" / "mae_vitb"
