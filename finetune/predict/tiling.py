@@ -17,9 +17,9 @@ from shared.command_line import UserError
 from shared.decoders import PYRAMID_STRIDES
 from shared.detector import Config as DetectorConfig
 
-# What a ResNet-50 sees beyond a point, as far as it matters. Of 8,663 cells that it finds in 4096 x 4096 px looked
-# at in one piece, 99.96 % are the same in tiles of 512 px with this margin, 99.78 % with 64 px (seams.csv among the
-# benchmarks). Probabilities near a window's middle change by less than 0.01 with this, and by 0.02 with 64 px.
+# What a ResNet-50 sees beyond a point, as far as it matters. Of 8,663 cells that it finds in one piece of
+# 4096 x 4096 px, 99.96 % are the same in tiles of 512 px with this margin, and 99.78 % with 64 px (seams.csv
+# among the benchmarks); probabilities change by less than 0.01, and by 0.02 with 64 px.
 MARGIN = 128
 # A ViT looks at its whole tile; what a wider margin would cost is not worth it.
 FIXED_MARGIN = 64
