@@ -2,6 +2,7 @@
 
 import fnmatch
 import os
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import Any
 
 from patch_extraction.parts import Part
 from shared.command_line import UserError, as_plain, check_range
+from shared.resampling import resampler
 from shared.resolution import PLAUSIBLE
 from shared.slides import Reader, printable
 
-FORMAT = 3  # of the slide tars; raised when the same settings would give other patches
+FORMAT = 4  # of the slide tars; raised when the same settings would give other patches
 # Coarser than this, nuclei are specks that no counter tells apart (cells are counted at 1 um/px).
 COARSEST_PATCH_MPP = 1.0
 
@@ -148,11 +150,11 @@ def overrides(config: HarvestConfig, names: Sequence[str]) -> dict[str, float]:
 
 
 def common_settings(config: HarvestConfig, counter: str) -> dict[str, Any]:
-    """The settings that decide the patches of every slide."""
+    """The settings that decide the patches of every slide, and what they are read with where that makes others."""
     names = ("trust_objective", "patch_mpp", "patch_size", "allow_upsampling", "min_cells", "max_patches")
     plain = as_plain(config)
     chosen = {name: plain[name] for name in (*names, "min_tissue", "screen", "seed")}
-    return {"format": FORMAT, **chosen, "counter": counter}
+    return {"format": FORMAT, **chosen, "counter": counter, "resampler": resampler()}
 
 
 def pixel_settings(config: HarvestConfig, counter: str, biomarker: str, slide_mpp: float | None) -> dict[str, Any]:
@@ -161,7 +163,10 @@ def pixel_settings(config: HarvestConfig, counter: str, biomarker: str, slide_mp
 
 
 def _fits(name: str, pattern: str) -> bool:
-    return any(fnmatch.fnmatchcase(candidate, pattern) for candidate in (name, name.rsplit("/", 1)[-1]))
+    """Whether a name or path is meant: as it is written, brackets and all, or by wildcards."""
+    name, pattern = (unicodedata.normalize("NFC", text) for text in (name, pattern))
+    candidates = (name, name.rsplit("/", 1)[-1])
+    return pattern in candidates or any(fnmatch.fnmatchcase(candidate, pattern) for candidate in candidates)
 
 
 def _override(word: str) -> tuple[str, float]:

@@ -115,7 +115,10 @@ def read_rows(path: Path) -> list[Row]:
         )
     if other := [name for name in columns if name not in COLUMNS]:
         print(f"note: these columns of {path} are not used: {', '.join(other)}")
-    rows = [_row(path, reader.line_num, fields) for fields in reader if (fields["slide"] or "").strip()]
+    try:
+        rows = [_row(path, reader.line_num, fields) for fields in reader if (fields["slide"] or "").strip()]
+    except csv.Error as error:
+        raise UserError(f"{path}, after line {reader.line_num}: {error}; close all quotation marks") from error
     if not rows:
         raise UserError(f"--slides {path} names no slide; give one a line")
     return rows

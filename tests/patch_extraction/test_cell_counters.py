@@ -1,6 +1,7 @@
 """The classical counter against known cells of sample tissue and against annotated fields."""
 
 import csv
+import decimal
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter, maximum_filter
 from scipy.optimize import linear_sum_assignment
 
-from patch_extraction.cell_counters import HaematoxylinCounter
+from patch_extraction.cell_counters import DENSITIES, HaematoxylinCounter
 from shared.sample_tissue import POSITIVE, section
 
 COUNTER = HaematoxylinCounter()
@@ -144,3 +145,10 @@ def test_white_balance_does_not_matter():
     image = section(7, 200.0, 200.0).render(0.5)
     darker = (image * 0.85).round().astype(np.uint8)
     assert len(COUNTER.find(darker, 0.5)) == pytest.approx(len(COUNTER.find(image, 0.5)), rel=0.03)
+
+
+def test_densities_are_rounded_right():
+    """As exact logarithms are, on every processor; numpy's in single precision differ between them."""
+    with decimal.localcontext(prec=30):
+        exact = [float(-(decimal.Decimal(max(value, 1)) / 255).log10()) for value in range(256)]
+    assert np.array(exact, np.float32).tolist() == DENSITIES.tolist()

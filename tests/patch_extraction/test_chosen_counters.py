@@ -20,6 +20,12 @@ def none(image, mpp): return []
 def number(image, mpp): return 7
 def triples(image, mpp): return np.zeros((5, 3))
 def broken(image, mpp): return 1 / 0
+@np.errstate(all="ignore")
+def decorated(image, mpp): return []
+class Counting:
+    def __call__(self, image, mpp): return []
+instance = Counting()
+constant = 5
 """
 
 
@@ -50,6 +56,8 @@ def test_settings_tell_counters_and_their_versions_apart(mine, tmp_path):
     (tmp_path / f"{mine}.py").write_text(FUNCTIONS + "# changed\n")
     names.append(choose_counter(f"{mine}:corner", None, 0.25, 64).name)
     assert names[3] != names[0]
+    other = [choose_counter(f"{mine}:{name}", None, 0.25, 64).name for name in ("decorated", "instance")]
+    assert {name.partition(" (")[2] for name in other} == {names[3].partition(" (")[2]}  # all of this file
     settings = common_settings(HarvestConfig(wsi_dir="x"), names[0])
     assert settings["counter"] == names[0]
 
@@ -61,6 +69,7 @@ def test_settings_tell_counters_and_their_versions_apart(mine, tmp_path):
         ("triples", "triples returned 5 x 3 instead of N x 2"),
         ("broken", r"cannot count the cells of an empty patch \(ZeroDivisionError: division by zero\); mend it"),
         ("absent", "the module of_.* has no absent"),
+        ("constant", "--counter of_.*:constant is no function; give MODULE:FUNCTION"),
     ],
 )
 def test_wrong_functions(mine, name, sentence):
@@ -74,11 +83,22 @@ def test_wrong_functions(mine, name, sentence):
         ("no_such_module:f", "--counter no_such_module:f cannot be imported .*; is its folder in PYTHONPATH"),
         ("nuclei", "--counter nuclei is unknown; give haematoxylin, or MODULE:FUNCTION of your own"),
         (":f", "--counter :f is unknown"),
+        ("math:sqrt", r"math:sqrt \(built in\) cannot count the cells of an empty patch \(TypeError"),
     ],
 )
 def test_unknown_counters(word, sentence):
     with pytest.raises(UserError, match=sentence):
         choose_counter(word, None, 0.25, 64)
+
+
+@pytest.mark.parametrize("text", ["def f(:\n", "1 / 0\n"])
+def test_modules_that_cannot_be_imported(tmp_path, monkeypatch, text):
+    name = f"bad_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    sentence = r"cannot be imported \((SyntaxError|ZeroDivisionError): .*\); mend the module"
+    with pytest.raises(UserError, match=sentence):
+        choose_counter(f"{name}:f", None, 0.25, 64)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from shared import resampling
 from shared.sample_slides import write_slide
 from tests.patch_extraction.conftest import BIG, digests, error_of
 
@@ -155,3 +156,13 @@ def test_other_settings_are_refused_and_redone_on_demand(undisturbed, copy, harv
     index = json.loads((copy / "index.json").read_text())
     assert index["settings"]["min_cells"] == 45
     assert index["samples"] < json.loads((undisturbed[0] / "index.json").read_text())["samples"]
+
+
+def test_a_machine_that_resamples_otherwise_is_refused(undisturbed, copy, harvest_here, wsi_dir, monkeypatch):
+    """Pillow's px are others than those of the package, which not every machine has."""
+    pytest.importorskip("cykooz_resizer")
+    monkeypatch.setattr(resampling, "fast", None)
+    done = harvest_here("--wsi-dir", wsi_dir, "--out", copy, "--shard-size", 20, *BIG)
+    assert done.returncode == 2
+    assert "made with resampler 'cykooz' instead of 'Pillow'; choose another folder" in error_of(done)
+    assert digests(copy) == digests(undisturbed[0])

@@ -89,12 +89,24 @@ def test_letters_may_be_composed_differently(wsi_dir):
         ("wsi,mpp\nb,0.25\n", r"has no column `slide` \(its columns: wsi, mpp\); the first line must name"),
         ("", r"has no column `slide` \(its columns: none\)"),
         ("slide\n\n", r"names no slide; give one a line"),
+        (
+            'slide\n"b\n' + "c.svs\n" * 30000,
+            r"slides\.csv, after line 1: field larger .*; close all quotation marks",
+        ),
         (b"slide\n\xfc.svs\n", r"is not UTF-8 text; save it as CSV in UTF-8"),
     ],
 )
 def test_wrong_csvs(wsi_dir, text, sentence):
     with pytest.raises(UserError, match=sentence):
         found(wsi_dir, text)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_slide_mpp_takes_names_as_they_are(wsi_dir, form):
+    (wsi_dir / "ä [1].svs").write_bytes(b"S")
+    word = unicodedata.normalize(form, "ä [1].svs")
+    given = {source.name: source.slide_mpp for source in found(wsi_dir, slide_mpp=(f"{word}=0.3", "CD3/*=0.2"))}
+    assert given == {NAMES[0]: 0.2, NAMES[1]: 0.2, NAMES[2]: None, NAMES[3]: None, "ä [1].svs": 0.3}
 
 
 def test_a_csv_that_is_not_there(wsi_dir):
