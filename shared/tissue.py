@@ -91,13 +91,15 @@ def glass_colour(image: np.ndarray) -> np.ndarray:
 def optical_density(image: np.ndarray, glass: np.ndarray) -> np.ndarray:
     """-log10 of the light that comes through, relative to the glass; nothing is brighter than glass."""
     table = np.log10(np.maximum(np.arange(256), 1))  # looked up: a logarithm per pixel would be slow
-    density = np.log10(glass)[None] - table[:, None]
+    density = np.log10(np.maximum(glass, 1))[None] - table[:, None]
     channels = [density[:, c].clip(min=0).astype(np.float32)[image[..., c]] for c in range(3)]
     return np.stack(channels, axis=-1)
 
 
 def otsu(values: np.ndarray, bins: int = 256) -> float:
-    """The threshold that separates two classes of values best (Otsu 1979)."""
+    """The threshold that separates two classes of values best (Otsu 1979); 0 where all are alike."""
+    if not values.size or values.min() == values.max():
+        return 0.0
     counts, edges = np.histogram(values, bins=bins)
     middles = (edges[:-1] + edges[1:]) / 2
     below = np.cumsum(counts)

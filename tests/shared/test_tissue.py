@@ -141,3 +141,10 @@ def test_otsu_parts_two_heaps():
     rng = np.random.default_rng(0)
     values = np.concatenate([rng.normal(1, 0.1, 5000), rng.normal(3, 0.2, 1000)])
     assert 1.3 < otsu(values) < 2.6
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("grey", [0, 128, 255])
+def test_a_picture_of_one_colour_holds_nothing(grey):
+    """As some scanners and converters write what they did not see."""
+    assert not tissue_mask(np.full((40, 30, 3), grey, np.uint8), 8.0).any()
