@@ -35,7 +35,13 @@ def check_shards(out: Path) -> None:
     index = read_index(out)
     if index is None:
         raise UserError(f"{out} holds no {INDEX} of a harvest; harvest into it, or pack it with --pack")
-    faults = list(_faults(out, index))
+    try:
+        faults = list(_faults(out, index))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{out / INDEX} was changed ({type(error).__name__}: {error}); "
+            "remove it and start the same harvest again"
+        ) from error
     for fault in faults[:MOST_NAMED]:
         print(f"wrong: {fault}")
     if len(faults) > MOST_NAMED:
@@ -122,3 +128,8 @@ def _count_faults(index: Mapping[str, Any], keys: list[np.ndarray]) -> Iterator[
     listed = sum(shard["samples"] for shard in index["shards"])
     if listed != index["samples"]:
         yield f"{INDEX} was changed: it counts {index['samples']} patches, its shards {listed}"
+    biomarkers = index["biomarkers"].values()
+    if len({index["slides"], len(index["tars"]), sum(counts["slides"] for counts in biomarkers)}) > 1:
+        yield f"{INDEX} was changed: it counts {index['slides']} slides, but names others"
+    if (patches := sum(counts["patches"] for counts in biomarkers)) != index["samples"]:
+        yield f"{INDEX} was changed: it counts {index['samples']} patches, its biomarkers {patches}"

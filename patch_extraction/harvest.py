@@ -134,9 +134,12 @@ def harvest_slide(
 
 
 def failed_record(source: Source, config: HarvestConfig, reason: str, seconds: float) -> Record:
-    """Store and return the record of a slide whose process came to no end of its own."""
-    facts = {"status": FAILED, "reason": printable(reason), "seconds": round(seconds, 2)}
-    return _stored(source, config, {**_first_facts(source, config), **facts})
+    """Return the record of a slide whose process came to no end of its own; stored, unless this is a dry run."""
+    facts = _first_facts(source, config)
+    facts |= {"status": FAILED, "reason": printable(reason), "seconds": round(seconds, 2)}
+    if config.dry_run:
+        return Record(source.name, source.slide_id, source.biomarker, **facts)
+    return _stored(source, config, facts)
 
 
 def _first_facts(source: Source, config: HarvestConfig) -> dict[str, Any]:

@@ -139,11 +139,14 @@ def _legend() -> str:
 
 
 def _figure(path: Path, record: Record) -> str:
-    with Image.open(path) as image:
-        source = _inline(image, THUMBNAIL_SIDE)
+    try:
+        with Image.open(path) as image:
+            picture = f'<img alt="" src="{_inline(image, THUMBNAIL_SIDE)}">'
+    except OSError:  # the shards are no worse for that
+        picture = "its picture is damaged"
     said = f"{_text(record.status)}, {record.kept} patches, {record.tissue_mm2:g} mm2 of tissue"
     name = _text(record.slide)
-    return f'<figure><img alt="" src="{source}"><figcaption>{name}<br>{said}</figcaption></figure>'
+    return f"<figure>{picture}<figcaption>{name}<br>{said}</figcaption></figure>"
 
 
 def _all_slides(records: Sequence[Record]) -> str:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,7 @@ def pack(
     write_json(out / INDEX, index)
     _remove(out, own_shards(out) - set(_names(index)))
     (out / JOURNAL).unlink()
+    _say_what_is_foreign(out, index)
     return index
 
 
@@ -174,6 +176,14 @@ def _say_what_is_new(
             "shards alone and add others)",
             flush=True,
         )
+
+
+def _say_what_is_foreign(out: Path, index: Mapping[str, Any]) -> None:
+    """Name shards that are not ours, or of which a lost index cannot say that any more; readers may take them."""
+    names = {path.name for path in out.glob("shard-*.tar") if SHARD.fullmatch(path.name)}
+    if foreign := sorted(names - set(_names(index))):
+        count = f"{foreign[0]} and {len(foreign) - 1} more are" if len(foreign) > 1 else f"{foreign[0]} is"
+        print(f"warning: in {out} {count} not of this harvest; remove what is not in {INDEX}", file=sys.stderr)
 
 
 def _check_tars(out: Path, records: Sequence[Record]) -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def save_contact_sheets(out: Path, slide_ids: Sequence[str], counter: CellCounte
     there = [path for path in (near_misses_path(out, slide_id) for slide_id in slide_ids) if path.exists()]
     chosen = there[:: max(1, len(there) // REJECTED_SHOWN)][:REJECTED_SHOWN]
     each = -(-REJECTED_SHOWN // max(1, len(chosen)))
-    rejected = [sample for path in chosen for sample in first_samples(path, each)][:REJECTED_SHOWN]
+    rejected = [sample for path in chosen for sample in _intact_samples(path, each)][:REJECTED_SHOWN]
     (out / REJECTED_SHEET).unlink(missing_ok=True)
     if rejected:
         title = (
@@ -89,6 +90,14 @@ def first_samples(shard: Path, count: int) -> list[tuple[Image.Image, dict[str, 
         contents = [read_at(file, span) for _, span in members(file, 2 * count)]
     images = [Image.open(io.BytesIO(content)).convert("RGB") for content in contents[0::2]]
     return list(zip(images, map(json.loads, contents[1::2]), strict=True))
+
+
+def _intact_samples(shard: Path, count: int) -> list[tuple[Image.Image, dict[str, Any]]]:
+    """The same of a shard that nobody has checked; none if it is damaged: it is only to be looked at."""
+    try:
+        return first_samples(shard, count)
+    except (OSError, ValueError, tarfile.TarError):
+        return []
 
 
 def _save(path: Path, picture: Image.Image) -> None:

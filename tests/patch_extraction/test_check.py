@@ -66,6 +66,14 @@ DAMAGE = {
         lambda out: forge(out, lambda index: index.update(samples=1)),
         "index.json was changed: it counts 1 patches, its",
     ),
+    "slides": (
+        lambda out: forge(out, lambda index: index.update(slides=7)),
+        "index.json was changed: it counts 7 slides, but names others",
+    ),
+    "tars": (
+        lambda out: forge(out, lambda index: index["tars"].popitem()),
+        "index.json was changed: it counts 3 slides, but names others",
+    ),
     "slide tar": (lambda out: flip_byte(next(out.glob("slides/plain*.tar"))), ".tar is gone or was changed"),
     "record": (lambda out: next(out.glob("slides/plain*.json")).unlink(), ".json is lost, damaged, or newer"),
 }
@@ -96,6 +104,12 @@ def test_slides_tars_may_be_removed_to_make_room(copy, capsys):
     shutil.rmtree(copy / "slides")
     check_shards(copy)
     assert "is whole" in capsys.readouterr().out
+
+
+def test_an_index_without_its_parts(copy):
+    forge(copy, lambda index: index.pop("tars"))
+    with pytest.raises(UserError, match=r"index\.json was changed \(KeyError: 'tars'\); remove it and start"):
+        check_shards(copy)
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"shards": []}'])

@@ -116,3 +116,9 @@ def test_a_harvest_s_own_page(undisturbed):
     assert made.text.count("S.1 ü.a.svs") >= 4
     assert sum(tag == "svg" for tag, _ in made.tags) == 4  # all slides, and three biomarkers
     assert sum(tag == "img" for tag, _ in made.tags) == 4 + (out / "rejected.png").exists()
+
+
+def test_a_damaged_thumbnail_costs_no_report(records, tmp_path):
+    (tmp_path / "thumbnails").mkdir()
+    (tmp_path / "thumbnails" / "a.jpg").write_bytes(b"")
+    assert "its picture is damaged" in page(tmp_path, records).text

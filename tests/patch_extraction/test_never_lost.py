@@ -175,11 +175,15 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(small_slides, harv
         shutil.copy(small_slides / name, tmp_path / "wsi" / name)
     shutil.copy(small_slides / "a.tif", tmp_path / "wsi" / "copy.tif")
     (tmp_path / "wsi" / "text.svs").write_text("This is no slide.\n")
-    before = {path: hashlib.sha256(path.read_bytes()).digest() for path in (tmp_path / "wsi").iterdir()}
-    done = harvest_here("--wsi-dir", "wsi", "--dry-run")
+    os.mkfifo(tmp_path / "wsi" / "pipe.svs")  # hangs whoever opens it
+    files = [path for path in (tmp_path / "wsi").iterdir() if path.is_file()]
+    before = {path: hashlib.sha256(path.read_bytes()).digest() for path in files}
+    done = harvest_here("--wsi-dir", "wsi", "--dry-run", "--slide-minutes", 0.02)
     assert done.returncode == 3, done.stderr
+    assert "would fail: wsi/pipe.svs was given up after 0.02 minutes" in done.stdout
+    (tmp_path / "wsi" / "pipe.svs").unlink()
     assert harvest_here("--wsi-dir", "wsi", "--dry-run", "--launcher", "slurm").returncode == 3  # submits nothing
-    assert "5 slides: 3 to do, 1 duplicate, 1 failed; at most 500 patches of 128 um a slide" in done.stdout
+    assert "6 slides: 3 to do, 1 duplicate, 2 failed; at most 500 patches of 128 um a slide" in done.stdout
     assert "would fail: wsi/text.svs is not a slide" in done.stdout
     assert not (tmp_path / "shards").exists()
     assert {path: hashlib.sha256(path.read_bytes()).digest() for path in (tmp_path / "wsi").iterdir()} == before

@@ -299,3 +299,12 @@ def test_a_foreign_index_is_no_index(tmp_path):
     assert read_index(tmp_path) is None
     (tmp_path / "index.json").write_text('{"shards')
     assert read_index(tmp_path) is None
+
+
+def test_shards_that_a_lost_index_listed_are_named(records, tmp_path, capsys):
+    """They are left alone, as they may be anybody's, but not without a word: readers may take them."""
+    pack(tmp_path, records, SETTINGS, 10, seed=0)
+    assert "warning" not in capsys.readouterr().err
+    (tmp_path / "index.json").unlink()
+    pack(tmp_path, records, SETTINGS, 80, seed=0)
+    assert "shard-000002.tar and 8 more are not of this harvest; remove" in capsys.readouterr().err
