@@ -7,7 +7,7 @@ from pathlib import Path
 from patch_extraction.config import HarvestConfig, Source, common_settings
 from patch_extraction.fingerprints import fingerprint
 from patch_extraction.pack import INDEX, own_shards, read_index
-from patch_extraction.slide_tar import FAILED, KEPT, Record, read_record, tar_path
+from patch_extraction.slide_tar import DUPLICATE, FAILED, KEPT, Record, read_record, tar_path
 from shared.command_line import UserError
 from shared.slides import folder_name
 
@@ -74,9 +74,9 @@ def harvested_slides(sources: Sequence[Source], done: Mapping[str, Record], conf
         UserError: there are slides that nobody has tried.
     """
     records = dict(done)
-    twins = {source.slide_id for source in sources if source.twin}
+    present = {source.slide_id: source for source in sources}
     for record in _records(config.out):
-        if record.status == FAILED or record.slide_id in twins:
+        if record.slide_id in present and _was_tried(record, present[record.slide_id]):
             records.setdefault(record.slide_id, record)
     left = [source.name for source in sources if source.slide_id not in records]
     if left:
@@ -85,6 +85,12 @@ def harvested_slides(sources: Sequence[Source], done: Mapping[str, Record], conf
             "start their parts again, finished slides are skipped"
         )
     return [records[source.slide_id] for source in sources]
+
+
+def _was_tried(record: Record, source: Source) -> bool:
+    """Whether a slide without patches was tried as it would be now."""
+    tried = record.status == FAILED or (record.status == DUPLICATE and bool(source.twin))
+    return tried and all(record.settings.get(name) == value for name, value in source.settings.items())
 
 
 def _records(out: Path) -> list[Record]:

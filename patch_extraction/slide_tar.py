@@ -128,19 +128,25 @@ def write_record(out: Path, record: Record) -> None:
 
 
 def finished(out: Path, source: Source) -> Record | None:
-    """The record of a slide that is done: its tar is whole and the slide has not changed; else None.
+    """The record of a slide that is done: its tar is whole and the slide as large as it was; else None.
 
-    The settings are not compared; that is for the caller, who must not redo silently.
+    A slide that cannot be looked at now, as on a disk that is not mounted, does not undo what was harvested from
+    it. The settings are not compared; that is for the caller, who must not redo silently.
     """
     path = tar_path(out, source.slide_id)
     record = read_record(path.with_suffix(".json"))
     if record is None:
         return None
+    unchanged = _size(source.path) in (record.source_bytes, None)
+    return record if unchanged and _size(path) == record.bytes else None
+
+
+def _size(path: Path) -> int | None:
+    """Bytes of a file; None where it cannot be looked at."""
     try:
-        whole = path.stat().st_size == record.bytes and source.path.stat().st_size == record.source_bytes
+        return path.stat().st_size
     except OSError:
         return None
-    return record if whole else None
 
 
 def read_record(path: Path) -> Record | None:

@@ -25,6 +25,7 @@ from shared.runs import progress
 from shared.stop_signal import ignore_signals_in_worker
 
 TELL_EVERY = 0.5  # seconds between two words of a worker about its patches
+KILLING = 20  # seconds; what waits for a disk that does not answer cannot be killed, and must not hold up the rest
 Task = Callable[..., Record]  # takes a source, and `tell`, which takes the number of patches so far
 
 
@@ -174,7 +175,7 @@ class _Worker:
     def kill(self) -> None:
         """End the process and remove what it has half written."""
         self._process.kill()
-        self._process.join()
+        self._process.join(KILLING)
         self.pipe.close()
         if self.source is not None:  # only its own: on another node a process of this number may be at work
             for path in self._config.out.glob(f"*/.{self.source.slide_id}.*.{self._process.pid}.tmp"):

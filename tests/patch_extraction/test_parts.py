@@ -86,6 +86,8 @@ def test_a_slide_that_failed_in_its_part_does_not_hold_up_the_others(harvest, ws
     assert harvest("--part", "2/2", wsi_dir=folder)[0] == 0
     code, said, error = harvest("--pack", wsi_dir=folder)
     assert code == 3 and f"failed: {folder}/a.svs" in said and "1 of 2 slides failed" in error
+    code, _, error = harvest("--pack", "--slide-mpp", "a.svs=0.3", wsi_dir=folder)
+    assert code == 2 and "1 of 2 slides are still to be harvested" in error  # with that it was not tried
 
 
 @pytest.mark.parametrize(

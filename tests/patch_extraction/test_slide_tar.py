@@ -99,6 +99,14 @@ def test_a_finished_slide_is_recognised(done, tmp_path):
     assert (found.kept, found.sha256, found.settings) == (1, record.sha256, {"seed": 0})
 
 
+def test_a_slide_that_cannot_be_looked_at_stays_finished(done, tmp_path):
+    """A link to a disk that is not mounted: hours of harvest must not go with it."""
+    source, record = done
+    source.path.unlink()
+    source.path.symlink_to(tmp_path / "elsewhere" / "a.svs")
+    assert finished(tmp_path, source).sha256 == record.sha256
+
+
 def damage_tar(out, source):
     path = tar_path(out, source.slide_id)
     path.write_bytes(path.read_bytes()[:-1000])
