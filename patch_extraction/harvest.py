@@ -117,8 +117,8 @@ def harvest_slide(
     try:
         with Slide(source.path, source.slide_mpp, config.trust_objective, config.reader) as slide:
             _harvest_open(Plan.of(slide, source, config, counter), facts, tell or (lambda _: None))
-    except SlideError as error:
-        facts |= {"status": FAILED, "reason": str(error)}
+    except UserError as error:  # a SlideError, or what a counter says
+        facts |= {"status": FAILED, "reason": printable(str(error))}
     except OSError as error:
         if error.errno in DISK_FULL:
             raise UserError(f"cannot write to {config.out}: {error.strerror}; {MAKE_ROOM}") from error

@@ -278,3 +278,15 @@ def test_an_unforeseen_error_costs_its_slide_and_is_kept(wsi_dir, tmp_path, monk
     assert record.status == FAILED
     assert "unexpected ZeroDivisionError" in record.reason
     assert "odd slide" in next(tmp_path.glob("failure-*.log")).read_text()
+
+
+def test_what_a_counter_says_is_the_reason(wsi_dir, tmp_path, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise UserError("count.py:f returned 5 x 3 instead of N x 2")
+
+    config = HarvestConfig(wsi_dir, tmp_path, screen=False)
+    source = next(source for source in find_sources(config, COUNTER) if source.name == "plain.tif")
+    monkeypatch.setattr(COUNTER, "find", refuse)
+    record = harvest_slide(source, config, COUNTER)
+    assert (record.status, record.reason) == (FAILED, "count.py:f returned 5 x 3 instead of N x 2")
+    assert not list(tmp_path.glob("failure-*"))
