@@ -27,6 +27,7 @@ FORMAT = "dpa-p2pnet shards 1"
 INDEX = "index.json"
 JOURNAL = ".packing.json"
 SHARD = re.compile(r"shard-\d{6}\.tar")
+SHARD_FIELDS = {"name", "samples", "bytes", "sha256"}  # of a shard in the index
 
 
 class DamagedTarError(UserError):
@@ -90,21 +91,29 @@ def discard(out: Path) -> None:
 
 
 def own_shards(out: Path) -> set[str]:
-    """Names of the shards that a harvest wrote or was about to write; all others are somebody else's."""
+    """Names of the shards that a harvest wrote or was about to write; all others are somebody else's.
+
+    Raises:
+        UserError: the list of those that it was about to write is damaged.
+    """
     index = read_index(out)
     names = set() if index is None else set(_names(index))
     if (out / JOURNAL).exists():
-        names |= set(json.loads((out / JOURNAL).read_text(encoding="utf-8"))["shards"])
+        try:
+            names |= set(json.loads((out / JOURNAL).read_text(encoding="utf-8"))["shards"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{out / JOURNAL} is damaged; remove it and start the same command again") from error
     return {name for name in names if SHARD.fullmatch(name)}
 
 
 def read_index(out: Path) -> dict[str, Any] | None:
-    """The index of a folder of shards, or None where there is none of this format."""
+    """The index of a folder of shards, or None where there is none of this format, or a damaged one."""
     try:
         index = json.loads((out / INDEX).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        whole = index["format"] == FORMAT and all(shard.keys() >= SHARD_FIELDS for shard in index["shards"])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
-    return index if isinstance(index, dict) and index.get("format") == FORMAT else None
+    return index if whole else None
 
 
 def _names(index: Mapping[str, Any]) -> list[str]:

@@ -301,6 +301,17 @@ def test_a_foreign_index_is_no_index(tmp_path):
     assert read_index(tmp_path) is None
 
 
+def test_damaged_lists_of_shards(records, tmp_path):
+    index = pack(tmp_path, records, SETTINGS, 40, seed=0)
+    content = shard_bytes(tmp_path, index)
+    del index["shards"][1]["bytes"]
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    assert shard_bytes(tmp_path, pack(tmp_path, records, SETTINGS, 40, seed=0)) == content
+    (tmp_path / ".packing.json").write_text('{"shards": 5}')
+    with pytest.raises(UserError, match=r"\.packing\.json is damaged; remove it and start the same command again"):
+        pack(tmp_path, records, SETTINGS, 80, seed=0)
+
+
 def test_shards_that_a_lost_index_listed_are_named(records, tmp_path, capsys):
     """They are left alone, as they may be anybody's, but not without a word: readers may take them."""
     pack(tmp_path, records, SETTINGS, 10, seed=0)
