@@ -11,12 +11,13 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from shared.atomic import write_json
 from shared.command_line import UserError, check_range, make_folder
-from shared.launcher import Task, last_line, run_task
-from shared.slurm_states import ENDED, SUCCEEDED, job_states
+from shared.launcher import Task, run_task
+from shared.slurm_report import Job, log_of_rank, report
+from shared.slurm_states import ENDED, job_states
 from shared.stop_signal import MARKER, STOPPED, StopSignal
 
 # From the warning to the end of a job: a step, its checkpoint and the scores may take as long.
@@ -24,6 +25,8 @@ WARNING_S = 180
 # How long a rank may go on when another has ended.
 GRACE_S = 120
 JOBS = "jobs.json"
+# The controller may be busy, or away for minutes.
+ASKED_AT_MOST = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,26 +73,14 @@ class InJob:
         code = run_task(task, StopSignal())  # in the place of submitit's handlers
         if rank and code == STOPPED:
             return
-        stopped = marker.exists()
+        place = marker.read_text(encoding="utf-8") if marker.exists() else None
         marker.unlink(missing_ok=True)
-        if stopped and _requeue_this_job():
+        if place is not None and not _is_in_vain(task, place) and _requeue_this_job():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(60)  # be ended by the requeue, do not race it with an exit code
+        _attempts(task).unlink(missing_ok=True)
         if code:
             raise SystemExit(code if code > 0 else 128 - code)
-
-
-class Job(NamedTuple):
-    """A task that was submitted."""
-
-    task: Task
-    number: str
-    """Slurm's: JOB, or JOB_INDEX in an array."""
-
-
-def log_of_rank(task: Task, rank: int) -> Path:
-    """Where a rank's output goes: the first one's is the task's log."""
-    return task.log if not rank else task.log.with_name(f"{task.log.stem}-rank{rank}{task.log.suffix}")
 
 
 def check(slurm: Slurm) -> None:
@@ -137,7 +128,7 @@ def run_in_slurm(
         return {}
     write_json(folder / JOBS, {job.task.name: job.number for job in jobs})
     states = _wait(jobs, stop)
-    print(_report(jobs, states, folder), flush=True)
+    print(report(jobs, states, folder), flush=True)
     named = {job.task.name: states[job.number] for job in jobs}
     if are_left(named):
         left = sorted({job.number.split("_")[0] for job in jobs if states[job.number] not in ENDED})
@@ -159,8 +150,12 @@ def _still_queued(tasks: Iterable[Task], folder: Path) -> list[Job]:
     jobs = [Job(task, numbers[task.name]) for task in tasks if task.name in numbers]
     if not jobs:
         return []
-    while not (states := job_states(job.number for job in jobs)):
-        time.sleep(2)  # the controller is busy; to submit again what runs would spoil it
+    for _ in range(ASKED_AT_MOST):  # to submit again what runs would spoil it
+        if states := job_states(job.number for job in jobs):
+            break
+        time.sleep(2)
+    else:
+        raise UserError(f"Slurm does not say how the jobs of {path} are (try squeue); nothing was submitted")
     left = [job for job in jobs if states[job.number] not in ENDED]
     for job in left:
         print(f"  {job.task.name}: job {job.number} is with Slurm already")
@@ -201,8 +196,9 @@ def _parameters(slurm: Slurm) -> dict[str, Any]:
         "cpus_per_task": slurm.cpus,
         "slurm_array_parallelism": slurm.parallel,
         "slurm_signal_delay_s": WARNING_S,
-        # srun no longer takes this over from sbatch by itself (since Slurm 22.05).
-        "slurm_setup": [f"export SRUN_CPUS_PER_TASK={slurm.cpus}"],
+        # srun no longer takes the first over from sbatch by itself (since Slurm 22.05); the second is for where
+        # SBATCH_EXPORT=NONE is the custom: tasks would not even learn that submitit started them.
+        "slurm_setup": [f"export SRUN_CPUS_PER_TASK={slurm.cpus}", "export SLURM_EXPORT_ENV=ALL"],
         "slurm_srun_args": ["--kill-on-bad-exit=1", f"--wait={GRACE_S}"],
         "slurm_additional_parameters": {"requeue": True, **_options(slurm)},
     }
@@ -244,27 +240,20 @@ def _sleep(seconds: float, stop: StopSignal) -> None:
         time.sleep(0.2)
 
 
-def _report(jobs: Sequence[Job], states: dict[str, str], folder: Path) -> str:
-    """Name, number, state and log of every job, and the last line of those that failed."""
-    width = max(len(job.task.name) for job in jobs)
-    lines = [f"\n{'run':<{width}}  {'job':<10}  {'state':<13}  log"]
-    for job in jobs:
-        state = states[job.number]
-        log = _telling_log(job, folder)
-        lines.append(f"{job.task.name:<{width}}  {job.number:<10}  {state:<13}  {log}")
-        if state in ENDED and state != SUCCEEDED:
-            lines.append(f"  {last_line(log) or 'nothing was printed'}")
-    return "\n".join(lines)
+def _is_in_vain(task: Task, place: str) -> bool:
+    """Whether three attempts of this job in a row stopped at the same place; the log says so then."""
+    with _attempts(task).open("a", encoding="utf-8") as attempts:
+        attempts.write(f"{os.environ.get('SLURM_JOB_ID')} {place}\n")
+    last = _attempts(task).read_text(encoding="utf-8").splitlines()[-3:]
+    in_vain = bool(place) and last == 3 * last[-1:]
+    if in_vain:
+        with task.log.open("a", encoding="utf-8") as log:
+            log.write(f"error: three attempts stopped {place}, so it is not queued again; give it more time\n")
+    return in_vain
 
 
-def _telling_log(job: Job, folder: Path) -> Path:
-    """The task's log; but what Slurm and submitit say, if the job ended before the task began."""
-    around = folder.absolute() / f"{job.number}_0_log.err"
-    if around.exists() and not job.task.log.exists():
-        return around
-    others = sorted(job.task.log.parent.glob(log_of_rank(job.task, 0).stem + "-rank*" + job.task.log.suffix))
-    sentences = [log for log in (job.task.log, *others) if last_line(log).startswith("error: ")]
-    return sentences[0] if sentences else job.task.log
+def _attempts(task: Task) -> Path:
+    return task.log.with_name(f".{task.log.name}.attempts")
 
 
 def _let_ranks_meet() -> None:

@@ -24,13 +24,19 @@
 harvest=(patch_extraction --wsi-dir slides --workers "$SLURM_CPUS_PER_TASK" "$@")
 
 [ -n "${SLURM_ARRAY_TASK_ID:-}" ] || refuse "this is an array of tasks; give it --array=1-N"
-# Element 0, which the first task submits to run when the array has ended, packs.
-[ "$SLURM_ARRAY_TASK_ID" = 0 ] && launch "${harvest[@]}" --pack
+# An array of element 0 alone, which the first task submits to run when the others have ended, packs.
+[ "$SLURM_ARRAY_TASK_MAX" = 0 ] && launch "${harvest[@]}" --pack
+
+# Slurm does not tell a task which elements there are besides it, only how many, and the least and the last.
+span=$((SLURM_ARRAY_TASK_MAX - SLURM_ARRAY_TASK_MIN))
+[ $((span / SLURM_ARRAY_TASK_STEP + 1)) = "$SLURM_ARRAY_TASK_COUNT" ] || refuse "the slides cannot be divided \
+among the elements of a list with gaps; give --array=1-N, also to redo some: slides that are done are skipped"
 
 if [ "$SLURM_ARRAY_TASK_ID" = "$SLURM_ARRAY_TASK_MIN" ] && [ -z "${SLURM_RESTART_COUNT:-}" ]; then
   sbatch --job-name=pack --array=0 --dependency="afterany:$SLURM_ARRAY_JOB_ID" --cpus-per-task=2 \
-    --partition="$SLURM_JOB_PARTITION" ${SLURM_JOB_ACCOUNT:+--account="$SLURM_JOB_ACCOUNT"} \
-    ${SLURM_JOB_QOS:+--qos="$SLURM_JOB_QOS"} slurm/extract.sh "$@" ||
+    --time="$(squeue -h -j "$JOB" -o %l)" --partition="$SLURM_JOB_PARTITION" \
+    ${SLURM_JOB_ACCOUNT:+--account="$SLURM_JOB_ACCOUNT"} ${SLURM_JOB_QOS:+--qos="$SLURM_JOB_QOS"} \
+    slurm/extract.sh "$@" ||
     echo "warning: nobody will pack; after the array: sbatch --array=0 slurm/extract.sh $*" >&2
 fi
 part=$(((SLURM_ARRAY_TASK_ID - SLURM_ARRAY_TASK_MIN) / SLURM_ARRAY_TASK_STEP + 1))

@@ -10,8 +10,12 @@ refuse() {
 [ -n "${SLURM_JOB_ID:-}" ] || refuse "this is a batch job, start it with: sbatch slurm/${0##*/} (without Slurm: \
 python -m ssl_pretrain, python -m finetune, python -m patch_extraction)"
 
-PYTHON=${PYTHON:-.venv/bin/python}
-command -v "$PYTHON" >/dev/null || PYTHON=python
+[ -n "${PYTHON:-}" ] || PYTHON=$(command -v .venv/bin/python || echo python)
+command -v "$PYTHON" >/dev/null || refuse "there is no $PYTHON here; make setup makes .venv, or set PYTHON"
+
+# This job. One element of an array has the array's own number, by which Slurm would take all of them.
+JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+JOB=${JOB:-$SLURM_JOB_ID}
 
 # One task a GPU is what the stages expect. CUDA_VISIBLE_DEVICES set to nothing asks for the CPU.
 one_task_a_gpu() {
@@ -30,6 +34,8 @@ launch() {
   # that Linux gives to outgoing connections.
   export MASTER_ADDR=${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}
   export MASTER_PORT=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 12000))}
+  # The tasks need all of this, also in a job of sbatch --export=NONE or --export=RECIPE=...
+  export SLURM_EXPORT_ENV=ALL
   # srun no longer takes this over from sbatch by itself (since Slurm 22.05).
   export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
   # Made by a run that stopped at a checkpoint because it was told to, and only then; it says where. A file for
@@ -69,7 +75,7 @@ end_after_checkpoint() {
   until [ -e "$REQUEUE_MARKER" ]; do sleep 2; done
   sleep "${GRACE:-120}"
   echo "the run hangs although its checkpoint is written; ending it" >&2
-  scancel --signal=KILL "$SLURM_JOB_ID.0"
+  scancel --signal=KILL "$JOB.0"
 }
 
 # Queues the job again, to go on from its checkpoint. Only if it is still running: a cancelled job must stay
@@ -85,7 +91,7 @@ queue_again() {
   fi
   [ "$(state)" = RUNNING ] || return
   rm "$REQUEUE_MARKER"
-  scontrol requeue "$SLURM_JOB_ID" || return
+  scontrol requeue "$JOB" || return
   sleep 60 & wait # be ended by the requeue, do not race it with a code
   exit 0
 }
@@ -96,7 +102,7 @@ attempts() { echo "$PWD/.attempts-$SLURM_JOB_ID"; }
 state() {
   local try
   for try in 1 2 3; do
-    squeue -h -j "$SLURM_JOB_ID" -o %T && return
+    squeue -h -j "$JOB" -o %T && return
     [ "$try" -lt 3 ] && sleep 5
   done
 }

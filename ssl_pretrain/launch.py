@@ -22,7 +22,8 @@ def train_in_slurm(recipe: Recipe, launch: Launch) -> int:
         UserError: the recipe, the shards or the run folder do not fit, or Slurm refuses the job.
     """
     check_slurm(launch.slurm)
-    prepare(recipe, World(rank=0, local_rank=0, size=1, device=torch.device("cpu")))
+    device = torch.device("cuda" if launch.slurm.gpus else "cpu")  # of the job; there need not be one here
+    prepare(recipe, World(rank=0, local_rank=0, size=1, device=device))
     Plan.of(recipe, launch.slurm.nodes * max(launch.slurm.gpus, 1))
     folder = recipe.run_dir  # the log lies beside it: a run folder is begun empty
     task = Task(recipe.name, typed_command("ssl_pretrain"), folder.with_name(f"{folder.name}.log"))

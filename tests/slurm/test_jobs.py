@@ -50,7 +50,7 @@ def python(name: str, code: str, folder: Path) -> Task:
 
 
 def test_an_array_with_a_failing_and_a_dying_job_is_reported(
-    here: Path, stop: StopSignal, capfd: pytest.CaptureFixture[str]
+    here: Path, stop: StopSignal, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     codes = {
         "good": "import os; print('gpu', os.environ['CUDA_VISIBLE_DEVICES'])",
@@ -59,6 +59,7 @@ def test_an_array_with_a_failing_and_a_dying_job_is_reported(
         "killed": "import os, signal; print('half way', flush=True); os.kill(os.getppid(), signal.SIGKILL)",
     }
     tasks = [python(name, code, here / "logs") for name, code in codes.items()]
+    monkeypatch.setenv("SBATCH_EXPORT", "NONE")  # the custom of some clusters
     ended = {"good": "COMPLETED", "bad": "FAILED", "killed": "FAILED"}
     assert run_in_slurm(tasks, here / "jobs", ASKED, stop) == ended
     numbers = json.loads((here / "jobs/jobs.json").read_text())
@@ -94,6 +95,32 @@ def test_warned_it_is_queued_again_and_cancelled_it_stays_cancelled(
     assert tasks[0].log.read_text().splitlines()[-1] == "went on"
     assert slurm.job(numbers["warned"])["Restarts"] == "1" and not list(here.glob(".*.requeue"))
     assert job_states(numbers.values()) == {numbers["warned"]: "COMPLETED", numbers["cancelled"]: "CANCELLED"}
+
+
+@pytest.mark.slow
+def test_a_job_that_gets_nowhere_is_not_queued_for_ever(
+    slurm: Cluster, here: Path, stop: StopSignal, capfd: pytest.CaptureFixture[str]
+) -> None:
+    stuck = (
+        "from shared.stop_signal import leave_marker\nleave_marker('before its first step')\nraise SystemExit(85)"
+    )
+    assert run_in_slurm([python("stuck", stuck, here)], here / "jobs", ASKED, stop) == {"stuck": "FAILED"}
+    number = json.loads((here / "jobs/jobs.json").read_text())["stuck"]
+    assert slurm.history(number) == ["PENDING", "PENDING", "FAILED"]
+    said = capfd.readouterr().out.splitlines()[-1]
+    assert said.startswith("  error: three attempts stopped before its first step, so it is not queued again")
+    assert not list(here.glob(".*"))
+
+
+def test_where_the_controller_does_not_answer_nothing_is_submitted(
+    here: Path, stop: StopSignal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "jobs").mkdir()
+    (here / "jobs/jobs.json").write_text('{"a": "7"}')
+    monkeypatch.setattr("shared.slurm_jobs.job_states", lambda numbers: {})
+    monkeypatch.setattr("shared.slurm_jobs.time.sleep", lambda seconds: None)
+    with pytest.raises(UserError, match=r"Slurm does not say .*jobs\.json are .*nothing was submitted"):
+        run_in_slurm([python("a", "", here)], here / "jobs", ASKED, stop)
 
 
 RANKS = """

@@ -77,6 +77,17 @@ def root(folder: Path, stage: str) -> Path:
     return folder
 
 
+# Each element stops at a checkpoint once, when all run; the last one started has the number of the whole array.
+ELEMENT = """
+case "$*" in *--pack*) exit 0 ;; esac
+[ -n "${SLURM_RESTART_COUNT:-}" ] && exit 0
+touch began-$SLURM_ARRAY_TASK_ID
+until [ -e began-1 ] && [ -e began-2 ]; do sleep 0.1; done
+printf "at 1" >"$REQUEUE_MARKER"
+exit 85
+"""
+
+
 @pytest.fixture(scope="module")
 def jobs(slurm: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, tuple[int, Path]]:
     """All cases at the same time; one finds a marker lying there, which is not its own."""
@@ -89,6 +100,9 @@ def jobs(slurm: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Mapping[st
             (folder / f".requeue-{job}-0").touch()
         slurm.run("scontrol", "release", job)
         started[name] = (job, folder)
+    folder = root(tmp_path_factory.mktemp("root") / "a folder", ELEMENT)
+    options = ("--array=1-2", "--cpus-per-task=1")
+    started["array"] = (slurm.submit(Path("slurm/extract.sh"), cwd=folder, options=options), folder)
     return started
 
 
@@ -105,33 +119,74 @@ def test_how_a_job_ends(slurm: Cluster, jobs: Mapping[str, tuple[int, Path]], na
     assert {path.name for path in folder.iterdir()} == {".venv", "slurm", f"mae_vitb-{job}.out"}
 
 
+def test_each_element_of_an_array_is_queued_again_by_itself(slurm: Cluster, jobs: Mapping[str, tuple[int, Path]]):
+    array, folder = jobs["array"]
+    pack = slurm.wait(slurm.wait_for_pack(array), *ENDS)
+    for element in (1, 2):
+        end = slurm.job(f"{array}_{element}")
+        log = (folder / f"extract-{array}_{element}.out").read_text()
+        assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "1"), log
+        assert slurm.history(end["JobId"]) == ["PENDING", "COMPLETED"]
+        assert end["EndTime"] <= pack["StartTime"]
+
+
 def test_words_after_the_script_reach_the_stage_as_they_are(slurm: Cluster, tmp_path: Path):
     stage = 'printf "<%s>" "$@" "$SLURM_PROCID of $SLURM_NTASKS" "$MASTER_ADDR" $SRUN_CPUS_PER_TASK; echo'
     folder = root(tmp_path / "root", stage)
-    options = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=3")
+    # The job begins without the rest of the environment, which its tasks need nevertheless.
+    ours = ("--cpus-per-task=3", "--export=RECIPE=swav_resnet50_ihc")
+    options = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", *ours)
     job = slurm.submit(Path("slurm/swav_resnet50.sh"), "--out", "my file", "*", cwd=folder, options=options)
     assert slurm.wait(job, *ENDS)["JobState"] == "COMPLETED"
     log = (folder / f"swav_resnet50-{job}.out").read_text()
     lines = [line for line in log.splitlines() if not line.startswith("srun: ")]
-    words = "<-m><ssl_pretrain><swav_resnet50><--out><my file><*>"
+    words = "<-m><ssl_pretrain><swav_resnet50_ihc><--out><my file><*>"
     assert sorted(lines) == [f"{words}<{rank} of 2><n1><3>" for rank in (0, 1)]
 
 
-def test_an_array_harvests_in_parts_and_then_packs(slurm: Cluster, tmp_path: Path):
-    """Elements 3, 5 and 7 are parts 1, 2 and 3; who packs waits for all of them, although one fails."""
-    stage = 'sleep 1; echo "$@"; [ "$SLURM_ARRAY_TASK_ID" = 5 ] && exit 3; exit 0'
+@pytest.mark.parametrize(("array", "elements"), [("3-7:2", (3, 5, 7)), ("0-2", (0, 1, 2))])
+def test_an_array_harvests_in_parts_and_then_packs(
+    slurm: Cluster, tmp_path: Path, array: str, elements: tuple[int, ...]
+):
+    """Who packs waits for all of them, although one fails, and asks for no more time than they."""
+    fails = elements[1]
+    stage = f'sleep 1; echo "$@"; [ "$SLURM_ARRAY_TASK_ID" = {fails} ] && exit 3; exit 0'
     folder = root(tmp_path / "root", stage)
-    job = slurm.submit(Path("slurm/extract.sh"), "--seed", 4, cwd=folder, options=("--array=3-7:2",))
+    job = slurm.submit(
+        Path("slurm/extract.sh"), "--seed", 4, cwd=folder, options=(f"--array={array}", "--time=4:00:00")
+    )
     pack = slurm.wait_for_pack(job)
     assert slurm.wait(pack, *ENDS)["JobState"] == "COMPLETED"
+    assert slurm.job(pack)["TimeLimit"] == "04:00:00"
     log = next(folder.glob("pack-*_0.out")).read_text()
     words = "-m patch_extraction --wsi-dir slides --workers {} --seed 4 {}\n"
     assert log.endswith(words.format(2, "--pack"))
-    for part, element in enumerate((3, 5, 7), 1):
+    for part, element in enumerate(elements, 1):
         text = (folder / f"extract-{job}_{element}.out").read_text()
         assert words.format(16, f"--part {part}/3") in text
-        assert slurm.job(f"{job}_{element}")["JobState"] == ("FAILED" if element == 5 else "COMPLETED")
+        assert slurm.job(f"{job}_{element}")["JobState"] == ("FAILED" if element == fails else "COMPLETED")
         assert slurm.job(f"{job}_{element}")["EndTime"] <= slurm.job(pack)["StartTime"]
+
+
+@pytest.mark.parametrize(
+    ("script", "told", "sentence"),
+    [
+        # What Slurm tells the first task of --array=3,7.
+        (
+            "extract.sh",
+            {"ID": "3", "MIN": "3", "MAX": "7", "STEP": "1", "COUNT": "2"},
+            "gaps; give --array=1-N",
+        ),
+        ("mae_vitb.sh", {"PYTHON": "/no/such/python"}, "there is no /no/such/python here; make setup makes .venv"),
+    ],
+)
+def test_what_a_job_refuses_to_begin(script: str, told: dict[str, str], sentence: str):
+    array = {f"SLURM_ARRAY_TASK_{name}": value for name, value in told.items()}
+    environment = {**os.environ, "SLURM_JOB_ID": "1", "SLURM_CPUS_PER_TASK": "1", **array, **told}
+    words = ["bash", f"slurm/{script}"]
+    done = subprocess.run(words, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert done.stderr.startswith("error: ") and sentence in done.stderr
 
 
 @pytest.mark.parametrize("script", ["mae_vitb.sh", "finetune.sh", "extract.sh"])
