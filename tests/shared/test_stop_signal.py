@@ -55,8 +55,8 @@ from shared.stop_signal import leave_when_told
 
 def main():
     leave_when_told(lambda: "with 3 pieces done")
-    print("ready", flush=True)
     try:
+        print("ready", flush=True)
         time.sleep(100)
     finally:
         print("cleaned up", flush=True)

@@ -112,8 +112,14 @@ def test_killed_twice_it_ends_with_the_same_state(straight: Straight, tmp_path: 
 
 
 def killed_when(recipe: Recipe, due: Callable[[], bool]) -> None:
-    """A process forked from this one, which has imported everything; killed with a signal nobody can catch."""
-    process = multiprocessing.get_context("fork").Process(target=run, args=(recipe,))
+    """A process killed with a signal nobody can catch.
+
+    Forked from one that has imported everything and done nothing: torch refuses to train in a fork of a process
+    in which other tests have started its threads.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    process = context.Process(target=run, args=(recipe,))
     process.start()
     while not due() and process.is_alive():
         time.sleep(0.0005)
