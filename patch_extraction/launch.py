@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from patch_extraction.config import HarvestConfig
-from shared.command_line import check_range
+from shared.command_line import UserError, check_range
 from shared.launch import Launch, typed_command, wait_in_slurm
 from shared.launcher import Task
 from shared.slurm_jobs import Slurm
@@ -24,8 +24,10 @@ def harvest_in_slurm(slides: int, config: HarvestConfig, launch: HarvestLaunch) 
     """Submit the parts, and behind them the job that packs, and wait; returns the exit code of the process.
 
     Raises:
-        UserError: an option is out of range, or Slurm refuses the jobs.
+        UserError: an option is out of range or makes no sense here, or Slurm refuses the jobs.
     """
+    if config.part is not None:
+        raise UserError("--launcher slurm divides the slides by itself; leave out --part, or say --parts N")
     check_slurm(launch.slurm)
     check_range("parts", launch.parts, 1, 999_999)
     count = min(launch.parts, slides)
@@ -37,7 +39,7 @@ def harvest_in_slurm(slides: int, config: HarvestConfig, launch: HarvestLaunch) 
             (*command, "--part", f"{number}/{count}"),
             folder / f"part-{number}.log",
         )
-        for number in range(1, count + 1)
+        for number in range(1, 1 if config.pack else count + 1)
     ]
     return wait_in_slurm(parts, folder, launch.slurm, then=Task("pack", (*command, "--pack"), folder / "pack.log"))
 

@@ -196,9 +196,14 @@ def _parameters(slurm: Slurm) -> dict[str, Any]:
         "cpus_per_task": slurm.cpus,
         "slurm_array_parallelism": slurm.parallel,
         "slurm_signal_delay_s": WARNING_S,
-        # srun no longer takes the first over from sbatch by itself (since Slurm 22.05); the second is for where
-        # SBATCH_EXPORT=NONE is the custom: tasks would not even learn that submitit started them.
-        "slurm_setup": [f"export SRUN_CPUS_PER_TASK={slurm.cpus}", "export SLURM_EXPORT_ENV=ALL"],
+        "slurm_setup": [
+            # srun no longer takes this over from sbatch by itself (since Slurm 22.05).
+            f"export SRUN_CPUS_PER_TASK={slurm.cpus}",
+            # Where SBATCH_EXPORT=NONE is the custom, tasks would not even learn that submitit started them.
+            "export SLURM_EXPORT_ENV=ALL",
+            # Of a job that this one was submitted from; srun refuses two of them.
+            "unset SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU SLURM_MEM_PER_NODE",
+        ],
         "slurm_srun_args": ["--kill-on-bad-exit=1", f"--wait={GRACE_S}"],
         "slurm_additional_parameters": {"requeue": True, **_options(slurm)},
     }

@@ -36,6 +36,9 @@ launch() {
   export MASTER_PORT=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 12000))}
   # The tasks need all of this, also in a job of sbatch --export=NONE or --export=RECIPE=...
   export SLURM_EXPORT_ENV=ALL
+  # Submitted from within another job, this has the other's as well, and srun refuses two of them. Without any of
+  # them it takes what the job has.
+  unset SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU SLURM_MEM_PER_NODE
   # srun no longer takes this over from sbatch by itself (since Slurm 22.05).
   export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
   # Made by a run that stopped at a checkpoint because it was told to, and only then; it says where. A file for

@@ -1,5 +1,6 @@
 """A harvest as an array of jobs, on sample slides: killed, submitted again, and equal to one process's."""
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -10,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from patch_extraction import launch
+from patch_extraction.config import HarvestConfig
+from shared.command_line import UserError
 from tests.conftest import ENVIRONMENT, REPOSITORY
 from tests.patch_extraction.conftest import BIG, digests
 from tests.slurm.cluster import Cluster
@@ -80,6 +84,25 @@ def test_the_launcher_submits_parts_and_a_pack_and_reports(
     }
     assert "1 of 4 slides failed (see above)" in (logs / "pack.log").read_text()
     assert digests(checkout / "shards")["shard-000000.tar"] == digests(undisturbed[0])["shard-000000.tar"]
+
+
+def test_only_the_pack_is_submitted_where_that_is_asked_for(
+    slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("PATH", "SLURM_CONF"):
+        monkeypatch.setenv(name, slurm.environment[name])
+    submitted = []
+    monkeypatch.setattr(launch, "wait_in_slurm", lambda *words, then: submitted.append((words[0], then)) or 0)
+    config = HarvestConfig(wsi_dir=tmp_path, out=tmp_path)
+    asked = launch.HarvestLaunch(parts=2)
+    assert launch.harvest_in_slurm(3, config, asked) == 0
+    assert launch.harvest_in_slurm(3, dataclasses.replace(config, pack=True), asked) == 0
+    assert [([task.name for task in tasks], last.name) for tasks, last in submitted] == [
+        (["part-1", "part-2"], "pack"),
+        ([], "pack"),
+    ]
+    with pytest.raises(UserError, match="leave out --part, or say --parts N"):
+        launch.harvest_in_slurm(3, dataclasses.replace(config, part="1/2"), asked)
 
 
 def kill_when(there: Path, words: str) -> None:

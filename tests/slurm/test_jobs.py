@@ -1,5 +1,6 @@
 """Tasks as Slurm jobs, through submitit, on a cluster without accounting."""
 
+import dataclasses
 import json
 import sys
 import threading
@@ -60,8 +61,10 @@ def test_an_array_with_a_failing_and_a_dying_job_is_reported(
     }
     tasks = [python(name, code, here / "logs") for name, code in codes.items()]
     monkeypatch.setenv("SBATCH_EXPORT", "NONE")  # the custom of some clusters
+    monkeypatch.setenv("SLURM_MEM_PER_CPU", "4000")  # as within a job
+    asked = dataclasses.replace(ASKED, options=("mem=1G",))
     ended = {"good": "COMPLETED", "bad": "FAILED", "killed": "FAILED"}
-    assert run_in_slurm(tasks, here / "jobs", ASKED, stop) == ended
+    assert run_in_slurm(tasks, here / "jobs", asked, stop) == ended
     numbers = json.loads((here / "jobs/jobs.json").read_text())
     assert {number.partition("_")[2] for number in numbers.values()} == {"0", "1", "2"}
     assert job_states(numbers.values()) == {numbers[name]: state for name, state in ended.items()}
