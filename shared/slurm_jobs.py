@@ -268,7 +268,9 @@ def _let_ranks_meet() -> None:
         return
     command = ["scontrol", "show", "hostnames", environment["SLURM_JOB_NODELIST"]]
     hosts = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    environment.setdefault("MASTER_ADDR", hosts[0])
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):  # of a shell that torchrun was used in
+        environment.pop(name, None)
+    environment["MASTER_ADDR"] = hosts[0]
     environment.setdefault("MASTER_PORT", str(20_000 + int(environment["SLURM_JOB_ID"]) % 12_000))
 
 

@@ -8,7 +8,7 @@
 # What follows the script's name goes to `python -m ssl_pretrain dino_resnet50`; more in mae_vitb.sh.
 #
 # Published recipe (README of the official code): a global batch of 512, 64 images on each of 8 GPUs, as here.
-# 200 ImageNet epochs = 500,456 steps, an estimated 14 hours on 8 A100.
+# 200 ImageNet epochs = 500,456 steps, an estimated 14.6 hours on 8 A100.
 #SBATCH --job-name=dino_resnet50
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=8

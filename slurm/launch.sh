@@ -31,8 +31,10 @@ one_task_a_gpu() {
 # checkpoint. Does not return: the job's exit code is the stage's.
 launch() {
   # Where the ranks meet: the first node. The port differs between jobs that share a node, and lies below those
-  # that Linux gives to outgoing connections.
-  export MASTER_ADDR=${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}
+  # that Linux gives to outgoing connections. What torchrun left in the user's shell is not of this job.
+  unset RANK WORLD_SIZE LOCAL_RANK
+  MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+  export MASTER_ADDR
   export MASTER_PORT=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 12000))}
   # The tasks need all of this, also in a job of sbatch --export=NONE or --export=RECIPE=...
   export SLURM_EXPORT_ENV=ALL

@@ -133,11 +133,11 @@ def test_each_element_of_an_array_is_queued_again_by_itself(slurm: Cluster, jobs
 def test_words_after_the_script_reach_the_stage_as_they_are(
     slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    stage = 'printf "<%s>" "$@" "$SLURM_PROCID of $SLURM_NTASKS" "$MASTER_ADDR" $SRUN_CPUS_PER_TASK; echo'
+    stage = 'printf "<%s>" "$@" "$SLURM_PROCID of $SLURM_NTASKS" "$MASTER_ADDR${RANK-}" $SRUN_CPUS_PER_TASK; echo'
     folder = root(tmp_path / "root", stage)
     # The job begins without the rest of the environment, which its tasks need nevertheless; but with what Slurm
-    # told the session it was submitted from.
-    ours = ("--cpus-per-task=3", "--export=RECIPE=swav_resnet50_ihc")
+    # told the session it was submitted from, and with what torchrun left in it.
+    ours = ("--cpus-per-task=3", "--export=RECIPE=swav_resnet50_ihc,MASTER_ADDR=elsewhere,RANK=7")
     options = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", "--mem=1G", *ours)
     monkeypatch.setitem(slurm.environment, "SLURM_MEM_PER_CPU", "4000")
     job = slurm.submit(Path("slurm/swav_resnet50.sh"), "--out", "my file", "*", cwd=folder, options=options)
