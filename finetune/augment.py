@@ -1,10 +1,12 @@
-"""Random scaling, shifting and flipping of an image, its wider views and its points together."""
+"""Random scaling, shifting, flipping and staining of an image, its wider views and its points together."""
 
 import math
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
+
+from finetune.stains import restain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +19,10 @@ class Config:
     """Range of the random magnification (log-uniform); the crop covers crop / scale px of the image."""
     flip: float = 0.5
     """Probability of a horizontal flip, and of a vertical one."""
+    stain: float = 0.0
+    """How far colours and amounts of the stains change at random: 0.05 light, 0.2 strong, 0 not at all."""
+    brown: float = 0.0
+    """Probability of making an H&E image look like immunohistochemistry, for detectors that meet both."""
 
 
 def augment(
@@ -53,6 +59,8 @@ def augment(
         cut_KHWC, xy_N2[:, 0] = cut_KHWC[:, :, ::-1], config.crop - xy_N2[:, 0]
     if random.random() < config.flip:
         cut_KHWC, xy_N2[:, 1] = cut_KHWC[:, ::-1], config.crop - xy_N2[:, 1]
+    if config.stain or config.brown:
+        cut_KHWC = restain(cut_KHWC, config.stain, config.brown, random)
     inside = ((xy_N2 >= 0) & (xy_N2 < config.crop)).all(axis=1)
     return np.ascontiguousarray(cut_KHWC), xy_N2[inside].astype(np.float32), labels_N[inside]
 

@@ -46,6 +46,10 @@ class Recipe:
     """Concentric fields of view (the paper's K): 2 wants an image of twice the width and height beside each."""
     upsampling: Upsampling = "transposed"
     """How feature maps of wider views are enlarged: transposed (learnt) or bilinear (paper, Table 4)."""
+    channels: int = 256
+    """Channels of the feature pyramid (authors' public code)."""
+    hidden: int = 256
+    """Hidden width of the MLPs (authors' public code; the paper's parameter counts need it)."""
     epochs: int = 200
     """Passes over the training tiles (authors' public code)."""
     batch_size: int = 4
@@ -77,7 +81,7 @@ class Recipe:
     workers: int = 2
     """Loader processes per rank."""
     augment: Augment = Augment()
-    """Random scaling, shifting, flipping."""
+    """Random scaling, shifting, flipping, staining."""
     criterion: Criterion = Criterion()
     """The loss."""
 
@@ -92,6 +96,8 @@ def check(recipe: Recipe) -> None:
         ("interval", recipe.interval, 1),
         ("refinements", recipe.refinements, 0),
         ("views", recipe.views, 1),
+        ("channels", recipe.channels, 1),
+        ("hidden", recipe.hidden, 1),
         ("epochs", recipe.epochs, 0),
         ("batch-size", recipe.batch_size, 1),
         ("accumulate", recipe.accumulate, 1),
@@ -110,7 +116,8 @@ def check(recipe: Recipe) -> None:
         check_range(option, value, least)
     check_range("seed", recipe.seed, 0, 2**32 - 1)
     check_range("ema", recipe.ema, 0, 1 - 1e-6)
-    check_range("augment.flip", recipe.augment.flip, 0, 1)
+    for option in ("flip", "stain", "brown"):
+        check_range(f"augment.{option}", getattr(recipe.augment, option), 0, 1)
     low, high = recipe.augment.scale
     check_range("augment.scale", low, 0.1, high)
     check_range("augment.scale", high, low, 10)
@@ -132,4 +139,23 @@ DEMO = dataclasses.replace(
     augment=Augment(crop=192),
 )
 
-RECIPES = {recipe.name: recipe for recipe in (DPA_P2PNET, DEMO)}
+# The small detector of nuclei that patch_extraction counts with: it learns from H&E, and meets any stain.
+# Own values, chosen on validation fields (tests/benchmarks/nuclei_fields.py): 12 MB and some 20 ms a patch.
+NUCLEI = dataclasses.replace(
+    DPA_P2PNET,
+    name="nuclei",
+    init="random",
+    arch="regnetx_002",
+    interval=8,
+    channels=64,
+    hidden=64,
+    epochs=240,
+    batch_size=8,
+    learning_rate=1e-3,
+    warmup_steps=200,
+    ema=0.998,
+    evaluate_every=10,
+    augment=Augment(crop=256, scale=(0.6, 1.5), stain=0.2, brown=0.5),
+)
+
+RECIPES = {recipe.name: recipe for recipe in (DPA_P2PNET, DEMO, NUCLEI)}

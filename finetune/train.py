@@ -159,6 +159,8 @@ def detector_for(recipe: Recipe, data: AnnotatedData) -> core.Config:
         refinements=recipe.refinements,
         views=recipe.views,
         upsampling=recipe.upsampling,
+        channels=recipe.channels,
+        hidden=recipe.hidden,
     )
 
 

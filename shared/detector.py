@@ -43,7 +43,7 @@ class Config:
     """Which member of the family; the defaults are DPA-P2PNet with ResNet-50."""
 
     arch: str = "resnet50"
-    """Backbone: resnet50, or a plain ViT of timm with 16 px patches, such as vit_base_patch16_224."""
+    """Backbone: resnet50, a plain ViT of timm with 16 px patches, such as vit_base_patch16_224, or regnetx_002."""
     classes: int = 1
     """Cell classes, background not counted."""
     interval: int = 16
