@@ -5,8 +5,7 @@ from finetune.recipes import Recipe, check
 from finetune.train import FREE_ON_RESUME, refuse_uneven
 from shared import checkpoint
 from shared.command_line import as_plain
-from shared.launch import Launch, typed_command, wait_in_slurm
-from shared.launcher import Task
+from shared.launch import Launch, wait_for_run
 from shared.slurm_jobs import Slurm
 from shared.slurm_jobs import check as check_slurm
 
@@ -25,6 +24,4 @@ def train_in_slurm(recipe: Recipe, launch: Launch) -> int:
     checkpoint.refuse_other_settings(recipe.run_dir, as_plain(recipe), FREE_ON_RESUME)
     refuse_uneven(recipe, launch.slurm.nodes * max(launch.slurm.gpus, 1))
     load_data(recipe.source)
-    folder = recipe.run_dir  # the log lies beside it: a run folder is begun empty
-    task = Task(recipe.name, typed_command("finetune"), folder.with_name(f"{folder.name}.log"))
-    return wait_in_slurm([task], folder.with_name(f"{folder.name}.jobs"), launch.slurm)
+    return wait_for_run("finetune", recipe.name, recipe.run_dir, launch.slurm)

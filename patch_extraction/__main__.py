@@ -14,7 +14,7 @@ from patch_extraction.cell_counters import CellCounter, choose_counter
 from patch_extraction.check import CheckConfig, check_shards
 from patch_extraction.config import HarvestConfig, Source, check, common_settings
 from patch_extraction.html_report import REPORT, write_report
-from patch_extraction.launch import HarvestLaunch, harvest_in_slurm
+from patch_extraction.launch import LAUNCH, harvest_in_slurm
 from patch_extraction.locks import one_after_another, only_harvest, only_part
 from patch_extraction.output import harvested_slides, kept_slides, refuse_foreign
 from patch_extraction.pack import INDEX, DamagedTarError, discard, pack
@@ -41,7 +41,7 @@ def main() -> int:
     if any(word.partition("=")[0] == "--check" for word in sys.argv[1:]):
         check_shards(tyro.cli(CheckConfig, prog="python -m patch_extraction").check)
         return NOTHING_FAILED
-    config, launch = cli_beside(HarvestConfig, HarvestLaunch(), "python -m patch_extraction")
+    config, launch = cli_beside(HarvestConfig, LAUNCH, "python -m patch_extraction")
     check(config)
     leave_when_told(lambda: f"with {len(list(config.out.glob('slides/*.json')))} slides done")
     counter = choose_counter(config.counter, config.detector, config.patch_mpp, config.patch_size)

@@ -1,4 +1,4 @@
-"""`--launcher slurm`: the command that was typed, as a job, and this process waits for it."""
+"""`--launcher slurm`: the command that was typed, as one job or as parts, and this process waits for it."""
 
 import signal
 import sys
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from shared.command_line import check_range
 from shared.launcher import Task
 from shared.slurm_jobs import Slurm, are_left, run_in_slurm
 from shared.slurm_states import SUCCEEDED
@@ -22,7 +23,15 @@ class Launch:
     launcher: Literal["local", "slurm"] = "local"
     """local: in this process; slurm: as a job, which this process submits and waits for."""
     slurm: Slurm = Slurm()
-    """What the job asks for."""
+    """What a job asks for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartsLaunch(Launch):
+    """Where a stage runs whose slides can be divided among jobs."""
+
+    parts: int = 16
+    """With `launcher slurm`: jobs that the slides are divided among, at most."""
 
 
 def typed_command(module: str, words: Sequence[str] | None = None) -> tuple[str, ...]:
@@ -35,6 +44,33 @@ def typed_command(module: str, words: Sequence[str] | None = None) -> tuple[str,
         if not skips:
             kept.append(word)
     return sys.executable, "-m", module, *kept
+
+
+def part_tasks(command: tuple[str, ...], folder: Path, parts: int, slides: int) -> list[Task]:
+    """The command once for each part, with `--part I/N`; logs in the folder. No more parts than slides.
+
+    Raises:
+        UserError: the number of parts is out of range.
+    """
+    check_range("parts", parts, 1, 999_999)
+    count = min(parts, slides)
+    digits = len(str(count))
+    return [
+        Task(f"part-{n:0{digits}}", (*command, "--part", f"{n}/{count}"), folder / f"part-{n}.log")
+        for n in range(1, count + 1)
+    ]
+
+
+def wait_for_run(module: str, name: str, run_dir: Path, slurm: Slurm) -> int:
+    """Submit the typed command as the one job of a run, and `wait_in_slurm`; returns that exit code.
+
+    The log and the list of jobs lie beside the run folder, which is begun empty.
+
+    Raises:
+        UserError: Slurm refuses the job.
+    """
+    task = Task(name, typed_command(module), run_dir.with_name(f"{run_dir.name}.log"))
+    return wait_in_slurm([task], run_dir.with_name(f"{run_dir.name}.jobs"), slurm)
 
 
 def wait_in_slurm(tasks: Sequence[Task], folder: Path, slurm: Slurm, then: Task | None = None) -> int:

@@ -3,8 +3,7 @@
 import torch
 
 from shared.distributed import World
-from shared.launch import Launch, typed_command, wait_in_slurm
-from shared.launcher import Task
+from shared.launch import Launch, wait_for_run
 from shared.slurm_jobs import Slurm
 from shared.slurm_jobs import check as check_slurm
 from ssl_pretrain.plan import Plan
@@ -25,6 +24,4 @@ def train_in_slurm(recipe: Recipe, launch: Launch) -> int:
     device = torch.device("cuda" if launch.slurm.gpus else "cpu")  # of the job; there need not be one here
     prepare(recipe, World(rank=0, local_rank=0, size=1, device=device))
     Plan.of(recipe, launch.slurm.nodes * max(launch.slurm.gpus, 1))
-    folder = recipe.run_dir  # the log lies beside it: a run folder is begun empty
-    task = Task(recipe.name, typed_command("ssl_pretrain"), folder.with_name(f"{folder.name}.log"))
-    return wait_in_slurm([task], folder.with_name(f"{folder.name}.jobs"), launch.slurm)
+    return wait_for_run("ssl_pretrain", recipe.name, recipe.run_dir, launch.slurm)

@@ -7,12 +7,12 @@ from shared.stop_signal import StopSignal
 def main() -> int:
     """Predict; returns 0, 2 (nothing could be done), 3 (some slides failed) or 85 (told to stop; go on later)."""
     stop = StopSignal()  # before torch, as in finetune
-    from finetune.predict.launch import PredictionLaunch, predict_in_slurm
+    from finetune.predict.launch import LAUNCH, predict_in_slurm
     from finetune.predict.plan import Config, check
     from finetune.predict.predict import predict
     from finetune.sources import find_sources
 
-    config, launch = cli_beside(Config, PredictionLaunch(), "python -m finetune.predict")
+    config, launch = cli_beside(Config, LAUNCH, "python -m finetune.predict")
     if launch.launcher == "slurm":
         check(config)
         return predict_in_slurm(len(find_sources(config.sources)), config.out, launch)

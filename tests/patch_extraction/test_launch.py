@@ -94,7 +94,7 @@ def test_only_the_pack_is_submitted_where_that_is_asked_for(
     submitted = []
     monkeypatch.setattr(launch, "wait_in_slurm", lambda *words, then: submitted.append((words[0], then)) or 0)
     config = HarvestConfig(wsi_dir=tmp_path, out=tmp_path)
-    asked = launch.HarvestLaunch(parts=2)
+    asked = dataclasses.replace(launch.LAUNCH, parts=2)
     assert launch.harvest_in_slurm(3, config, asked) == 0
     assert launch.harvest_in_slurm(3, dataclasses.replace(config, pack=True), asked) == 0
     assert [([task.name for task in tasks], last.name) for tasks, last in submitted] == [
