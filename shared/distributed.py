@@ -5,8 +5,10 @@ import datetime
 import inspect
 import os
 import platform
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -20,12 +22,14 @@ from shared.stop_signal import StopSignal, ignore_signals_in_worker
 PATIENCE = datetime.timedelta(minutes=30)
 
 __all__ = [
+    "Place",
     "StopSignal",
     "World",
     "any_rank",
     "exchange_gradients",
     "ignore_signals_in_worker",
     "mean_over_ranks",
+    "place_of_process",
     "replicated",
     "start",
     "stop",
@@ -48,6 +52,25 @@ class World:
         return self.rank == 0
 
 
+class Place(NamedTuple):
+    """The number of a process among all, among those of its node, and how many there are."""
+
+    rank: int
+    local_rank: int
+    size: int
+
+
+def place_of_process(environment: Mapping[str, str] = os.environ) -> Place | None:
+    """From the variables of torchrun, or of SLURM where the launcher set them; None: started by neither."""
+    if "RANK" in environment:
+        local_rank = int(environment.get("LOCAL_RANK", 0))
+        return Place(int(environment["RANK"]), local_rank, int(environment["WORLD_SIZE"]))
+    if "SLURM_PROCID" in environment and "MASTER_ADDR" in environment:
+        local_rank = int(environment["SLURM_LOCALID"])
+        return Place(int(environment["SLURM_PROCID"]), local_rank, int(environment["SLURM_NTASKS"]))
+    return None
+
+
 def start() -> World:
     """Join the process group that the environment describes: torchrun's variables, SLURM's, or none.
 
@@ -58,19 +81,13 @@ def start() -> World:
             the first rank.
     """
     environment = os.environ
-    if "RANK" in environment:
-        rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
-        local_rank = int(environment.get("LOCAL_RANK", 0))
-    elif "SLURM_PROCID" in environment and "MASTER_ADDR" in environment:
-        rank, size = int(environment["SLURM_PROCID"]), int(environment["SLURM_NTASKS"])
-        local_rank = int(environment["SLURM_LOCALID"])
-    else:
-        if int(environment.get("SLURM_PROCID", 0)) > 0:
-            raise UserError(
-                "several SLURM tasks were started without MASTER_ADDR and MASTER_PORT, so each would train by "
-                "itself; start them with the scripts in slurm/, or ask for one task"
-            )
-        rank, size, local_rank = 0, 1, 0
+    place = place_of_process()
+    if place is None and int(environment.get("SLURM_PROCID", 0)) > 0:
+        raise UserError(
+            "several SLURM tasks were started without MASTER_ADDR and MASTER_PORT, so each would train by "
+            "itself; start them with the scripts in slurm/, or ask for one task"
+        )
+    rank, local_rank, size = place or Place(rank=0, local_rank=0, size=1)
     device = _device(local_rank)
     if size > 1:
         # Data-loader workers and libraries look for the rank in torchrun's variables.

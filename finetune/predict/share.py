@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from shared.command_line import UserError
+from shared.distributed import place_of_process
 
 
 @dataclass(frozen=True)
@@ -27,18 +28,13 @@ def share_of_process(part: str | None, environment: Mapping[str, str] = os.envir
         UserError: the part is not of that form.
     """
     number, parts = _numbers(part)
-    if "RANK" in environment:
-        rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
-        local_rank = int(environment.get("LOCAL_RANK", 0))
-    elif "SLURM_PROCID" in environment and "MASTER_ADDR" in environment:
-        rank, size = int(environment["SLURM_PROCID"]), int(environment["SLURM_NTASKS"])
-        local_rank = int(environment["SLURM_LOCALID"])
-    else:
+    place = place_of_process(environment)
+    if place is None:
         return Share(number, parts)
     gpus = torch.cuda.device_count()
     # Where a task is shown just its own GPU, that is the first.
-    device = f"cuda:{local_rank % gpus}" if gpus else None
-    return Share(number * size + rank, parts * size, device)
+    device = f"cuda:{place.local_rank % gpus}" if gpus else None
+    return Share(number * place.size + place.rank, parts * place.size, device)
 
 
 def _numbers(part: str | None) -> tuple[int, int]:
