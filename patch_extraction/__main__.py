@@ -18,7 +18,6 @@ from patch_extraction.launch import LAUNCH, harvest_in_slurm
 from patch_extraction.locks import one_after_another, only_harvest, only_part
 from patch_extraction.output import harvested_slides, kept_slides, refuse_foreign
 from patch_extraction.pack import INDEX, DamagedTarError, discard, pack
-from patch_extraction.parts import Part
 from patch_extraction.pictures import CONTACT_SHEET, THUMBNAILS, save_contact_sheets
 from patch_extraction.preview import preview_slides
 from patch_extraction.report import summary, write_csv
@@ -27,6 +26,7 @@ from patch_extraction.slide_tar import FAILED, Record, finished
 from patch_extraction.workers import finished_slides, harvest_slides
 from shared.atomic import write_json
 from shared.command_line import UserError, as_plain, cli_beside, run, settings_text
+from shared.parts import Part
 from shared.runs import provenance
 from shared.stop_signal import leave_when_told
 

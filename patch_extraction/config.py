@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from patch_extraction.parts import Part
 from shared.command_line import UserError, as_plain, check_range
+from shared.parts import Part
 from shared.resampling import resampler
 from shared.resolution import PLAUSIBLE
 from shared.slides import Reader, printable

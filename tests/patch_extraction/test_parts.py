@@ -9,8 +9,7 @@ import pytest
 
 from patch_extraction.__main__ import main
 from patch_extraction.locks import hold
-from patch_extraction.parts import Part
-from shared.command_line import UserError, run
+from shared.command_line import run
 from tests.patch_extraction.conftest import BIG, digests
 
 
@@ -29,22 +28,6 @@ def harvest(wsi_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     yield call
     for number, handler in handlers.items():
         signal.signal(number, handler)
-
-
-def test_every_slide_belongs_to_one_part():
-    slides = list(range(10))
-    shares = [Part(number, 4).share(slides) for number in range(1, 5)]
-    assert sorted(slide for share in shares for slide in share) == slides and {len(share) for share in shares} == {
-        2,
-        3,
-    }
-    assert [Part(3, 3).share(slides[:2]), Part(1, 1).share(slides)] == [[], slides]
-
-
-@pytest.mark.parametrize("text", ["0/3", "4/3", "3", "1/0", "-1/3", "a/b", "1/2/3", "", "1.5/2"])
-def test_what_is_no_part_is_refused(text: str):
-    with pytest.raises(UserError, match=r"--part .* is not a part; give .* as 3/16"):
-        Part.of_text(text)
 
 
 def test_parts_then_pack_give_the_shards_of_one_process(harvest, undisturbed, tmp_path):

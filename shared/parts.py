@@ -1,4 +1,4 @@
-"""A share of the slides, for one of several tasks that harvest into one output folder.
+"""A share of the slides, for one of several tasks that write into one output folder.
 
 The parts divide the sorted list of slides like cards dealt round, so every task can tell its own slides without
 asking the others.
@@ -30,7 +30,10 @@ class Part:
         """
         match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
         if match is None or not 1 <= int(match[1]) <= int(match[2]):
-            raise UserError(f"--part {text} is not a part; give its number and how many there are, as 3/16")
+            raise UserError(
+                f"--part {text} is not of the form I/N: it is not a part; give its number and how many there are, "
+                "as 3/16"
+            )
         return cls(int(match[1]), int(match[2]))
 
     def __str__(self) -> str:
