@@ -1,6 +1,7 @@
 """From JPEG bytes to random crops in uint8, on the CPU, one image at a time."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +51,14 @@ def decode(image: Image, shard: Path) -> Tensor:
 def cut(image_CHW: Tensor, crops: tuple[Crop, ...], random: np.random.Generator) -> list[Tensor]:
     """The crops of one image, each (3, size, size) in uint8."""
     return [_cut_one(image_CHW, crop, random) for crop in crops for _ in range(crop.count)]
+
+
+def cut_batch(images: Iterable[Tensor], seeds: Iterable[tuple[int, ...]], crops: tuple[Crop, ...]) -> list[Tensor]:
+    """A uint8 tensor (batch, 3, size, size) for each crop, from images (3, H, W) and a seed for each."""
+    cuts = [
+        cut(image_CHW, crops, np.random.default_rng(seed)) for image_CHW, seed in zip(images, seeds, strict=True)
+    ]
+    return [torch.stack(views) for views in zip(*cuts, strict=True)]
 
 
 def random_box(

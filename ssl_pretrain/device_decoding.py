@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from ssl_pretrain.crops import Crop, cut, decode
+from ssl_pretrain.crops import Crop, cut_batch, decode
 from ssl_pretrain.tar_images import Image
 
 
@@ -54,11 +54,7 @@ def decode_and_cut(packed: Packed, crops: tuple[Crop, ...], device: torch.device
     Raises:
         UserError: an image is no whole JPEG.
     """
-    cuts = [
-        cut(image_CHW, crops, np.random.default_rng(seed))
-        for image_CHW, seed in zip(_decoded(packed, device), packed.seeds, strict=True)
-    ]
-    return [torch.stack(views) for views in zip(*cuts, strict=True)]
+    return cut_batch(_decoded(packed, device), packed.seeds, crops)
 
 
 def _decoded(packed: Packed, device: torch.device) -> list[Tensor]:

@@ -26,7 +26,7 @@ from shared.command_line import UserError, check_range
 from shared.distributed import World
 from shared.loader_workers import deaths_named
 from shared.stop_signal import ignore_signals_in_worker
-from ssl_pretrain.crops import Crop, cut, decode
+from ssl_pretrain.crops import Crop, cut_batch, decode
 from ssl_pretrain.device_decoding import Drawn, Packed, decode_and_cut, pack
 from ssl_pretrain.epochs import (
     BUFFER,
@@ -119,8 +119,8 @@ class ShardStream(IterableDataset):
                 yield pack(batch) if self.decode_later else self._crops_of(batch)
 
     def _crops_of(self, batch: list[Drawn]) -> list[Tensor]:
-        cuts = [cut(decode(image, shard), self.crops, np.random.default_rng(seed)) for image, shard, seed in batch]
-        return [torch.stack(views) for views in zip(*cuts, strict=True)]
+        images = (decode(image, shard) for image, shard, _ in batch)
+        return cut_batch(images, [drawn.seed for drawn in batch], self.crops)
 
     def _images_of_epoch(self, epoch: int, run: int) -> Iterator[Drawn]:
         """The images of a run, after those that were seen before the start."""

@@ -205,8 +205,7 @@ from pathlib import Path
 import torch
 from shared.command_line import UserError
 from shared.distributed import World
-from ssl_pretrain import shard_loader
-from ssl_pretrain.crops import Crop
+from ssl_pretrain import crops, shard_loader
 from ssl_pretrain.epochs import Layout, Position
 from ssl_pretrain.shards import open_shards
 
@@ -217,14 +216,14 @@ def wait_or_fail(*_):
 
 def take():
     arguments = shard_loader.Config(workers=2), Layout(4, 1, 2, 10), World(0, 0, 1, torch.device("cpu"))
-    crops = (Crop(size=8, scale=(0.5, 1.0)),)
-    with shard_loader.ShardLoader(open_shards(folder), crops, *arguments, 0, Position()) as loader:
+    kinds = (crops.Crop(size=8, scale=(0.5, 1.0)),)
+    with shard_loader.ShardLoader(open_shards(folder), kinds, *arguments, 0, Position()) as loader:
         if not (folder / "fail").exists():
             threading.Timer(0.3, lambda: os.kill(loader._workers[1].pid, signal.SIGKILL)).start()
         loader.take()
 
 folder = Path(sys.argv[1])
-shard_loader.cut = wait_or_fail
+crops.cut = wait_or_fail
 try:
     take()
 except UserError as error:
