@@ -60,23 +60,6 @@ def _code_of(command: Callable[[], int | None]) -> int | str | None:
         return left.code
 
 
-def parse(
-    recipes: Mapping[str, Config],
-    default: str,
-    prog: str,
-    description: str,
-    args: Sequence[str] | None = None,
-) -> Config:
-    """Read `prog [RECIPE] [--flag value ...]`: a named config, with single fields overridden.
-
-    Raises:
-        UserError: the first word is not the name of a recipe.
-    """
-    recipe, words = _chosen(recipes, default, args)
-    usage = _usage(recipes, default, description)
-    return tyro.cli(type(recipe), prog=f"{prog} [RECIPE]", description=usage, default=recipe, args=words)
-
-
 def parse_beside(
     recipes: Mapping[str, Config],
     default: str,
@@ -85,7 +68,7 @@ def parse_beside(
     beside: Beside,
     args: Sequence[str] | None = None,
 ) -> tuple[Config, Beside]:
-    """`parse`, with the options of another dataclass beside those of the recipe.
+    """Read `prog [RECIPE] [--flag value ...]`: a named config, and another dataclass whose options stand beside.
 
     Raises:
         UserError: the first word is not the name of a recipe.

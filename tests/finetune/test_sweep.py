@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ import tyro
 
 from finetune.augment import Config as Augment
 from finetune.datasets import Source
+from finetune.launch import LAUNCH
 from finetune.recipes import RECIPES, Recipe
 from finetune.sweep.plan import CommonRecipe, Config, planned_runs, words_of
 from finetune.sweep.results import mean_and_spread
 from finetune.sweep.sweep import sweep
 from finetune.sweep.tables import TABLES
 from shared import weights
-from shared.command_line import UserError, as_plain, parse
+from shared.command_line import UserError, as_plain, parse_beside
 from shared.sample_slides import write_tiles
 from shared.stop_signal import StopSignal
 from tests.conftest import ENVIRONMENT
@@ -190,7 +192,7 @@ def test_rows_are_told_apart_by_what_a_user_would_type(table: str, tiles: Path, 
     assert len(runs) == 3 * len(TABLES[table].rows)
     assert len({run.row.name for run in runs[: len(TABLES[table].rows)]}) == len(TABLES[table].rows)
     for run in runs:
-        assert parse(RECIPES, "dpa_p2pnet", "finetune", "", words_of(run.recipe)) == run.recipe
+        assert typed(words_of(run.recipe)) == run.recipe
     plain = [as_plain(run.recipe) for run in runs if run.recipe.seed == 0]
     decisive = [{**each, "run_dir": "", "out": ""} for each in plain]
     assert all(one != other for i, one in enumerate(decisive) for other in decisive[:i])
@@ -198,8 +200,13 @@ def test_rows_are_told_apart_by_what_a_user_would_type(table: str, tiles: Path, 
 
 def test_options_of_every_kind_are_typed(tiles: Path) -> None:
     recipe = Recipe(source=Source(data=tiles, classes=("a=1", "b"), radius_um=2.5), summed=True, clip_norm=1e-05)
-    assert parse(RECIPES, "dpa_p2pnet", "finetune", "", words_of(recipe)) == recipe
+    assert typed(words_of(recipe)) == recipe
     assert words_of(RECIPES["demo"]) == ["demo"]
+
+
+def typed(words: Sequence[str]) -> Recipe:
+    """What `python -m finetune WORDS` would train."""
+    return parse_beside(RECIPES, "dpa_p2pnet", "finetune", "", LAUNCH, words)[0]
 
 
 @pytest.mark.parametrize("table", PRINTED)

@@ -18,11 +18,12 @@ import torch
 from finetune.augment import Config as Augment
 from finetune.criterion import Targets
 from finetune.datasets import Source, load_data
+from finetune.launch import LAUNCH
 from finetune.recipes import RECIPES
 from finetune.step import update
 from finetune.tile_loader import Batch, TileStream, tile_batches
 from finetune.train import _start, train
-from shared.command_line import UserError, parse
+from shared.command_line import UserError, parse_beside
 from shared.detector import load_detector
 from shared.distributed import World
 from shared.sample_slides import write_tiles
@@ -348,7 +349,7 @@ def test_a_run_is_not_resumed_with_other_settings(tiles: Path, undisturbed: Path
 
 def start(*words: object) -> int:
     """`python -m finetune WORDS`, in this process."""
-    recipe = parse(RECIPES, "dpa_p2pnet", "finetune", "", [str(word) for word in words])
+    recipe, _ = parse_beside(RECIPES, "dpa_p2pnet", "finetune", "", LAUNCH, [str(word) for word in words])
     stop = StopSignal()
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, signal.SIG_DFL)  # the tests themselves can still be told to stop

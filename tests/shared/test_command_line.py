@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.command_line import UserError, as_plain, parse, run, settings_text
+from shared.command_line import UserError, as_plain, parse_beside, run, settings_text
 from tests.conftest import ENVIRONMENT
 
 
@@ -31,14 +31,24 @@ class Config:
 RECIPES = {"small": Config(), "large": Config(name="large", inner=Inner(0.9))}
 
 
+@dataclass(frozen=True)
+class Machine:
+    cores: int = 1
+
+
 def words(*args: str) -> Config:
-    return parse(RECIPES, "small", "python -m stage", "What it does.", args)
+    return typed(*args)[0]
+
+
+def typed(*args: str) -> tuple[Config, Machine]:
+    return parse_beside(RECIPES, "small", "python -m stage", "What it does.", Machine(), args)
 
 
 def test_a_recipe_is_a_named_default_with_fields_overridden() -> None:
     assert words() == RECIPES["small"]
     assert words("large", "--out", "x") == dataclasses.replace(RECIPES["large"], out=Path("x"))
     assert words("--inner.rate", "3").inner.rate == 3.0
+    assert typed("large", "--cores", "2") == (RECIPES["large"], Machine(2))
     with pytest.raises(UserError, match="no recipe 'medium'; choose one of small, large"):
         words("medium")
 

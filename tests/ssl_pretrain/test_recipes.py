@@ -7,10 +7,11 @@ import pytest
 import torch
 from lightly.models.utils import random_token_mask
 
-from shared.command_line import UserError, parse
+from shared.command_line import UserError, parse_beside
 from shared.distributed import World
 from shared.stop_signal import StopSignal
 from ssl_pretrain import optimisation
+from ssl_pretrain.launch import LAUNCH
 from ssl_pretrain.methods import mae
 from ssl_pretrain.plan import Plan
 from ssl_pretrain.recipes import MAE_DEMO, MAE_VITB, RECIPES, check
@@ -164,7 +165,7 @@ def test_ihc_twins_keep_brown_apart_from_blue_and_turn_around(name: str):
 @published
 def test_every_option_of_a_recipe_can_be_given(name: str):
     words = [name, "--optimiser.base-lr", "0.5", "--method.image-size", "128", "--views.hue", "0.01"]
-    recipe = parse(RECIPES, "mae_vitb", "ssl_pretrain", "", words)
+    recipe, _ = parse_beside(RECIPES, "mae_vitb", "ssl_pretrain", "", LAUNCH, words)
     assert (recipe.optimiser.base_lr, recipe.method.image_size, recipe.views.hue) == (0.5, 128, 0.01)
     assert type(recipe.method) is type(RECIPES[name].method)
     assert type(recipe.optimiser) is type(RECIPES[name].optimiser)
