@@ -1,6 +1,7 @@
 """All slides of one call, or those that fall to this process of several."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from shared.slides import printable
 from shared.stop_signal import STOPPED, StopSignal, leave_marker
 
 NOTHING_FAILED, REFUSED, SOME_FAILED = 0, 2, 3
+NAMED = 3  # slides that failed, in the last line
 
 
 def predict(config: Config, stop: StopSignal) -> int:
@@ -37,7 +39,8 @@ def predict(config: Config, stop: StopSignal) -> int:
         print(f"settings:\n{settings_text(config)}")
         names = ", ".join(plan.detector.classes)
         print(f"detector: {names} at {plan.detector.mpp:g} um/px on {plan.detector.device}")
-    failed = incomplete = 0
+    failed: list[str] = []
+    incomplete = 0
     for number, job in enumerate(jobs, 1):
         print(f"[{number}/{len(jobs)}] {printable(str(job.path))}", flush=True)
         if job.is_done():
@@ -47,24 +50,26 @@ def predict(config: Config, stop: StopSignal) -> int:
             with deaths_named("--workers or --batch-size"):
                 summary = predict_slide(job, stop)
         except UserError as error:
-            failed += 1
+            failed.append(printable(str(job.path)))
             print(f"failed: {error}", file=sys.stderr, flush=True)
             continue
         if summary is None or (stop.received and number < len(jobs)):
             return _stopped(stop)
         incomplete += bool(summary["unreadable"])
         _tell(job.stem, summary)
-    if failed < len(jobs):
+    if len(failed) < len(jobs):
         print(f"all slides: {write_overview(config.out)}")
     return _code(failed, incomplete, len(jobs))
 
 
-def _code(failed: int, incomplete: int, slides: int) -> int:
-    if failed and failed == slides:
-        print("no slide could be done", file=sys.stderr)
+def _code(failed: Sequence[str], incomplete: int, slides: int) -> int:
+    """The exit code; what failed is named in the last line, the one that a report of jobs shows."""
+    names = ", ".join([*failed[:NAMED], *(["..."] if len(failed) > NAMED else [])])
+    if failed and len(failed) == slides:
+        print(f"no slide could be done ({names})", file=sys.stderr)
         return REFUSED
     if failed:
-        print(f"{failed} of {slides} slides failed; the others are done", file=sys.stderr)
+        print(f"{len(failed)} of {slides} slides failed ({names}); the others are done", file=sys.stderr)
     return SOME_FAILED if failed or incomplete else NOTHING_FAILED
 
 

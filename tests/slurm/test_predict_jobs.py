@@ -1,0 +1,70 @@
+"""`python -m finetune.predict ... --launcher slurm`: parts of the slides as elements of a job array."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from shared.detector import Config, Detector, save_detector
+from tests.conftest import ENVIRONMENT, REPOSITORY
+from tests.slurm.cluster import Cluster
+
+ASKED = ("--launcher", "slurm", "--slurm.gpus", "0", "--slurm.cpus", "1", "--slurm.hours", "0.2", "--parts", "2")
+
+
+def write_case(folder: Path) -> None:
+    """An untrained detector and three pictures of noise."""
+    torch.manual_seed(0)
+    detector = Detector(Config(arch="regnetx_002", classes=2, interval=8, channels=16, hidden=16))
+    metadata = {"classes": ["negative", "positive"], "mpp": 0.5, "recipe": "test"}
+    save_detector(folder / "detector.pth", detector, metadata)
+    (folder / "pictures").mkdir()
+    random = np.random.default_rng(0)
+    for name in ("a", "b", "c"):
+        image = random.integers(0, 200, (192, 256, 3), dtype=np.uint8)
+        Image.fromarray(image).save(folder / "pictures" / f"{name}.png")
+
+
+def predict(folder: Path, out: str, cluster: Cluster, *words: str) -> subprocess.CompletedProcess[str]:
+    """What a user types."""
+    given = ("detector.pth", "pictures", "--slide-mpp", "0.5", "--out", out, "--workers", "0", "--no-report", *words)
+    environment = {**ENVIRONMENT, **cluster.environment, "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(
+        [sys.executable, "-m", "finetune.predict", *given],
+        **{"cwd": folder, "env": environment, "capture_output": True, "text": True, "timeout": 300},
+        check=False,
+    )
+
+
+def tables(folder: Path) -> dict[str, str]:
+    """The cells of every picture, as CSV."""
+    return {path.name: path.read_text() for path in folder.rglob("*.csv") if "jobs" not in path.parts}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_jobs_find_what_one_process_finds(slurm: Cluster, tmp_path: Path):
+    write_case(tmp_path)
+    here = predict(tmp_path, "here", slurm)
+    assert here.returncode == 0, here.stdout + here.stderr
+    there = predict(tmp_path, "there", slurm, *ASKED)
+    assert there.returncode == 0, there.stdout + there.stderr
+    assert there.stdout.count("COMPLETED") == 2
+    wanted = tables(tmp_path / "here")
+    assert len(wanted) >= 3 and all(len(text.splitlines()) > 10 for name, text in wanted.items() if name[1:] == ".csv")
+    assert tables(tmp_path / "there") == wanted
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_picture_that_fails_is_named_and_the_rest_is_done(slurm: Cluster, tmp_path: Path):
+    write_case(tmp_path)
+    (tmp_path / "pictures" / "b.png").write_bytes(b"no picture")
+    done = predict(tmp_path, "cells", slurm, *ASKED)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "b.png" in done.stdout + done.stderr
+    assert {"a.csv", "c.csv"} <= tables(tmp_path / "cells").keys()
