@@ -9,7 +9,7 @@ import hashlib
 import importlib
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -39,12 +39,26 @@ class CellCounter(Protocol):
     """Finds cells in a picture."""
 
     name: str  # with everything that decides its counts; part of a harvest's settings
+    batch: int  # images that it is best given at once
 
     def find(self, image_HW3: np.ndarray, mpp: float) -> np.ndarray:
         """Centres of the cells in a uint8 RGB image of `mpp` um/px: [N, 2], x and y in its px, corner origin."""
 
+    def find_each(self, images: Sequence[np.ndarray], mpp: float) -> list[np.ndarray]:
+        """The same of images of one size."""
 
-class HaematoxylinCounter:
+
+class OneByOne:
+    """Of counters that gain nothing from several images at once."""
+
+    batch = 1
+
+    def find_each(self: CellCounter, images: Sequence[np.ndarray], mpp: float) -> list[np.ndarray]:
+        """See `CellCounter.find_each`."""
+        return [self.find(image_HW3, mpp) for image_HW3 in images]
+
+
+class HaematoxylinCounter(OneByOne):
     """Counts blobs in the haematoxylin channel, and brown ones in the red channel."""
 
     name = f"haematoxylin {THRESHOLD}"
@@ -59,7 +73,7 @@ class HaematoxylinCounter:
         return (np.stack([columns, rows], axis=1) + 0.5) * scale
 
 
-class FunctionCounter:
+class FunctionCounter(OneByOne):
     """Counts with a user's Python function, given as MODULE:FUNCTION."""
 
     def __init__(self, place: str) -> None:

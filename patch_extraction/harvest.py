@@ -3,7 +3,7 @@
 import math
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -215,17 +215,11 @@ def _keep_patches(
     Raises:
         SlideError: not one place can be decoded.
     """
-    for column, row in places_N2.tolist():
-        if len(tally.cells) == plan.config.max_patches:
-            break
-        x, y = column * plan.grid.side, row * plan.grid.side
+    for x, y, patch, cells in _counted(plan, places_N2):
         tally.counted += 1
-        try:
-            patch = plan.read(x, y)
-        except SlideError as error:
-            tally.errors.append(error)
+        if isinstance(patch, SlideError):
+            tally.errors.append(patch)
             continue
-        cells = len(plan.counter.find(np.asarray(patch), plan.mpp))
         tally.note(cells)
         key, fields = f"{plan.source.slide_id}_{x}_{y}", plan.fields(x, y, cells)
         if cells < plan.config.min_cells:
@@ -235,8 +229,28 @@ def _keep_patches(
         tally.corners.append((x, y))
         tally.cells.append(cells)
         tell(len(tally.cells))
+        if len(tally.cells) == plan.config.max_patches:
+            break
     if tally.errors and len(tally.errors) == tally.counted:
         raise tally.errors[0]
+
+
+def _counted(plan: Plan, places_N2: np.ndarray) -> Iterator[tuple[int, int, Image.Image | SlideError, int]]:
+    """Place after place: where it is, its patch or why it cannot be read, its cells; counted in batches."""
+    for start in range(0, len(places_N2), plan.counter.batch):
+        corners = (places_N2[start : start + plan.counter.batch] * plan.grid.side).tolist()
+        patches = [_read(plan, x, y) for x, y in corners]
+        whole = [np.asarray(patch) for patch in patches if not isinstance(patch, SlideError)]
+        counts = iter([len(points_N2) for points_N2 in plan.counter.find_each(whole, plan.mpp)])
+        for (x, y), patch in zip(corners, patches, strict=True):
+            yield x, y, patch, 0 if isinstance(patch, SlideError) else next(counts)
+
+
+def _read(plan: Plan, x: int, y: int) -> Image.Image | SlideError:
+    try:
+        return plan.read(x, y)
+    except SlideError as error:
+        return error
 
 
 def _why_nothing(config: HarvestConfig, candidates: int) -> str:

@@ -121,6 +121,10 @@ def test_a_detector_counts_at_the_resolution_it_was_trained_at(detector_file):
         expected = select_cells(detector(image_BCHW), 96, 128)[0].points_N2.numpy()
     assert len(found_N2) == len(expected)
     np.testing.assert_allclose(found_N2, 2 * expected, atol=1e-3)
+    each = counter.find_each([image_HW3, image_HW3[::-1].copy()], 0.25)
+    np.testing.assert_allclose(each[0], found_N2, atol=1e-3)
+    np.testing.assert_allclose(each[1], counter.find(image_HW3[::-1].copy(), 0.25), atol=1e-3)
+    assert counter.find_each([], 0.25) == []
     assert counter.name.startswith("detector ")
     assert counter.name.endswith("at 0.5 um/px on cpu") or torch.cuda.is_available()
 

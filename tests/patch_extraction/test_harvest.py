@@ -1,5 +1,6 @@
 """One slide -> one tar: which patches, what their files say, and slides that fail."""
 
+import dataclasses
 import errno
 import io
 import json
@@ -187,6 +188,29 @@ def test_at_most_so_many_chosen_by_the_seed(wsi_dir, tmp_path):
         assert chosen[-1] <= set(every)
     assert chosen[0] == chosen[1]
     assert len({frozenset(corners) for corners in chosen}) > 1
+
+
+class ByFive(HaematoxylinCounter):
+    """Wants five patches at once, and gets no more."""
+
+    batch = 5
+
+    def find_each(self, images, mpp):
+        assert len(images) <= self.batch
+        return super().find_each(images, mpp)
+
+
+@pytest.mark.parametrize("most", [4, 500])
+def test_counting_in_batches_changes_nothing(wsi_dir, tmp_path, most):
+    source_of = {"wsi_dir": wsi_dir, "max_patches": most}
+    found = []
+    for counter in (COUNTER, ByFive()):
+        config = HarvestConfig(out=tmp_path / type(counter).__name__, **source_of)
+        source = next(source for source in find_sources(config, COUNTER) if source.name == "plain.tif")
+        record = harvest_slide(source, config, counter)
+        found.append((dataclasses.replace(record, seconds=0), tar_path(config.out, record.slide_id).read_bytes()))
+    assert found[0] == found[1]
+    assert found[0][0].kept > 3
 
 
 def test_a_slide_without_enough_cells_says_so(wsi_dir, tmp_path):
