@@ -14,7 +14,7 @@ import pytest
 from patch_extraction import launch
 from patch_extraction.config import HarvestConfig
 from shared.command_line import UserError
-from tests.conftest import ENVIRONMENT, REPOSITORY
+from tests.conftest import REPOSITORY
 from tests.patch_extraction.conftest import BIG, digests
 from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import slurm
@@ -67,12 +67,7 @@ def test_the_launcher_submits_parts_and_a_pack_and_reports(
     """One slide is none: its part and the packing say so and end with 3, all else is there."""
     (checkout / "slides" / "PD-L1" / "broken.svs").write_bytes(b"no slide")
     words = ("--wsi-dir", "slides", *HARVEST, "--launcher", "slurm", "--parts", "2", "--slurm.cpus", "1")
-    environment = {**ENVIRONMENT, **slurm.environment, "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(
-        [sys.executable, "-m", "patch_extraction", *words],
-        **{"cwd": checkout, "env": environment, "capture_output": True, "text": True, "timeout": 200},
-        check=False,
-    )
+    done = slurm.stage("patch_extraction", *words, cwd=checkout)
     assert done.returncode == 3, done.stdout + done.stderr
     rows = [line.split() for line in done.stdout.split("\nrun ")[1].splitlines()[1:]]
     table = {row[0]: (row[2], row[3]) for row in rows if row[0] in ("part-1", "part-2", "pack")}

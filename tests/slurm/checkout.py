@@ -12,6 +12,7 @@ ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 TWO_TASKS = ("--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1")
 TWO_NODES = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1")
 ONE_TASK = ("--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1")
+ONE_CORE = ("--launcher", "slurm", "--slurm.gpus", "0", "--slurm.cpus", "1", "--slurm.hours", "0.2")
 MAE = ("--method.arch", "vit_tiny_patch16_224", *SMALL, "--loader.workers", "1", "--samples-seen", "200")
 
 

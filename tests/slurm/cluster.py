@@ -12,11 +12,12 @@ import shutil
 import signal
 import stat
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.conftest import free_port
+from tests.conftest import REPOSITORY, free_port
 from tests.slurm.accounting import WITHOUT, Accounting
 
 NODES = ("n1", "n2")
@@ -158,6 +159,12 @@ class Cluster:
         done = self.run("sbatch", "--parsable", *options, script, *args, cwd=cwd)
         return int(done.stdout)
 
+    def stage(self, module: str, *words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+        """Type `python -m MODULE WORDS` in a folder on the login node, which has no GPU."""
+        environment = {**self.environment, "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
+        words = (sys.executable, "-m", module, *words)
+        return self.run(*words, check=False, cwd=cwd, env=environment, timeout=300)
+
     def job(self, number: object) -> dict[str, str]:
         """What `scontrol` knows of a job: JobState, ExitCode, Restarts ..."""
         return dict(re.findall(r"(\w+)=(\S*)", self.output("scontrol", "show", "job", "-o", number)))
@@ -191,8 +198,8 @@ class Cluster:
     def history(self, number: object) -> list[str]:
         """How each attempt of a job ended, in order: PENDING (requeued), PREEMPTED, NODE_FAIL, COMPLETED ..."""
         path = self.folder / "log" / "history"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [re.search(r"JobState=(\w+)", line)[1] for line in lines if line.startswith(f"JobId={number} ")]  # type: ignore[index]
+        text = path.read_text() if path.exists() else ""
+        return re.findall(rf"^JobId={number} .*?JobState=(\w+)", text, re.MULTILINE)
 
     def strays(self) -> list[str]:
         """Command lines of processes that belong to this cluster and are not its daemons' zombies."""

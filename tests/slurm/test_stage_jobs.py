@@ -4,7 +4,6 @@ import json
 import os
 import stat
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,12 +11,13 @@ import pytest
 
 from shared import weights
 from shared.launch import typed_command
+from shared.sample_slides import write_tiles
 from shared.slurm_jobs import Slurm, run_in_slurm
 from shared.slurm_states import job_states
 from shared.stop_signal import StopSignal
-from tests.conftest import ENVIRONMENT, REPOSITORY
+from tests.conftest import REPOSITORY
 from tests.slurm.accounting import why_no_accounting
-from tests.slurm.checkout import MAE, make_checkout
+from tests.slurm.checkout import MAE, ONE_CORE, make_checkout
 from tests.slurm.cluster import Cluster
 from tests.slurm.test_jobs import python
 
@@ -75,26 +75,10 @@ def test_accounting_remembers_what_squeue_has_forgotten(
 @pytest.mark.timeout(600)
 def test_pre_training_in_two_ranks_that_is_waited_for(slurm: Cluster, tmp_path: Path):
     folder = make_checkout(tmp_path / "checkout")
-    asked = (
-        "--launcher",
-        "slurm",
-        "--slurm.nodes",
-        "2",
-        "--slurm.gpus",
-        "0",
-        "--slurm.cpus",
-        "1",
-        "--slurm.hours",
-        "0.2",
-    )
-    environment = {**ENVIRONMENT, **slurm.environment, "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
+    asked = ("mae_vitb", *MAE, *ONE_CORE, "--slurm.nodes", "2")
 
     def command(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "ssl_pretrain", "mae_vitb", *MAE, *asked, *words],
-            **{"cwd": folder, "env": environment, "capture_output": True, "text": True, "timeout": 300},
-            check=False,
-        )
+        return slurm.stage("ssl_pretrain", *asked, *words, cwd=folder)
 
     # Refused before anything is queued.
     done = command("--batch-size", "9")
@@ -115,27 +99,8 @@ def test_pre_training_in_two_ranks_that_is_waited_for(slurm: Cluster, tmp_path: 
 @pytest.mark.timeout(600)
 def test_fine_tuning_that_fails_is_reported_with_its_last_line(slurm: Cluster, tmp_path: Path):
     folder = make_checkout(tmp_path / "checkout")
-    environment = {**ENVIRONMENT, **slurm.environment, "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
-    sample = [sys.executable, "-c", "from pathlib import Path; from shared.sample_slides import write_tiles; "]
-    sample[-1] += "write_tiles(Path('data'), tiles=(4, 2, 2))"
-    subprocess.run(sample, cwd=folder, env=environment, check=True)
-    words = (
-        "--init",
-        "none.pth",
-        "--launcher",
-        "slurm",
-        "--slurm.gpus",
-        "0",
-        "--slurm.cpus",
-        "1",
-        "--slurm.hours",
-        "0.2",
-    )
-    done = subprocess.run(
-        [sys.executable, "-m", "finetune", *words],
-        **{"cwd": folder, "env": environment, "capture_output": True, "text": True, "timeout": 300},
-        check=False,
-    )
+    write_tiles(folder / "data", tiles=(4, 2, 2))
+    done = slurm.stage("finetune", "--init", "none.pth", *ONE_CORE, cwd=folder)
     assert done.returncode == 3, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     at = next(i for i, line in enumerate(lines) if line.startswith("dpa_p2pnet") and "FAILED" in line)
