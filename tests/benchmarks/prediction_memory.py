@@ -80,11 +80,11 @@ def measure(cells: int, folder: Path) -> dict[str, float]:
     """Write so many cells; memory in MB above that of the empty process, seconds, and what was counted."""
     side = round((cells**0.5) * SPACING)
     source = Blank((side, side))
-    slide.open_source = lambda *_: source  # type: ignore[assignment]
+    slide.open_source = lambda *_: source
     torch.set_num_threads(1)
     image = folder / "blank.png"
     image.write_bytes(b"blank")
-    detector = Detector(image, Crowd(), ("a", "b", "c"), MPP, torch.device("cpu"))  # type: ignore[arg-type]
+    detector = Detector(image, Crowd(), ("a", "b", "c"), MPP, torch.device("cpu"))
     config = Config(detector=image, sources=(image,), out=folder / "out", workers=0, batch_size=1)
     job = slide.Job(Plan(config, detector, "", ()), image, Path("blank"))
     _predict(replace(job, path=image), 1024)  # what is loaded at first use is no matter of cells
@@ -104,7 +104,7 @@ def measure(cells: int, folder: Path) -> dict[str, float]:
 def _predict(job: slide.Job, side: int) -> None:
     """A small prediction."""
     known = slide.open_source
-    slide.open_source = lambda *_: Blank((side, side))  # type: ignore[assignment]
+    slide.open_source = lambda *_: Blank((side, side))
     slide.predict_slide(replace(job, name=Path("small")), StopSignal())
     slide.open_source = known
 

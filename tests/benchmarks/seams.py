@@ -87,7 +87,7 @@ def main() -> None:
     whole = None
     for tile, margin in [(options.side, 128)] * options.piece + tilings:
         tiling = _tiling(detector, options.side, tile, margin)
-        seconds, cells = timed(lambda tiling=tiling: cells_of(detector, source, tiling))  # type: ignore[misc]
+        seconds, cells = timed(lambda tiling=tiling: cells_of(detector, source, tiling))
         whole = cells if whole is None else whole
         result = agreement(whole, cells, detector.mpp)
         rows.append(

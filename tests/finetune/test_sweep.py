@@ -59,7 +59,7 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(tiles: Path, folder: Path, table: str = "table6", recipe: CommonRecipe = TINY, **more: Any) -> Config:
     recipe = dataclasses.replace(recipe, source=Source(data=tiles), run_dir=folder / "sweeps")
-    return Config(table=table, recipe=recipe, **more)  # type: ignore[arg-type]
+    return Config(table=table, recipe=recipe, **more)
 
 
 def pretend(asked: Config, scores: dict[tuple[str, int], tuple[float, float]]) -> None:

@@ -8,6 +8,7 @@ import torch
 from shared.command_line import run
 from ssl_pretrain import bill
 from ssl_pretrain.bill import Asked, Bill, sizes_of, speed_of
+from ssl_pretrain.epochs import Layout
 from ssl_pretrain.plan import Plan
 from ssl_pretrain.recipes import MAE_VITB, RECIPES
 from ssl_pretrain.state import State
@@ -55,7 +56,7 @@ def test_hours_are_those_of_200_imagenet_epochs():
 def test_sizes_are_those_of_the_files(name: str, tmp_path: Path):
     asked = recipe(name, tmp_path, tmp_path)
     plan, method = Plan.of(asked, 1), asked.method.build()
-    state = State(method, asked.optimiser.build(method), layout=None)  # type: ignore[arg-type]
+    state = State(method, asked.optimiser.build(method), Layout(batch=1, ranks=1, workers=1, buffer=1))
     for weight in method.parameters():
         weight.grad = torch.zeros_like(weight) if weight.requires_grad else None
     state.optimiser.step()

@@ -57,7 +57,7 @@ class SquareNetwork(nn.Module):
 
 def detector(tile: int | None = None, views: int = 1, after: Callable[[], None] = lambda: None) -> Detector:
     network = SquareNetwork(views, after)
-    return Detector(Path("detector.pth"), network, CLASSES, MPP, torch.device("cpu"), tile)  # type: ignore[arg-type]
+    return Detector(Path("detector.pth"), network, CLASSES, MPP, torch.device("cpu"), tile)
 
 
 @dataclass(frozen=True)

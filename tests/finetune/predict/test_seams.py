@@ -100,7 +100,7 @@ class Contextual(planted.SquareNetwork):
 def test_the_result_does_not_depend_on_the_tiles() -> None:
     """All cells agree with a margin as wide as what the network sees; with none far fewer do."""
     image = planted.plant(704, 640, mpp=0.5, share=0.4)
-    detector = dataclasses.replace(planted.detector(), network=Contextual())  # type: ignore[arg-type]
+    detector = dataclasses.replace(planted.detector(), network=Contextual())
     source, config = Picture(image.image, 0.5), detector.network.config
     whole = cells_of(detector, source, tiling_of(704, 640, config))
     assert 0.2 < len(whole) / len(image.labels_N) < 0.8
