@@ -165,7 +165,13 @@ class Slide:
     def read(
         self, x: float, y: float, width: int, height: int, mpp: float, allow_upsampling: bool = False
     ) -> Image.Image:
-        """Read `width` x `height` px of `mpp` um whose outer corner lies at (`x`, `y`) px of level 0.
+        """A picture of `read_pixels`."""
+        return Image.fromarray(self.read_pixels(x, y, width, height, mpp, allow_upsampling))
+
+    def read_pixels(
+        self, x: float, y: float, width: int, height: int, mpp: float, allow_upsampling: bool = False
+    ) -> np.ndarray:
+        """Read `width` x `height` px of `mpp` um whose outer corner lies at (`x`, `y`) px of level 0: uint8 RGB.
 
         What lies outside the slide or was not scanned is white. Shrinking is antialiased.
 
@@ -177,7 +183,7 @@ class Slide:
         left, top = round(x / downsample, 6), round(y / downsample, 6)  # a whole px is meant to be whole
         right, bottom = left + width * factor, top + height * factor
         if abs(factor - 1) < 1e-9 and left.is_integer() and top.is_integer():
-            return Image.fromarray(self._read_level(window.level, (int(left), int(top)), (width, height)))
+            return self._read_level(window.level, (int(left), int(top)), (width, height))
         margin = math.ceil(2 * max(1.0, factor))  # what the bicubic filter reaches beyond the box
         corner = (math.floor(left) - margin, math.floor(top) - margin)
         size = (math.ceil(right) + margin - corner[0], math.ceil(bottom) + margin - corner[1])

@@ -2,15 +2,18 @@
 
 import csv
 import decimal
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from scipy.ndimage import gaussian_filter, maximum_filter
+from scipy.ndimage import convolve1d, gaussian_filter, maximum_filter
 from scipy.optimize import linear_sum_assignment
 
-from patch_extraction.cell_counters import DENSITIES, HaematoxylinCounter
+from patch_extraction.cell_counters import HaematoxylinCounter
+from patch_extraction.haematoxylin import DENSITIES
 from shared.sample_tissue import POSITIVE, section
 
 COUNTER = HaematoxylinCounter()
@@ -35,14 +38,22 @@ def crops(image: np.ndarray, points_N2: np.ndarray, mpp: float):
             yield image[top : top + side, left : left + side], points_N2[inside] - (left, top)
 
 
-def figures(fields: list[tuple[np.ndarray, np.ndarray]], mpp: float) -> dict[str, float]:
+Counting = Callable[[np.ndarray, float], np.ndarray]
+
+
+def figures(
+    fields: list[tuple[np.ndarray, np.ndarray]],
+    mpp: float,
+    find: Counting = COUNTER.find,
+    match_um: float = MATCH_UM,
+) -> dict[str, float]:
     """F1 of single cells, mean error of counts, precision and recall of "at least 30 cells"."""
     found, hits, true = [], [], []
     for image, points_N2 in fields:
-        found_N2 = COUNTER.find(image, mpp)
+        found_N2 = find(image, mpp)
         found.append(len(found_N2))
         true.append(len(points_N2))
-        hits.append(len(matches(found_N2, points_N2, MATCH_UM / mpp)))
+        hits.append(len(matches(found_N2, points_N2, match_um / mpp)))
     accepted, right = np.array(found) >= 30, np.array(true) >= 30
     return {
         "f1": 2 * sum(hits) / (sum(found) + sum(true)),
@@ -52,32 +63,88 @@ def figures(fields: list[tuple[np.ndarray, np.ndarray]], mpp: float) -> dict[str
     }
 
 
+def points_of(path: Path) -> np.ndarray:
+    with path.open() as file:
+        rows = [(float(row["x"]), float(row["y"])) for row in csv.DictReader(file)]
+    return np.array(rows).reshape(-1, 2) + 0.5  # pixel indices
+
+
 def annotated(folder: Path, mpp: float) -> list[tuple[np.ndarray, np.ndarray]]:
     fields = []
     for path in sorted((folder / "images").glob("*.png")):
-        with (folder / "points" / f"{path.stem}.csv").open() as file:
-            rows = [(float(row["x"]), float(row["y"])) for row in csv.DictReader(file)]
-        points_N2 = np.array(rows).reshape(-1, 2) + 0.5  # pixel indices
+        points_N2 = points_of(folder / "points" / f"{path.stem}.csv")
         fields += crops(np.asarray(Image.open(path).convert("RGB")), points_N2, mpp)
     return fields
 
 
-# Set, um/px, least F1, largest mean count error, least precision and recall of ">= 30 cells": the figures of the
-# specification, of which those of this counter on all fields (not only held-out ones) fall short by at most 0.06.
+def textbook(image: np.ndarray, mpp: float) -> np.ndarray:
+    """The recipe that the counter started from, to the letter and without a thought of speed.
+
+    White balance, optical density, QuPath's haematoxylin of "H-DAB", difference of Gaussians of 2.0 and 3.2 um at
+    1 um/px, maxima of 3 x 3 above 0.02.
+    """
+    width, height = round(image.shape[1] * mpp), round(image.shape[0] * mpp)
+    small = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BOX), float)
+    white = np.percentile(small.reshape(-1, 3), 99, axis=0)
+    density = np.maximum(-np.log10(np.maximum(small, 1) / white), 0)
+    haematoxylin = density @ unmixing((0.651, 0.701, 0.290), (0.269, 0.568, 0.778))
+    spots = gaussian_filter(haematoxylin, 2.0) - gaussian_filter(haematoxylin, 3.2)
+    rows, columns = np.nonzero((spots == maximum_filter(spots, 3)) & (spots > 0.02))
+    return (np.stack([columns, rows], axis=1) + 0.5) * image.shape[1] / width
+
+
+def unmixing(*stains: tuple[float, float, float]) -> np.ndarray:
+    """The share of red, green and blue density in the first of two stains, what is neither left out."""
+    known = np.array(stains) / np.linalg.norm(stains, axis=1, keepdims=True)
+    residual = np.cross(*known)
+    return np.linalg.inv(np.vstack([known, residual / np.linalg.norm(residual)]))[:, 0]
+
+
+# Sets, um/px, and what the counter reaches at least (count error: at most), all fields together. Published for the
+# textbook's recipe on held-out fields, which are not named, are F1 .625, .699, .655; error 66, -, 24; precision
+# .986, .955, .95; recall .973, 1, 1. Those of CD138 are its test fields, with matches within 3 um (next test). On
+# the fields of the other two the recipe to the letter has F1 .626 and .706, error 63 and 36, precision .939 and
+# .891, recall .986 and 1: their precision is that of a lucky choice of fields (of random quarters, one in six for
+# BRCA-M2C and one in three for CoNSeP reach it with the counter, one in eleven and in six with the recipe).
 @pytest.mark.parametrize(
-    ("name", "mpp", "f1", "error", "precision", "recall"),
+    ("names", "mpp", "least"),
     [
-        ("CoNSeP/test", 0.5, 0.62, 66, 0.986, 0.973),
-        ("BRCA-M2C/train", 0.5, 0.699, 40, 0.89, 0.99),
-        ("CD138/test", 0.25, 0.655, 27, 0.95, 1.0),
+        (("CoNSeP/test", "CoNSeP/train"), 0.5, {"f1": 0.64, "error": 66, "precision": 0.95, "recall": 0.985}),
+        (("BRCA-M2C/train",), 0.5, {"f1": 0.71, "error": 36.3, "precision": 0.91, "recall": 1.0}),
+        (("CD138/test",), 0.25, {"f1": 0.715, "error": 24, "precision": 0.95, "recall": 1.0}),
     ],
 )
-def test_annotated_fields(real_data, name, mpp, f1, error, precision, recall):
-    measured = figures(annotated(real_data / name, mpp), mpp)
-    assert measured["f1"] >= f1
-    assert measured["error"] <= error
-    assert measured["precision"] >= precision
-    assert measured["recall"] >= recall
+def test_annotated_fields_beside_the_textbook(real_data, names, mpp, least):
+    fields = [field for name in names for field in annotated(real_data / name, mpp)]
+    ours, theirs = figures(fields, mpp), figures(fields, mpp, textbook)
+    assert ours["error"] <= least.pop("error")
+    for name, value in least.items():
+        assert ours[name] >= value
+        assert ours[name] >= theirs[name]
+    assert ours["f1"] > theirs["f1"] + 0.005
+
+
+def test_the_published_figures_of_cd138_are_met(real_data):
+    """Two raters agree to F1 .871 within 3 um, as published: so these are the fields and that is the distance."""
+    fields = annotated(real_data / "CD138/test", 0.25)
+    second = [points_of(path) for path in sorted((real_data / "CD138/test_rater2/points").glob("*.csv"))]
+    hits = sum(len(matches(other, own, 3 / 0.25)) for other, (_, own) in zip(second, fields, strict=True))
+    cells = sum(len(other) + len(own) for other, (_, own) in zip(second, fields, strict=True))
+    assert 2 * hits / cells == pytest.approx(0.871, abs=5e-4)
+    assert figures(fields, 0.25, textbook, 3.0)["f1"] == pytest.approx(0.655, abs=5e-4)
+    ours = figures(fields, 0.25, match_um=3.0)
+    assert ours["f1"] >= 0.655
+    assert ours["error"] <= 24
+    assert (ours["precision"], ours["recall"]) == (0.95, 1.0)
+
+
+def test_collagen_is_not_taken_for_cells(real_data):
+    """A breast field of fibres with 29 nuclei: the textbook sees 145."""
+    folder = real_data / "BRCA-M2C/train"
+    (path,) = (folder / "images").glob("TCGA-AC-A3EH-01Z-00-DX1_*.png")
+    image, true_N2 = np.asarray(Image.open(path).convert("RGB")), points_of(folder / "points" / f"{path.stem}.csv")
+    assert len(textbook(image, 0.5)) > 4 * len(true_N2)
+    assert len(COUNTER.find(image, 0.5)) < 2.5 * len(true_N2)
 
 
 @pytest.mark.parametrize("mpp", [0.25, 0.5, 1.0])
@@ -88,8 +155,8 @@ def test_known_cells_are_found_where_they_are(mpp):
     found_N2 = COUNTER.find(specimen.render(mpp), mpp)
     hit = matches(found_N2, true_N2, MATCH_UM / mpp)
     assert 2 * len(hit) / (len(found_N2) + len(true_N2)) > 0.75
-    for chosen in (classes_N == POSITIVE, classes_N != POSITIVE):
-        assert chosen[hit].sum() / chosen.sum() > 0.75
+    for chosen, least in ((classes_N == POSITIVE, 0.72), (classes_N != POSITIVE, 0.9)):
+        assert chosen[hit].sum() / chosen.sum() > least
     nearest = found_N2[np.hypot(*(found_N2[:, None] - true_N2[hit][None]).transpose(2, 0, 1)).argmin(axis=0)]
     offset_um = np.median(nearest - true_N2[hit], axis=0) * mpp
     assert np.abs(offset_um).max() < 0.2
@@ -104,16 +171,17 @@ def test_the_same_tissue_at_two_resolutions_gives_the_same_count():
 def plainly_counted(image: np.ndarray, mpp: float) -> np.ndarray:
     """The counter's definition, step by step, for images whose sides are whole um."""
     side = round(image.shape[0] * mpp)
-    small = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BOX))
-    density = -np.log10(np.maximum(small.astype(np.float32), 1) / 255)
-    known = np.array([(0.651, 0.701, 0.290), (0.269, 0.568, 0.778)])
-    known /= np.linalg.norm(known, axis=1, keepdims=True)
-    residual = np.cross(*known)
-    unmix = np.linalg.inv(np.vstack([known, residual / np.linalg.norm(residual)]))[:, 0].astype(np.float32)
-    haematoxylin, red = density @ unmix, density[..., 0]
-    blobs = [gaussian_filter(stain, 2.0) - gaussian_filter(stain, 3.2) for stain in (haematoxylin, red)]
-    both = np.maximum(blobs[0], 0.8 * blobs[1])
-    rows, columns = np.nonzero((both == maximum_filter(both, 3)) & (both > 0.02))
+    small = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BOX), float)
+    density = -np.log10(np.maximum(small, 1) / 255)
+    two, four = np.full(2, 1 / 2), np.full(4, 1 / 4)
+    fine = functools.reduce(np.convolve, (four, four, two, two))  # variance 3.0
+    coarse = functools.reduce(np.convolve, (fine, four, four, four, four, four, two))  # 9.5
+    spots = []
+    for stain in (density @ unmixing((0.651, 0.701, 0.290), (0.216, 0.801, 0.558)), density[..., 0]):
+        smooth = [convolve1d(convolve1d(stain, kernel, 0), kernel, 1) for kernel in (fine, coarse)]
+        spots.append(smooth[0] - smooth[1])
+    both = np.maximum(spots[0], 0.7 * spots[1])
+    rows, columns = np.nonzero((both == maximum_filter(both, 3)) & (both > 0.024))
     return (np.stack([columns, rows], axis=1) + 0.5) / mpp
 
 

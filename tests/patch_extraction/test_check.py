@@ -57,10 +57,10 @@ DAMAGE = {
         lambda out: (out / ".packing.json").write_text('{"shards": []}'),
         ".packing.json: the last packing did not come to its end",
     ),
-    "doubled": (copy_shard, "20 patches are there more than once"),
+    "doubled": (copy_shard, "19 patches are there more than once"),
     "counts": (
         lambda out: forge(out, lambda index: index["shards"][0].update(samples=3)),
-        "shard-000000.tar holds 20 samples instead of 3",
+        "shard-000000.tar holds 19 samples instead of 3",
     ),
     "total": (
         lambda out: forge(out, lambda index: index.update(samples=1)),

@@ -92,7 +92,7 @@ def test_the_command_writes_a_table_that_grows(tiles, check, tmp_path, capsys, m
     monkeypatch.syspath_prepend(tmp_path)
     out = tmp_path / "counters.csv"
     check(tiles / "train", f"{tiles / 'test'}={MPP}", "--out", out)
-    assert "haematoxylin 0.02" in capsys.readouterr().out
+    assert "haematoxylin 0.024" in capsys.readouterr().out
     check(tiles / "train", "--counter", "empty_counter:none", "--out", out)
     check(tiles / "train", "--out", out)  # again: replaced, not doubled
     made = {(row["set"].rpartition("/")[2], row["counter"].partition(" ")[0]): row for row in rows(out)}
