@@ -77,6 +77,11 @@ def spread_order(cells_N2: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return _deal(np.argsort(_z_order(shifted_N2), kind="stable"), rng)
 
 
+def neighbours_together(cells_N2: np.ndarray) -> np.ndarray:
+    """The same grid cells along a Z-order curve: what neighbours share of a slide's tiles is then decoded once."""
+    return cells_N2[np.argsort(_z_order(cells_N2), kind="stable")]
+
+
 def _count_block(
     slide: Slide, grid: Grid, first_2: np.ndarray, end_2: np.ndarray, mpp: float, counter: CellCounter
 ) -> np.ndarray:
@@ -87,11 +92,11 @@ def _count_block(
     width, height = (np.ceil(end_2 * side).astype(int) + margin - corner_2).tolist()
     x, y = (corner_2 * mpp / slide.mpp).tolist()
     try:
-        image = slide.read(x, y, width, height, mpp)
+        image_HW3 = slide.read_pixels(x, y, width, height, mpp)
     except SlideError:
         columns, rows = end_2 - first_2
         return np.full((rows, columns), np.iinfo(np.int64).max)
-    points_N2 = (counter.find(np.asarray(image), mpp) + corner_2) / side
+    points_N2 = (counter.find(image_HW3, mpp) + corner_2) / side
     edges = [np.arange(first_2[axis], end_2[axis] + 1) for axis in (1, 0)]
     return np.histogram2d(points_N2[:, 1], points_N2[:, 0], bins=edges)[0].astype(np.int64)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from patch_extraction.candidates import Grid, on_tissue, screen, spread_order
+from patch_extraction.candidates import Grid, neighbours_together, on_tissue, screen, spread_order
 from patch_extraction.cell_counters import CellCounter, HaematoxylinCounter
 from patch_extraction.config import COARSEST_PATCH_MPP, HarvestConfig, Source
 from patch_extraction.fingerprints import fingerprint
@@ -54,10 +54,10 @@ class Plan:
         """um/px of the stored patches: what was asked for, up to the rounding of a patch to whole px."""
         return self.grid.side * self.slide.mpp / self.config.patch_size
 
-    def read(self, x: int, y: int) -> Image.Image:
-        """The patch whose corner lies at (`x`, `y`) px of level 0."""
+    def read(self, x: int, y: int) -> np.ndarray:
+        """The patch whose corner lies at (`x`, `y`) px of level 0: uint8 RGB."""
         size = self.config.patch_size
-        return self.slide.read(x, y, size, size, self.mpp, allow_upsampling=True)
+        return self.slide.read_pixels(x, y, size, size, self.mpp, allow_upsampling=True)
 
     def screened(self, places_N2: np.ndarray) -> np.ndarray:
         """Which places are worth an exact count, as a mask; the classical counter judges, whoever counts then."""
@@ -212,41 +212,50 @@ def _keep_patches(
 ) -> None:
     """Count place after place and write those with enough cells, until there are enough patches.
 
+    As many places as patches are lacking are looked at in one go, so that neighbours can follow one another.
+
     Raises:
         SlideError: not one place can be decoded.
     """
-    for x, y, patch, cells in _counted(plan, places_N2):
-        tally.counted += 1
-        if isinstance(patch, SlideError):
-            tally.errors.append(patch)
-            continue
-        tally.note(cells)
-        key, fields = f"{plan.source.slide_id}_{x}_{y}", plan.fields(x, y, cells)
-        if cells < plan.config.min_cells:
-            tally.near_misses.offer(key, patch, fields, plan.config.min_cells)
-            continue
-        tar.add(key, patch, fields)
-        tally.corners.append((x, y))
-        tally.cells.append(cells)
-        tell(len(tally.cells))
-        if len(tally.cells) == plan.config.max_patches:
-            break
+    while len(places_N2) and (lacking := plan.config.max_patches - len(tally.cells)):
+        now_N2, places_N2 = places_N2[:lacking], places_N2[lacking:]
+        for x, y, patch, cells in _counted(plan, neighbours_together(now_N2)):
+            _keep(plan, (x, y), patch, cells, tar, tally)
+            tell(len(tally.cells))
     if tally.errors and len(tally.errors) == tally.counted:
         raise tally.errors[0]
 
 
-def _counted(plan: Plan, places_N2: np.ndarray) -> Iterator[tuple[int, int, Image.Image | SlideError, int]]:
+def _keep(
+    plan: Plan, corner: tuple[int, int], patch: np.ndarray | SlideError, cells: int, tar: SlideTar, tally: Tally
+) -> None:
+    """Write a patch if it holds enough cells; take note of it in any case."""
+    tally.counted += 1
+    if isinstance(patch, SlideError):
+        tally.errors.append(patch)
+        return
+    tally.note(cells)
+    key, fields = f"{plan.source.slide_id}_{corner[0]}_{corner[1]}", plan.fields(*corner, cells)
+    if cells < plan.config.min_cells:
+        tally.near_misses.offer(key, patch, fields, plan.config.min_cells)
+        return
+    tar.add(key, Image.fromarray(patch), fields)
+    tally.corners.append(corner)
+    tally.cells.append(cells)
+
+
+def _counted(plan: Plan, places_N2: np.ndarray) -> Iterator[tuple[int, int, np.ndarray | SlideError, int]]:
     """Place after place: where it is, its patch or why it cannot be read, its cells; counted in batches."""
     for start in range(0, len(places_N2), plan.counter.batch):
         corners = (places_N2[start : start + plan.counter.batch] * plan.grid.side).tolist()
         patches = [_read(plan, x, y) for x, y in corners]
-        whole = [np.asarray(patch) for patch in patches if not isinstance(patch, SlideError)]
+        whole = [patch for patch in patches if not isinstance(patch, SlideError)]
         counts = iter([len(points_N2) for points_N2 in plan.counter.find_each(whole, plan.mpp)])
         for (x, y), patch in zip(corners, patches, strict=True):
             yield x, y, patch, 0 if isinstance(patch, SlideError) else next(counts)
 
 
-def _read(plan: Plan, x: int, y: int) -> Image.Image | SlideError:
+def _read(plan: Plan, x: int, y: int) -> np.ndarray | SlideError:
     try:
         return plan.read(x, y)
     except SlideError as error:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from patch_extraction.slide_tar import SlideTar
@@ -18,20 +19,20 @@ LEAST_SHARE = 0.5  # of the cells wanted; emptier places tell nothing about the 
 class NearMisses:
     """The patches with the most cells among those that hold too few."""
 
-    found: list[tuple[str, Image.Image, Mapping[str, Any]]] = field(default_factory=list)
+    found: list[tuple[str, np.ndarray, Mapping[str, Any]]] = field(default_factory=list)
 
-    def offer(self, key: str, patch: Image.Image, fields: Mapping[str, Any], min_cells: int) -> None:
+    def offer(self, key: str, patch_HW3: np.ndarray, fields: Mapping[str, Any], min_cells: int) -> None:
         """Take a rejected patch if it is among those nearest to the threshold."""
         if fields["cells"] < LEAST_SHARE * min_cells:
             return
-        self.found = sorted([*self.found, (key, patch, fields)], key=lambda each: -each[2]["cells"])[:MOST]
+        self.found = sorted([*self.found, (key, patch_HW3, fields)], key=lambda each: -each[2]["cells"])[:MOST]
 
     def save(self, out: Path, slide_id: str) -> None:
         """Write `rejected/SLIDE_ID.tar`, samples like those of the slide's tar, if there are any."""
         if self.found:
             with SlideTar(near_misses_path(out, slide_id)) as tar:
-                for key, patch, fields in self.found:
-                    tar.add(key, patch, fields)
+                for key, patch_HW3, fields in self.found:
+                    tar.add(key, Image.fromarray(patch_HW3), fields)
 
 
 def near_misses_path(out: Path, slide_id: str) -> Path:

@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image
 
 FRACTIONS = 65536  # positions have 16 bits after the point
-ONE, LEVELS = np.float32(1), np.float32(256)
+ONE, LEVELS, BRIGHTEST = np.float32(1), np.float32(256), np.float32(255)
 PER_GREY = np.float32(1 / 255)
+ROWS = 32  # done at a time: what is in between stays in the processor's cache
 Range = tuple[int, int]  # from, to before
 
 
@@ -64,8 +65,11 @@ class Canvas:
             return
         canvas_HW4 = self._pixels_HW4[row - top : row_end - top, column - left : column_end - left]
         if whole:
-            source_HW3 = tile_HW3[row : row_end + 1, column : column_end + 1] * PER_GREY
-            _cover(canvas_HW4, _between(source_HW3, right_weight, low_weight), right_weight, low_weight)
+            for first in range(0, row_end - row, ROWS):
+                end = min(first + ROWS, row_end - row)
+                source_HW3 = tile_HW3[row + first : row + end + 1, column : column_end + 1] * PER_GREY
+                between_HW3 = _between(source_HW3, right_weight, low_weight)
+                _cover(canvas_HW4[first:end], between_HW3, right_weight, low_weight)
         else:
             source_HW4 = _with_coverage(tile_HW3, (row, row_end + 1), (column, column_end + 1))
             _saturate(canvas_HW4, _between(source_HW4, right_weight, low_weight))
@@ -84,7 +88,8 @@ def on_white(pixels_HW4: np.ndarray) -> np.ndarray:
 def _cover(canvas_HW4: np.ndarray, colours_HW3: np.ndarray, right: np.float32, low: np.float32) -> None:
     """Paint an empty part of the canvas with what covers it all."""
     weights = _between(np.ones((2, 2, 1), np.float32), right, low)  # 1, or off by its last bit
-    canvas_HW4[..., :3] = _grey(colours_HW3 * np.minimum(ONE / weights, ONE))
+    colours_HW3 *= np.minimum(ONE / weights, ONE)
+    canvas_HW4[..., :3] = _grey(colours_HW3)
     canvas_HW4[..., 3] = 255
 
 
@@ -114,7 +119,7 @@ def _between(source_HWC: np.ndarray, right: np.float32, low: np.float32) -> np.n
 
 def _grey(values: np.ndarray) -> np.ndarray:
     """0..1 as 0..255 in pixman's way: 256 equal steps, the last of which is 1 alone."""
-    return np.minimum((values * LEVELS).astype(np.uint16), 255).astype(np.uint8)
+    return np.minimum(values * LEVELS, BRIGHTEST).astype(np.uint8)
 
 
 def _with_coverage(tile_HW3: np.ndarray, rows: Range, columns: Range) -> np.ndarray:

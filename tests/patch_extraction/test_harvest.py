@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import io
+import itertools
 import json
 import re
 import shutil
@@ -211,6 +212,19 @@ def test_counting_in_batches_changes_nothing(wsi_dir, tmp_path, most):
         found.append((dataclasses.replace(record, seconds=0), tar_path(config.out, record.slide_id).read_bytes()))
     assert found[0] == found[1]
     assert found[0][0].kept > 3
+
+
+def test_fewer_patches_are_the_beginning_of_more(wsi_dir, tmp_path):
+    """As if place after place had been looked at, though neighbours are read together."""
+    chosen = []
+    for most in (1, 3, 6, 100):
+        record = harvest(wsi_dir, tmp_path / str(most), "plain.tif", max_patches=most, min_cells=45)
+        chosen.append(set(patches(tmp_path / str(most), record)))
+        assert record.kept == len(chosen[-1])
+    assert [len(corners) for corners in chosen[:3]] == [1, 3, 6]
+    assert record.counted > record.kept > 6  # some places hold too few
+    for fewer, more in itertools.pairwise(chosen):
+        assert fewer < more
 
 
 def test_a_slide_without_enough_cells_says_so(wsi_dir, tmp_path):
