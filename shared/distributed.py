@@ -22,14 +22,14 @@ from shared.stop_signal import StopSignal, ignore_signals_in_worker
 PATIENCE = datetime.timedelta(minutes=30)
 
 __all__ = [
-    "Place",
+    "Numbering",
     "StopSignal",
     "World",
     "any_rank",
     "exchange_gradients",
     "ignore_signals_in_worker",
     "mean_over_ranks",
-    "place_of_process",
+    "numbering_of_process",
     "replicated",
     "start",
     "stop",
@@ -52,7 +52,7 @@ class World:
         return self.rank == 0
 
 
-class Place(NamedTuple):
+class Numbering(NamedTuple):
     """The number of a process among all, among those of its node, and how many there are."""
 
     rank: int
@@ -60,14 +60,14 @@ class Place(NamedTuple):
     size: int
 
 
-def place_of_process(environment: Mapping[str, str] = os.environ) -> Place | None:
+def numbering_of_process(environment: Mapping[str, str] = os.environ) -> Numbering | None:
     """From the variables of torchrun, or of SLURM where the launcher set them; None: started by neither."""
     if "RANK" in environment:
         local_rank = int(environment.get("LOCAL_RANK", 0))
-        return Place(int(environment["RANK"]), local_rank, int(environment["WORLD_SIZE"]))
+        return Numbering(int(environment["RANK"]), local_rank, int(environment["WORLD_SIZE"]))
     if "SLURM_PROCID" in environment and "MASTER_ADDR" in environment:
         local_rank = int(environment["SLURM_LOCALID"])
-        return Place(int(environment["SLURM_PROCID"]), local_rank, int(environment["SLURM_NTASKS"]))
+        return Numbering(int(environment["SLURM_PROCID"]), local_rank, int(environment["SLURM_NTASKS"]))
     return None
 
 
@@ -81,13 +81,13 @@ def start() -> World:
             the first rank.
     """
     environment = os.environ
-    place = place_of_process()
-    if place is None and int(environment.get("SLURM_PROCID", 0)) > 0:
+    numbering = numbering_of_process()
+    if numbering is None and int(environment.get("SLURM_PROCID", 0)) > 0:
         raise UserError(
             "several SLURM tasks were started without MASTER_ADDR and MASTER_PORT, so each would train by "
             "itself; start them with the scripts in slurm/, or ask for one task"
         )
-    rank, local_rank, size = place or Place(rank=0, local_rank=0, size=1)
+    rank, local_rank, size = numbering or Numbering(rank=0, local_rank=0, size=1)
     device = _device(local_rank)
     if size > 1:
         # Data-loader workers and libraries look for the rank in torchrun's variables.

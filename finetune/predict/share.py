@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from shared.distributed import place_of_process
+from shared.distributed import numbering_of_process
 from shared.parts import Part
 
 
@@ -28,10 +28,10 @@ def share_of_process(part: str | None, environment: Mapping[str, str] = os.envir
     """
     mine = Part(1, 1) if part is None else Part.of_text(part)
     number, parts = mine.number - 1, mine.of
-    place = place_of_process(environment)
-    if place is None:
+    ranks = numbering_of_process(environment)
+    if ranks is None:
         return Share(number, parts)
     gpus = torch.cuda.device_count()
     # Where a task is shown just its own GPU, that is the first.
-    device = f"cuda:{place.local_rank % gpus}" if gpus else None
-    return Share(number * place.size + place.rank, parts * place.size, device)
+    device = f"cuda:{ranks.local_rank % gpus}" if gpus else None
+    return Share(number * ranks.size + ranks.rank, parts * ranks.size, device)
