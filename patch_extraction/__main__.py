@@ -25,12 +25,18 @@ from patch_extraction.slide_list import find_sources
 from patch_extraction.slide_tar import FAILED, Record, finished
 from patch_extraction.workers import finished_slides, harvest_slides
 from shared.atomic import write_json
-from shared.command_line import UserError, as_plain, cli_beside, run, settings_text
+from shared.command_line import (
+    NOTHING_FAILED,
+    SOME_FAILED,
+    UserError,
+    as_plain,
+    cli_beside,
+    run,
+    settings_text,
+)
 from shared.parts import Part
 from shared.runs import provenance
 from shared.stop_signal import leave_when_told
-
-NOTHING_FAILED, SOME_FAILED = 0, 3
 
 
 def main() -> int:

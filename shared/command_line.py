@@ -16,6 +16,8 @@ from shared.stop_signal import ignore_from_now_on
 
 Config = TypeVar("Config")
 Beside = TypeVar("Beside")
+# Exit codes; 3: some slides or jobs failed, and the rest is done. The 85 of a stopped one is in `stop_signal`.
+NOTHING_FAILED, REFUSED, SOME_FAILED = 0, 2, 3
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -46,13 +48,13 @@ def _code_of(command: Callable[[], int | None]) -> int | str | None:
         return command() or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return REFUSED
     except OSError as error:
         if error.filename is None and error.errno not in DISK_FULL:
             raise  # no file that the user could look after
         place = error.filename or "what was being written"
         print(f"error: cannot read or write {place}: {error.strerror}; mend it and start again", file=sys.stderr)
-        return 2
+        return REFUSED
     except KeyboardInterrupt:
         print("interrupted; a run or harvest goes on from what it saved last", file=sys.stderr)
         return 130

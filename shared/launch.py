@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from shared.command_line import check_range
+from shared.command_line import NOTHING_FAILED, SOME_FAILED, check_range
 from shared.launcher import Task
 from shared.slurm_jobs import Slurm, are_left, run_in_slurm
 from shared.slurm_states import SUCCEEDED
 from shared.stop_signal import STOPPED, StopSignal
-
-NOTHING_FAILED, SOME_FAILED = 0, 3
 
 
 @dataclass(frozen=True, kw_only=True)

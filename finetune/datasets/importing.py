@@ -24,10 +24,9 @@ from finetune.datasets.qupath import SUFFIXES, Objects, Outlines, Region, read_o
 from finetune.polygons import Polygon
 from finetune.sources import Source, bounds_corner, find_sources, open_source, require_fine, visible_files
 from shared.atomic import atomic_path, write_json
-from shared.command_line import UserError, check_range, make_folder
+from shared.command_line import NOTHING_FAILED, SOME_FAILED, UserError, check_range, make_folder
 from shared.slides import SlideError
 
-SOME_FAILED = 3
 TILES = "tiles.csv"
 COLUMNS = ("image", "slide", "x", "y", "width", "height", "mpp", "cells")
 # A tile of which less lies in its region is left out.
@@ -103,7 +102,7 @@ def import_annotations(config: Import) -> int:
     slides = len(set(written.slides.values()))
     print(f"{config.out}: {len(written.slides)} tiles of {slides} slides, {cells:,} cells: {', '.join(values)}")
     print(f"look: python -m finetune.datasets summary {config.out}; train: python -m finetune --data {config.out}")
-    return SOME_FAILED if failed else 0
+    return SOME_FAILED if failed else NOTHING_FAILED
 
 
 def _cut_slides(

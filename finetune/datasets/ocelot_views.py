@@ -20,10 +20,8 @@ from finetune.datasets.annotated_data import SPLITS, image_size
 from finetune.datasets.pairing import images_in
 from finetune.datasets.wider_views import view_beside
 from shared.atomic import atomic_path
-from shared.command_line import UserError, check_range
+from shared.command_line import NOTHING_FAILED, SOME_FAILED, UserError, check_range
 from shared.slides import Slide, SlideError, find_slides
-
-SOME_FAILED = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +86,7 @@ def cut_views(config: CutViews) -> int:
         print(f"{failed} slides failed; mend them and start the same command again", file=sys.stderr)
         return SOME_FAILED
     print(f"every patch in {config.data} has {config.views} fields of view; train with --views {config.views}")
-    return 0
+    return NOTHING_FAILED
 
 
 def _places(folder: Path) -> Iterator[Place]:

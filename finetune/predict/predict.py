@@ -10,12 +10,11 @@ from finetune.predict.share import share_of_process
 from finetune.predict.slide import Job, predict_slide
 from finetune.predict.summary import write_overview
 from finetune.sources import find_sources
-from shared.command_line import UserError, make_folder, settings_text
+from shared.command_line import NOTHING_FAILED, REFUSED, SOME_FAILED, UserError, make_folder, settings_text
 from shared.loader_workers import deaths_named
 from shared.slides import printable
 from shared.stop_signal import STOPPED, StopSignal, leave_marker
 
-NOTHING_FAILED, REFUSED, SOME_FAILED = 0, 2, 3
 NAMED = 3  # slides that failed, in the last line
 
 

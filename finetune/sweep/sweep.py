@@ -22,13 +22,11 @@ from finetune.sweep.plan import (
 from finetune.sweep.results import print_table, read_result, write_tables
 from finetune.sweep.tables import TABLES
 from shared.atomic import write_json
-from shared.command_line import UserError, as_plain, make_folder, settings_text
+from shared.command_line import NOTHING_FAILED, SOME_FAILED, UserError, as_plain, make_folder, settings_text
 from shared.launcher import Task, failed_line, run_here
 from shared.runs import provenance
 from shared.slurm_jobs import are_left, run_in_slurm
 from shared.stop_signal import STOPPED, StopSignal, leave_marker
-
-NOTHING_FAILED, SOME_FAILED = 0, 3
 
 
 def sweep(config: Config, stop: StopSignal) -> int:
