@@ -9,10 +9,10 @@ patch is never in the middle of one, so that they give no wider view around it.
 import csv
 import json
 import statistics
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from finetune.datasets.annotated_data import SPLITS, AnnotatedData, OfficialRule, Tile
 from finetune.datasets.cells import ListedCell
@@ -23,6 +23,7 @@ from finetune.datasets.tiles import read_tiles
 from finetune.ocelot_score import SIDE
 from shared.command_line import UserError
 
+Entry = TypeVar("Entry")
 LAYOUT = "OCELOT's {images,annotations}/{train,val,test}/cell with metadata.json"
 # Values of the classes in the CSV files (metadata.json, label_info).
 KNOWN = Description(classes={"background cell": "1", "tumour cell": "2"}, origin="pixel_index")
@@ -101,7 +102,7 @@ def _pairs(folder: Path, split: str) -> list[tuple[Path, Path]]:
 def _patches(path: Path, stems: list[str]) -> dict[str, Patch]:
     """The metadata of every patch that is read."""
     known = sample_pairs(path)
-    return {stem: _patch(path, known, stem) for stem in stems}
+    return {stem: of_sample(Patch.from_metadata, path, known, stem) for stem in stems}
 
 
 def sample_pairs(path: Path) -> Mapping[str, Any]:
@@ -119,9 +120,14 @@ def sample_pairs(path: Path) -> Mapping[str, Any]:
     return known
 
 
-def _patch(path: Path, known: Mapping[str, Any], stem: str) -> Patch:
+def of_sample(read: Callable[[Any], Entry], path: Path, known: Mapping[str, Any], stem: str) -> Entry:
+    """What `read` makes of a sample of the metadata in `path`.
+
+    Raises:
+        UserError: the sample is not there, or not whole; names both.
+    """
     try:
-        return Patch.from_metadata(known[stem])
+        return read(known[stem])
     except KeyError as error:
         raise UserError(f"{path} has no {error.args[0]!r} for sample {stem!r}") from error
     except (ValueError, TypeError) as error:

@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -98,12 +99,7 @@ def _places(folder: Path) -> Iterator[Place]:
     for split in SPLITS:
         images = folder / "images" / split / "cell"
         for stem, image in images_in(images).items() if images.is_dir() else ():
-            try:
-                yield Place.from_metadata(image, pairs[stem])
-            except KeyError as error:
-                raise UserError(f"{metadata} has no {error.args[0]!r} for sample {stem!r}") from error
-            except (ValueError, TypeError) as error:
-                raise UserError(f"{metadata}, sample {stem!r}: {error}") from error
+            yield ocelot.of_sample(partial(Place.from_metadata, image), metadata, pairs, stem)
 
 
 def _missing(place: Place, factors: Sequence[int]) -> list[int]:
