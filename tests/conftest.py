@@ -7,17 +7,20 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from shared.command_line import run as run_stage
 from shared.stop_signal import StopSignal
 
 REPOSITORY = Path(__file__).parent.parent
 # Processes started by tests: this checkout, no GPU, one thread each (two would spin on busy cores).
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 Command = Callable[..., subprocess.CompletedProcess[str]]
+# Of a main function and its words; exit code, stdout, stderr.
+InProcess = Callable[..., tuple[int, str, str]]
 
 
 def free_port() -> int:
@@ -58,10 +61,32 @@ def command(tmp_path: Path) -> Command:
 
 
 @pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> InProcess:
+    """As `command`, of a main function in this process, which saves the start of one."""
+
+    def call(main: Callable[[], int | None], *args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", [main.__module__, *map(str, args)])
+        capsys.readouterr()
+        with signals_kept(), pytest.raises(SystemExit) as end:
+            run_stage(main)
+        return int(end.value.code or 0), *capsys.readouterr()
+
+    return call
+
+
+@contextlib.contextmanager
+def signals_kept() -> Iterator[None]:
+    """Around what installs handlers for its process: signals do afterwards what they did before."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+@pytest.fixture
 def stop() -> StopSignal:
     """A wish to stop that nobody has yet; signals do here what they did before."""
-    kept = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGTERM)}
-    made = StopSignal()
-    for number, handler in kept.items():
-        signal.signal(number, handler)
-    return made
+    with signals_kept():
+        return StopSignal()

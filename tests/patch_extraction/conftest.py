@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from patch_extraction.__main__ import main
-from shared.command_line import run
 from shared.sample_slides import write_slide
 from shared.sample_tissue import Specimen, section
+from tests.conftest import InProcess
 
 REPOSITORY = Path(__file__).parents[2]
 BIG = ("--allow-upsampling",)  # one of the sample slides has 0.32 um/px
@@ -36,20 +35,12 @@ def wsi_dir(specimens, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def harvest_here(tmp_path, monkeypatch, capsys):
+def harvest_here(tmp_path, monkeypatch, in_process: InProcess):
     """As `command`, `python -m patch_extraction` only and in this process, which saves its start."""
     monkeypatch.chdir(tmp_path)
 
     def call(*words: object) -> subprocess.CompletedProcess[str]:
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGTERM)}
-        monkeypatch.setattr("sys.argv", ["patch_extraction", *map(str, words)])
-        try:
-            with pytest.raises(SystemExit) as end:
-                run(main)
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-        return subprocess.CompletedProcess(words, int(end.value.code or 0), *capsys.readouterr())
+        return subprocess.CompletedProcess(words, *in_process(main, *words))
 
     return call
 

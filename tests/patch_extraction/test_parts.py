@@ -2,32 +2,25 @@
 
 import fcntl
 import shutil
-import signal
 from pathlib import Path
 
 import pytest
 
 from patch_extraction.__main__ import main
 from patch_extraction.locks import hold
-from shared.command_line import run
+from tests.conftest import InProcess
 from tests.patch_extraction.conftest import BIG, digests
 
 
 @pytest.fixture
-def harvest(wsi_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def harvest(wsi_dir: Path, tmp_path: Path, in_process: InProcess):
     """Runs the command in this process; returns exit code, stdout and stderr."""
 
     def call(*args: object, wsi_dir: Path = wsi_dir) -> tuple[int, str, str]:
         words = ["--wsi-dir", wsi_dir, "--out", tmp_path / "out", "--shard-size", 20, "--workers", 1, *BIG, *args]
-        monkeypatch.setattr("sys.argv", ["patch_extraction", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            run(main)
-        return int(end.value.code or 0), *capsys.readouterr()
+        return in_process(main, *words)
 
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGTERM)}
-    yield call
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return call
 
 
 def test_parts_then_pack_give_the_shards_of_one_process(harvest, undisturbed, tmp_path):

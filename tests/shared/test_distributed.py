@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from shared.stop_signal import StopSignal
-from tests.conftest import ENVIRONMENT, free_port
+from tests.conftest import ENVIRONMENT, free_port, signals_kept
 
 PROGRAM = """
 import torch
@@ -66,12 +66,8 @@ def test_a_port_in_use_is_one_sentence() -> None:
 
 
 def test_signals_raise_a_flag_and_nothing_else() -> None:
-    before = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGTERM)}
-    stop = StopSignal()
-    try:
+    with signals_kept():
+        stop = StopSignal()
         assert stop.received is None
         os.kill(os.getpid(), signal.SIGUSR2)
         assert stop.received == "SIGUSR2"
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

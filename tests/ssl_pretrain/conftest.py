@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import os
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -14,8 +13,8 @@ import torch
 import webdataset
 from PIL import Image, ImageDraw
 
-from shared.command_line import run
 from shared.distributed import World
+from tests.conftest import InProcess, signals_kept
 
 Painter = Callable[[int], Image.Image]
 # The command line of a run that takes a second or two.
@@ -38,18 +37,14 @@ def shards(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def pretrain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def pretrain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_process: InProcess):
     """Runs the command line of the stage in this process; returns exit code, stdout and stderr."""
     from ssl_pretrain.__main__ import main
 
     def call(*args: object) -> tuple[int, str, str]:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # what is promised bit for bit is the CPU's
-        monkeypatch.setattr("sys.argv", ["ssl_pretrain", *map(str, args)])
-        with pytest.raises(SystemExit) as end:
-            run(main)
-        streams = capsys.readouterr()
-        return int(end.value.code or 0), streams.out, streams.err
+        return in_process(main, *args)
 
     return call
 
@@ -57,10 +52,8 @@ def pretrain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 @pytest.fixture(autouse=True)
 def own_signals() -> Iterator[None]:
     """Puts the handlers back that a stage installs for its process."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    with signals_kept():
+        yield
 
 
 def write_shards(folder: Path, counts: Sequence[int], painter: Painter, quality: int = 90) -> Path:

@@ -1,31 +1,25 @@
 """What a run will take: beside the published estimates, and beside what a run really writes."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from shared.command_line import run
 from ssl_pretrain import bill
 from ssl_pretrain.bill import Asked, Bill, sizes_of, speed_of
 from ssl_pretrain.epochs import Layout
 from ssl_pretrain.plan import Plan
 from ssl_pretrain.recipes import MAE_VITB, RECIPES
 from ssl_pretrain.state import State
+from tests.conftest import InProcess
 from tests.ssl_pretrain.tiny import NAMES, recipe
 
 
 @pytest.fixture
-def printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def printed(in_process: InProcess):
     """Runs the command; returns exit code, stdout and stderr."""
-
-    def call(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["plan", *map(str, args)])
-        with pytest.raises(SystemExit) as end:
-            run(bill.main)
-        return int(end.value.code or 0), *capsys.readouterr()
-
-    return call
+    return partial(in_process, bill.main)
 
 
 # Operations of an image, and images a second of an A100 as others report or estimate them.

@@ -4,18 +4,19 @@ import csv
 import json
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from shared.command_line import run
 from shared.distributed import World
 from shared.stop_signal import StopSignal
 from ssl_pretrain.curves import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, chart, curve_sheet
 from ssl_pretrain.inspect import main
 from ssl_pretrain.train import train
+from tests.conftest import InProcess
 from tests.ssl_pretrain import tiny
 from tests.ssl_pretrain.labelled import write_labelled
 from tests.ssl_pretrain.stub import changed
@@ -24,18 +25,9 @@ NUMBERS = ("feature_std", "rank_me", "knn_biomarker", "knn_slide")
 
 
 @pytest.fixture
-def inspect(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def inspect(in_process: InProcess):
     """The command line in this process, which knows the tiny networks; returns exit code, stdout and stderr."""
-
-    def call(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["inspect", *map(str, args)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            run(main)
-        streams = capsys.readouterr()
-        return int(end.value.code or 0), streams.out, streams.err
-
-    return call
+    return partial(in_process, main)
 
 
 def trained(name: str, folder: Path, suffix: str = ".pth", **fields: object):
