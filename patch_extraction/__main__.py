@@ -55,7 +55,8 @@ def main() -> int:
     sources = find_sources(config, counter, hidden)
     refuse_foreign(config.out)
     if config.dry_run:
-        records = preview_slides(sources, finished_slides(sources, config), config)
+        mine = sources if config.part is None else Part.of_text(config.part).share(sources)
+        records = preview_slides(mine, finished_slides(mine, config), config)
     elif launch.launcher == "slurm":
         return harvest_in_slurm(len(sources), config, launch)
     elif config.part is not None:

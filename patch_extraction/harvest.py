@@ -112,9 +112,11 @@ def harvest_slide(
     """
     start = time.monotonic()
     facts = _first_facts(source, config)  # fields of the record, as they become known
+    trace = config.out / f"failure-{source.slide_id}.log"
     if source.twin:
         return _stored(source, config, {**facts, "status": DUPLICATE, "reason": f"the same file as {source.twin}"})
     try:
+        trace.unlink(missing_ok=True)  # of an earlier attempt
         with Slide(source.path, source.slide_mpp, config.trust_objective, config.reader) as slide:
             _harvest_open(Plan.of(slide, source, config, counter), facts, tell or (lambda _: None))
     except UserError as error:  # a SlideError, or what a counter says
@@ -124,7 +126,6 @@ def harvest_slide(
             raise UserError(f"cannot write to {config.out}: {error.strerror}; {MAKE_ROOM}") from error
         facts |= {"status": FAILED, "reason": printable(f"{source.path}: {error}")}
     except Exception as error:  # one odd slide in thousands must not end the night; the trace is kept
-        trace = config.out / f"failure-{source.slide_id}.log"
         trace.write_text(printable(traceback.format_exc()), encoding="utf-8")
         facts |= {
             "status": FAILED,
@@ -156,11 +157,13 @@ def _harvest_open(plan: Plan, facts: dict[str, Any], tell: Callable[[int], None]
     """Harvest an open slide and note what was found; raises SlideError where nothing can be had from it."""
     slide, source, config = plan.slide, plan.source, plan.config
     remove_near_misses(config.out, source.slide_id)
+    status = source.path.stat()
     facts |= {
         "slide_mpp": round(slide.mpp, 6),
         "mpp_source": slide.resolution.source,
         "warning": slide.resolution.warning,
-        "source_bytes": source.path.stat().st_size,
+        "source_bytes": status.st_size,
+        "source_changed": status.st_mtime_ns,
         "fingerprint": fingerprint(source.path),
     }
     tissue = find_tissue(slide)

@@ -30,7 +30,7 @@ def preview_slides(sources: Sequence[Source], done: Mapping[str, Record], config
                 bar.update()
     found = [records.get(source.slide_id) or done[source.slide_id] for source in sources]
     _print(found, done, config)
-    if all(record.status == FAILED for record in found):
+    if found and all(record.status == FAILED for record in found):
         raise UserError(f"none of the slides in {config.wsi_dir} can be harvested; the reasons stand above")
     return found
 

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from patch_extraction.config import Source
+from patch_extraction.fingerprints import fingerprint
 from shared.atomic import atomic_path, write_json
 
 QUALITY = 90  # of the patches' JPEG, chroma halved: the contract of the shards
@@ -58,6 +59,7 @@ class Record:
     pixel_sums: tuple[tuple[int, ...], tuple[int, ...]] = ((0, 0, 0), (0, 0, 0))
     histogram: tuple[int, ...] = ()  # places counted, by BIN cells
     source_bytes: int = 0
+    source_changed: int = 0  # when the slide's file was last written, ns
     fingerprint: str = ""  # of the slide's file
     wsi_dir: str = ""  # where the slide was found
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -128,7 +130,7 @@ def write_record(out: Path, record: Record) -> None:
 
 
 def finished(out: Path, source: Source) -> Record | None:
-    """The record of a slide that is done: its tar is whole and the slide as large as it was; else None.
+    """The record of a slide that is done: its tar is whole and the slide what it was; else None.
 
     A slide that cannot be looked at now, as on a disk that is not mounted, does not undo what was harvested from
     it. The settings are not compared; that is for the caller, who must not redo silently.
@@ -137,8 +139,20 @@ def finished(out: Path, source: Source) -> Record | None:
     record = read_record(path.with_suffix(".json"))
     if record is None:
         return None
-    unchanged = _size(source.path) in (record.source_bytes, None)
-    return record if unchanged and _size(path) == record.bytes else None
+    return record if _size(path) == record.bytes and _unchanged(source.path, record) else None
+
+
+def _unchanged(slide: Path, record: Record) -> bool:
+    """Whether a slide is the file that was harvested, be it with another date, or cannot be looked at."""
+    try:
+        status = slide.stat()
+        if status.st_size != record.source_bytes:
+            return False
+        if status.st_mtime_ns == record.source_changed or not record.fingerprint:
+            return True
+        return fingerprint(slide) == record.fingerprint
+    except OSError:
+        return True
 
 
 def _size(path: Path) -> int | None:

@@ -176,6 +176,9 @@ class _Worker:
         """End the process and remove what it has half written."""
         self._process.kill()
         self._process.join(KILLING)
+        if self._process.is_alive():
+            # Python would wait for it before it exits, without end; there is no public way to have it not do so.
+            multiprocessing.process._children.discard(self._process)  # type: ignore[attr-defined]
         self.pipe.close()
         if self.source is not None:  # only its own: on another node a process of this number may be at work
             for path in self._config.out.glob(f"*/.{self.source.slide_id}.*.{self._process.pid}.tmp"):
@@ -188,7 +191,7 @@ class _Worker:
         return failed_record(source, self._config, f"{source.path} {reason}", time.monotonic() - self._began)
 
     def _death(self) -> str:
-        self._process.join()
+        self._process.join(KILLING)
         code = self._process.exitcode or 0
         if code == -signal.SIGKILL:
             return "ended with its process being killed, perhaps for lack of memory; use fewer --workers"

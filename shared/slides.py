@@ -20,6 +20,7 @@ from PIL import Image
 
 from shared.between_pixels import on_white
 from shared.command_line import UserError
+from shared.dicom import series_of
 from shared.resampling import resample
 from shared.resolution import Resolution, UnknownResolutionError, resolve
 from shared.tiled_tiff import NotReadError, TiledTiff
@@ -72,7 +73,8 @@ def folder_name(folder: Path) -> str:
 def find_slides(folder: Path, unreadable: list[str] | None = None) -> list[Path]:
     """Files below `folder` whose ending is a slide format's, sorted; linked folders are followed.
 
-    Hidden files are left out. The .dcm files of one folder are one DICOM slide; its first file stands for it.
+    Hidden files are left out. The .dcm files of one series in one folder are one DICOM slide; its first file
+    stands for it.
 
     Args:
         folder: Where to look.
@@ -88,8 +90,9 @@ def find_slides(folder: Path, unreadable: list[str] | None = None) -> list[Path]
     found: list[Path] = []
     for parent, names in _walk(folder, [] if unreadable is None else unreadable):
         slides = [name for name in names if Path(name).suffix.lower() in SUFFIXES]
-        dicom = [name for name in slides if name.lower().endswith(".dcm")]
-        found += [parent / name for name in slides if name not in dicom[1:]]
+        dicom = [parent / name for name in slides if name.lower().endswith(".dcm")]
+        found += [parent / name for name in slides if parent / name not in dicom]
+        found += {series_of(path): path for path in reversed(dicom)}.values() if len(dicom) > 1 else dicom
     return sorted(found)
 
 

@@ -311,11 +311,14 @@ def test_an_unforeseen_error_costs_its_slide_and_is_kept(wsi_dir, tmp_path, monk
     def find(*_: object) -> None:
         raise ZeroDivisionError("odd slide")
 
-    monkeypatch.setattr(HaematoxylinCounter, "find", find)
-    record = harvest(wsi_dir, tmp_path, "plain.tif")
+    with monkeypatch.context() as broken:
+        broken.setattr(HaematoxylinCounter, "find", find)
+        record = harvest(wsi_dir, tmp_path, "plain.tif")
     assert record.status == FAILED
     assert "unexpected ZeroDivisionError" in record.reason
     assert "odd slide" in next(tmp_path.glob("failure-*.log")).read_text()
+    assert harvest(wsi_dir, tmp_path, "plain.tif", max_patches=1).status == HARVESTED
+    assert not list(tmp_path.glob("failure-*.log"))  # what is mended is not named any more
 
 
 def test_what_a_counter_says_is_the_reason(wsi_dir, tmp_path, monkeypatch):

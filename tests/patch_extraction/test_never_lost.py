@@ -1,5 +1,6 @@
 """A night of harvesting survives kill -9 at any moment, slides that hang or crash, and a full disk."""
 
+import contextlib
 import hashlib
 import os
 import random
@@ -198,3 +199,48 @@ def test_a_dry_run_of_what_is_done_and_of_what_cannot_be(undisturbed, wsi_dir, h
     none = harvest_here("--wsi-dir", "wsi", "--dry-run")
     assert none.returncode == 2
     assert "none of the slides in wsi can be harvested" in error_of(none)
+
+
+def test_a_dry_run_of_a_part_looks_at_that_part(wsi_dir, harvest_here):
+    for part, slides in (("1/4", ["Ki-67/S.1 ü.a.svs"]), ("3/4", ["plain.tif"]), ("4/4", [])):
+        done = harvest_here("--wsi-dir", wsi_dir, *BIG, "--dry-run", "--part", part)
+        assert done.returncode == 0, done.stderr
+        assert f"{len(slides)} slides: " in done.stdout
+        named = [name for name in ("Ki-67/S.1 ü.a.svs", "PD-L1/S.1 ü.a.svs", "plain.tif") if name in done.stdout]
+        assert named == slides
+
+
+# A harvest whose worker outlives being killed, as one does that waits for a disk which does not answer.
+STUCK = """
+import multiprocessing.context, os, sys, time
+from pathlib import Path
+from patch_extraction import workers
+from patch_extraction.config import HarvestConfig, Source
+
+def hang(source, tell):
+    Path(sys.argv[1]).write_text(str(os.getpid()))
+    time.sleep(3600)
+
+if __name__ == "__main__":
+    workers.KILLING = 0.2
+    multiprocessing.context.ForkServerProcess.kill = lambda process: None
+    source = Source(Path("a.svs"), "a.svs", "a_0", "", None, {})
+    config = HarvestConfig(Path("wsi"), Path("out"), slide_minutes=0.02, workers=1)
+    for record, _ in workers.each(hang, [source], config):
+        print(record.reason if record else "", flush=True)
+"""
+
+
+def test_nobody_waits_for_a_worker_that_cannot_be_killed(tmp_path):
+    (tmp_path / "stuck.py").write_text(STUCK)
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    words = [sys.executable, "stuck.py", str(tmp_path / "number")]
+    try:
+        done = subprocess.run(
+            words, **{"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "timeout": 60}
+        )
+        assert done.returncode == 0, done.stderr
+        assert "a.svs was given up after 0.02 minutes" in done.stdout
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int((tmp_path / "number").read_text()), signal.SIGKILL)

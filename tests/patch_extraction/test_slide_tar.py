@@ -1,6 +1,7 @@
 """Keys, slide tars and their records."""
 
 import json
+import os
 import tarfile
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from patch_extraction.config import Source
+from patch_extraction.fingerprints import fingerprint
 from patch_extraction.slide_tar import (
     HARVESTED,
     Record,
@@ -87,7 +89,8 @@ def done(tmp_path) -> tuple[Source, Record]:
     source = Source(slide, "a.svs", slide_id("a.svs"), "", None, {"seed": 0})
     tar = write(tar_path(tmp_path, source.slide_id), np.zeros((1, 8, 8, 3), np.uint8))
     record = Record("a.svs", source.slide_id, "", HARVESTED, kept=1, source_bytes=5, settings={"seed": 0})
-    record = replace(record, **tar.facts)
+    file = {"source_changed": slide.stat().st_mtime_ns, "fingerprint": fingerprint(slide)}
+    record = replace(record, **file, **tar.facts)
     write_record(tmp_path, record)
     return source, record
 
@@ -104,6 +107,13 @@ def test_a_slide_that_cannot_be_looked_at_stays_finished(done, tmp_path):
     source, record = done
     source.path.unlink()
     source.path.symlink_to(tmp_path / "elsewhere" / "a.svs")
+    assert finished(tmp_path, source).sha256 == record.sha256
+
+
+def test_a_copied_slide_stays_finished(done, tmp_path):
+    """The same bytes with another date."""
+    source, record = done
+    os.utime(source.path, (1e9, 1e9))
     assert finished(tmp_path, source).sha256 == record.sha256
 
 
@@ -129,7 +139,14 @@ def change_slide(out, source):
     source.path.write_bytes(b"another slide")
 
 
-@pytest.mark.parametrize("change", [damage_tar, drop_tar, drop_record, cut_record, change_slide])
+def put_another_of_its_size(out, source):
+    source.path.write_bytes(b"SLIDE")
+    os.utime(source.path, (1e9, 1e9))
+
+
+@pytest.mark.parametrize(
+    "change", [damage_tar, drop_tar, drop_record, cut_record, change_slide, put_another_of_its_size]
+)
 def test_what_is_not_whole_is_not_finished(done, tmp_path, change):
     change(tmp_path, done[0])
     assert finished(tmp_path, done[0]) is None

@@ -14,6 +14,7 @@ from shared.command_line import UserError
 from shared.sample_slides import write_slide
 from shared.sample_tissue import Specimen, section
 from shared.slides import Slide, SlideError, find_slides
+from tests.shared.test_dicom import dicom_file
 
 # um/px at level 0 of the real slides and where they say so; for the others, what is wrong with them.
 READABLE = {
@@ -213,6 +214,18 @@ def test_find_slides(tmp_path):
     found = [path.relative_to(tmp_path / "slides").as_posix() for path in find_slides(tmp_path / "slides")]
     assert len(found) == len(set(found)) == 5
     assert [name.split("/")[-1] for name in found] == ["A.TIFF", "b.svs", "1.dcm", "c.ndpi", "ü 1.mrxs"]
+
+
+def test_two_dicom_slides_in_one_folder(tmp_path):
+    """Each of two files; what cannot be read as DICOM is taken for one slide, as it was all along."""
+    for name, series in (("1.dcm", "1.2.3"), ("2.dcm", "1.2.4"), ("3.DCM", "1.2.3"), ("4.dcm", "1.2.4")):
+        (tmp_path / name).write_bytes(dicom_file(series))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "5.dcm").write_bytes(dicom_file("1.2.3"))
+    (tmp_path / "6.dcm").touch()
+    (tmp_path / "7.dcm").write_bytes(dicom_file("1.2.5")[:300])
+    found = [path.relative_to(tmp_path).as_posix() for path in find_slides(tmp_path)]
+    assert found == ["1.dcm", "2.dcm", "6.dcm", "other/5.dcm"]
 
 
 def test_find_slides_in_a_wrong_place(tmp_path):
