@@ -16,6 +16,7 @@ from patch_extraction.config import HarvestConfig
 from shared.command_line import UserError
 from tests.conftest import REPOSITORY
 from tests.patch_extraction.conftest import BIG, digests
+from tests.slurm.checkout import make_python
 from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import slurm
 
@@ -28,10 +29,7 @@ HARVEST = (*BIG, "--shard-size", "20", "--workers", "1")
 def checkout(tmp_path: Path, wsi_dir: Path) -> Path:
     """A fresh clone after `make setup`, with slides."""
     folder = tmp_path / "checkout"
-    python = folder / ".venv" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-    python.chmod(0o755)
+    make_python(folder, f'exec {sys.executable} "$@"')
     for name in ("shared", "patch_extraction", "slurm"):
         (folder / name).symlink_to(REPOSITORY / name)
     shutil.copytree(wsi_dir, folder / "slides")
@@ -84,8 +82,7 @@ def test_the_launcher_submits_parts_and_a_pack_and_reports(
 def test_only_the_pack_is_submitted_where_that_is_asked_for(
     slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    for name in ("PATH", "SLURM_CONF"):
-        monkeypatch.setenv(name, slurm.environment[name])
+    slurm.log_in(monkeypatch, tmp_path)
     submitted = []
     monkeypatch.setattr(launch, "wait_in_slurm", lambda *words, then: submitted.append((words[0], then)) or 0)
     config = HarvestConfig(wsi_dir=tmp_path, out=tmp_path)

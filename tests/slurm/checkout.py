@@ -21,12 +21,17 @@ def make_checkout(folder: Path) -> Path:
     folder.mkdir()
     for name in ("shared", "ssl_pretrain", "finetune", "patch_extraction", "slurm"):
         (folder / name).symlink_to(REPOSITORY / name)
-    python = folder / ".venv" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text(f'#!/bin/sh\nCUDA_VISIBLE_DEVICES= exec {sys.executable} "$@"\n')
-    python.chmod(0o755)
+    make_python(folder, f'CUDA_VISIBLE_DEVICES= exec {sys.executable} "$@"')
     write_shards(folder / "shards", [24, 16], tissue)
     return folder
+
+
+def make_python(folder: Path, lines: str) -> None:
+    """A `.venv/bin/python` of these lines of bash."""
+    python = folder / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!/bin/bash\n{lines}\n")
+    python.chmod(0o755)
 
 
 def wait_for_steps(checkout: Path, steps: int) -> None:

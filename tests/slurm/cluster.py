@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import REPOSITORY, free_port
 from tests.slurm.accounting import WITHOUT, Accounting
 
@@ -164,6 +166,13 @@ class Cluster:
         environment = {**self.environment, "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
         words = (sys.executable, "-m", module, *words)
         return self.run(*words, check=False, cwd=cwd, env=environment, timeout=300)
+
+    def log_in(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        """Make this process one on the login node, in a folder."""
+        for name in ("PATH", "SLURM_CONF"):
+            monkeypatch.setenv(name, self.environment[name])
+        monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+        monkeypatch.chdir(folder)
 
     def job(self, number: object) -> dict[str, str]:
         """What `scontrol` knows of a job: JobState, ExitCode, Restarts ..."""

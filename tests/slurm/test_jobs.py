@@ -40,10 +40,7 @@ time.sleep(100)
 @pytest.fixture
 def here(slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """This process as one on a login node, in a folder of its own."""
-    for name in ("PATH", "SLURM_CONF"):
-        monkeypatch.setenv(name, slurm.environment[name])
-    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
-    monkeypatch.chdir(tmp_path)
+    slurm.log_in(monkeypatch, tmp_path)
     return tmp_path
 
 

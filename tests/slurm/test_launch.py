@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.slurm.checkout import make_python
 from tests.slurm.cluster import Cluster
 
 ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
@@ -69,10 +70,7 @@ CASES = {
 
 def root(folder: Path, stage: str) -> Path:
     """A checkout in which `python` runs a few lines of shell."""
-    python = folder / ".venv" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text(f"#!/bin/bash\n{stage}\n")
-    python.chmod(0o755)
+    make_python(folder, stage)
     (folder / "slurm").symlink_to(REPOSITORY / "slurm")
     return folder
 

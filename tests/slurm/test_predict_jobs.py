@@ -1,7 +1,6 @@
 """`python -m finetune.predict ... --launcher slurm`: parts of the slides as elements of a job array."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +9,11 @@ import torch
 from PIL import Image
 
 from shared.detector import Config, Detector, save_detector
-from tests.conftest import ENVIRONMENT, REPOSITORY
+from tests.slurm.checkout import ONE_CORE
 from tests.slurm.cluster import Cluster
 
 GIVEN = ["detector.pth", "pictures", "--slide-mpp", "0.5", "--workers", "0", "--no-report"]
-ASKED = ["--launcher", "slurm", "--parts", "2", "--slurm.gpus", "0", "--slurm.cpus", "1", "--slurm.hours", "0.2"]
+ASKED = [*ONE_CORE, "--parts", "2"]
 
 
 def write_case(folder: Path) -> None:
@@ -32,12 +31,7 @@ def write_case(folder: Path) -> None:
 
 def predict(folder: Path, out: str, cluster: Cluster, *words: str) -> subprocess.CompletedProcess[str]:
     """What a user types."""
-    environment = {**ENVIRONMENT, **cluster.environment, "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(
-        [sys.executable, "-m", "finetune.predict", *GIVEN, "--out", out, *words],
-        **{"cwd": folder, "env": environment, "capture_output": True, "text": True, "timeout": 300},
-        check=False,
-    )
+    return cluster.stage("finetune.predict", *GIVEN, "--out", out, *words, cwd=folder)
 
 
 def tables(folder: Path) -> dict[str, str]:

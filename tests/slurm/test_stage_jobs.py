@@ -15,7 +15,6 @@ from shared.sample_slides import write_tiles
 from shared.slurm_jobs import Slurm, run_in_slurm
 from shared.slurm_states import job_states
 from shared.stop_signal import StopSignal
-from tests.conftest import REPOSITORY
 from tests.slurm.accounting import why_no_accounting
 from tests.slurm.checkout import MAE, ONE_CORE, make_checkout
 from tests.slurm.cluster import Cluster
@@ -49,10 +48,7 @@ def accounted(slurm: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Itera
 def test_accounting_remembers_what_squeue_has_forgotten(
     accounted: Cluster, tmp_path: Path, stop: StopSignal, monkeypatch: pytest.MonkeyPatch
 ):
-    for name in ("PATH", "SLURM_CONF"):
-        monkeypatch.setenv(name, accounted.environment[name])
-    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
-    monkeypatch.chdir(tmp_path)
+    accounted.log_in(monkeypatch, tmp_path)
     codes = {
         "good": "print(1)",
         "bad": "import sys; sys.exit(2)",
