@@ -57,19 +57,28 @@ def own_signals() -> Iterator[None]:
 
 
 def write_shards(folder: Path, counts: Sequence[int], painter: Painter, quality: int = 90) -> Path:
-    """Shards and their index as `patch_extraction` writes them; image n shows `painter(n)`."""
+    """Shards whose image n shows `painter(n)`."""
+
+    def sample(n: int) -> dict[str, bytes]:
+        return {"jpg": jpeg(painter(n), quality), "json": json.dumps({"n": n}).encode()}
+
+    return write_samples(folder, counts, sample, settings={"patch_mpp": 0.25})
+
+
+def write_samples(
+    folder: Path, counts: Sequence[int], sample: Callable[[int], dict[str, bytes]], **facts: object
+) -> Path:
+    """Shards as `patch_extraction` writes them, image n from the files of `sample(n)`; facts for the index."""
     folder.mkdir(parents=True, exist_ok=True)
     entries, number = [], 0
     for index, count in enumerate(counts):
         path = folder / f"shard-{index:06d}.tar"
         with webdataset.TarWriter(str(path)) as writer:
             for _ in range(count):
-                sample = {"jpg": jpeg(painter(number), quality), "json": json.dumps({"n": number}).encode()}
-                writer.write({"__key__": f"patch_{number}", **sample})
+                writer.write({"__key__": f"patch_{number}", **sample(number)})
                 number += 1
         entries.append({"name": path.name, "samples": count, "sha256": sha256(path)})
-    content = {"shards": entries, "samples": number, "settings": {"patch_mpp": 0.25}}
-    content |= {"mean": [0.7, 0.6, 0.65], "std": [0.2, 0.21, 0.19]}
+    content = {"shards": entries, "samples": number, "mean": [0.7, 0.6, 0.65], "std": [0.2, 0.21, 0.19], **facts}
     (folder / "index.json").write_text(json.dumps(content))
     return folder
 

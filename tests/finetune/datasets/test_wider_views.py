@@ -14,19 +14,7 @@ from finetune.datasets.wider_views import require_views
 from shared.command_line import UserError
 from shared.sample_slides import write_tiles
 from tests.conftest import Command
-
-TRAIN = (
-    "--workers",
-    0,
-    "--init",
-    "random",
-    "--arch",
-    "vit_tiny_patch16_224",
-    "--augment.crop",
-    64,
-    "--batch-size",
-    2,
-)
+from tests.finetune.test_train import TINY
 
 
 @pytest.fixture
@@ -55,7 +43,8 @@ def test_views_are_read_widest_first(tiles: Path) -> None:
 
 
 def test_training_and_scoring_with_views(command: Command, tiles: Path, tmp_path: Path) -> None:
-    done = command("finetune", *TRAIN, "--data", tiles, "--views", 3, "--upsampling", "bilinear", "--max-steps", 1)
+    words = ("--workers", 0, "--views", 3, "--upsampling", "bilinear", "--max-steps", 1)
+    done = command("finetune", *TINY, "--data", tiles, *words)
     assert done.returncode == 0, done.stderr
     assert Image.open(tmp_path / "runs/finetune/pictures/augmented.png").width == 3 * (448 + 4)
     done = command("finetune.evaluate", "detector.pth", "--data", tiles)
