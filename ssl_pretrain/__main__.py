@@ -1,6 +1,6 @@
 """`python -m ssl_pretrain [RECIPE]`: shards in, backbone weights out."""
 
-from shared.command_line import parse_beside, run
+from shared.command_line import run
 from shared.stop_signal import StopSignal
 
 DESCRIPTION = """Self-supervised pre-training of a backbone on shards of patches.
@@ -15,13 +15,13 @@ def main() -> int:
     stop = StopSignal()  # before torch, whose import takes seconds in which a warning would kill the process
     from shared.ranks import on_all_ranks
     from ssl_pretrain.launch import LAUNCH, train_in_slurm
-    from ssl_pretrain.recipes import RECIPES
+    from ssl_pretrain.small_batch import parse_asked
     from ssl_pretrain.train import train
 
-    recipe, launch = parse_beside(RECIPES, "mae_vitb", "python -m ssl_pretrain", DESCRIPTION, LAUNCH)
+    asked, launch = parse_asked("python -m ssl_pretrain", DESCRIPTION, LAUNCH)
     if launch.launcher == "slurm":
-        return train_in_slurm(recipe, launch)
-    return on_all_ranks(lambda world: train(recipe, world, stop))
+        return train_in_slurm(asked.on(launch.slurm.nodes * max(launch.slurm.gpus, 1)), launch)
+    return on_all_ranks(lambda world: train(asked.on_these(world), world, stop))
 
 
 if __name__ == "__main__":

@@ -3,15 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shared.command_line import UserError, check_range, parse_beside
+from shared.command_line import UserError, check_range
 from shared.tables import table
 from ssl_pretrain.efficiency import PEAKS, flops_per_image
 from ssl_pretrain.optimisation import AdamW
 from ssl_pretrain.plan import Plan
 from ssl_pretrain.recipe import Recipe, check
-from ssl_pretrain.recipes import RECIPES
 from ssl_pretrain.shard_loader import MOST_WORKERS
 from ssl_pretrain.shards import ShardSet, open_shards
+from ssl_pretrain.small_batch import Asked as Typed
+from ssl_pretrain.small_batch import parse_asked
 
 # Share of a GPU's peak that training reaches, for ViTs and ResNets (channels last, bfloat16): estimates for A100
 # from published speeds of MAE, DINO and supervised ResNet-50.
@@ -75,16 +76,18 @@ class Sizes:
 
 def main() -> int:
     """Print the bill."""
-    recipe, asked = parse_beside(RECIPES, "mae_vitb", "python -m ssl_pretrain.plan", DESCRIPTION, Asked())
-    check(recipe)
+    typed, asked = parse_asked("python -m ssl_pretrain.plan", DESCRIPTION, Asked())
+    check(typed.recipe)
     check_asked(asked)
+    ranks = [nodes * asked.gpus for nodes in asked.nodes]
+    recipe = typed.on(ranks[0]) if len(ranks) == 1 else typed.recipe
     speed, how = speed_of(recipe, asked)
-    if len(asked.nodes) == 1:
-        bill = Bill(Plan.of(recipe, asked.nodes[0] * asked.gpus), speed)
+    if len(ranks) == 1:
+        bill = Bill(Plan.of(recipe, ranks[0]), speed)
     print(f"recipe  {recipe.name}: {recipe.method.name} with {recipe.method.arch}")
     print(f"speed   {speed:,.0f} images/s a GPU ({how})")
-    if len(asked.nodes) > 1:
-        print(f"\n{table_of(recipe, [nodes * asked.gpus for nodes in asked.nodes], speed)}")
+    if len(ranks) > 1:
+        print(f"\n{table_of(typed, ranks, speed)}")
     else:
         print(describe(bill, sizes_of(recipe)))
         print(describe_reading(bill, asked))
@@ -178,16 +181,18 @@ def _enough(plan: Plan, shard_set: ShardSet, workers: int) -> str:
     return f"enough, a shard for each of {readers}"
 
 
-def table_of(recipe: Recipe, ranks: Sequence[int], speed: float) -> str:
-    """One row a number of GPUs; those that the batch cannot be divided among stand below."""
-    rows, refused = [], []
+def table_of(typed: Typed, ranks: Sequence[int], speed: float) -> str:
+    """One row a number of GPUs; below, those that cannot share the batch or run another recipe."""
+    rows, remarks = [], []
     for count in ranks:
         try:
-            bill = Bill(Plan.of(recipe, count), speed)
+            bill = Bill(Plan.of(typed.on(count), count), speed)
         except UserError as error:
-            refused.append(f"{count} GPUs: {error}")
+            remarks.append(f"{count} GPUs: {error}")
             continue
+        if note := bill.plan.note:
+            remarks.append(f"{count} GPUs: {note}")
         hours = (f"{bill.step_seconds:.3g}", f"{bill.hours:.3g}", f"{bill.gpu_hours:,.0f}")
         rows.append((count, bill.plan.micro_batch, bill.plan.accumulation, *hours))
     header = ("GPUs", "images a pass", "passes a step", "s a step", "hours", "GPU-hours")
-    return "\n".join([table(header, rows), *refused])
+    return "\n".join([table(header, rows), *remarks])

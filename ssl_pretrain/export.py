@@ -55,6 +55,7 @@ def _metadata(state: State, plan: Plan, run: Run, shard_set: ShardSet) -> dict[s
         "image_size": recipe.method.image_size,
         "method": recipe.method.name,
         "recipe": recipe.name,
+        "in_place_of": recipe.in_place_of,
         "mean": list(mean),
         "std": list(std),
         "samples_seen": plan.samples(state.step),

@@ -29,16 +29,27 @@ class Plan:
             UserError: the batch cannot be shared evenly, by the ranks or by accumulated passes of about the
                 size asked for; the warm-up is as long as the run.
         """
+        micro, accumulation = cls.divide(recipe, ranks)
+        if recipe.optimiser.warmup_samples >= recipe.samples_seen:
+            raise UserError(
+                f"the warm-up of {recipe.optimiser.warmup_samples} images leaves nothing of the "
+                f"{recipe.samples_seen} of the run; give less with --optimiser.warmup-samples"
+            )
+        steps = math.ceil(recipe.samples_seen / recipe.batch_size)
+        return cls(recipe, ranks, micro, accumulation, steps)
+
+    @staticmethod
+    def divide(recipe: Recipe, ranks: int) -> tuple[int, int]:
+        """Images of one rank in one forward pass, and forward passes a step.
+
+        Raises:
+            UserError: the batch cannot be shared evenly, by the ranks or by passes of about the size asked for.
+        """
         share, rest = divmod(recipe.batch_size, ranks)
         if rest or not share:
             raise UserError(
                 f"a batch of {recipe.batch_size} cannot be shared evenly by {ranks} ranks; "
                 f"give a multiple of {ranks} with --batch-size"
-            )
-        if recipe.optimiser.warmup_samples >= recipe.samples_seen:
-            raise UserError(
-                f"the warm-up of {recipe.optimiser.warmup_samples} images leaves nothing of the "
-                f"{recipe.samples_seen} of the run; give less with --optimiser.warmup-samples"
             )
         wanted = min(recipe.micro_batch, share)
         micro = next(size for size in range(wanted, 0, -1) if share % size == 0)
@@ -47,8 +58,7 @@ class Plan:
                 f"a rank's {share} images can be handled {micro} at a time, but not about {wanted}; give a "
                 f"multiple of {ranks * wanted} with --batch-size, or another --micro-batch"
             )
-        steps = math.ceil(recipe.samples_seen / recipe.batch_size)
-        return cls(recipe, ranks, micro, share // micro, steps)
+        return micro, share // micro
 
     @property
     def last_step(self) -> int:
@@ -88,7 +98,7 @@ class Plan:
             f"x {self.accumulation} accumulated{self._seen_at_once()}\n"
             f"length  {recipe.samples_seen:,} images = {self.steps:,} steps{ends_early}\n"
             f"lr      {recipe.optimiser.peak_lr(recipe.batch_size):.3g} after {warmup:,.0f} steps of warm-up, "
-            f"then a cosine to {recipe.optimiser.final_lr:g}{self._advice()}"
+            f"then a cosine to {recipe.optimiser.final_lr:g}{self._remarks()}"
         )
 
     def _seen_at_once(self) -> str:
@@ -97,9 +107,15 @@ class Plan:
             return ""
         return f"; batch norms and what the loss shares among images see {self.images_at_once:,} at once"
 
-    def _advice(self) -> str:
+    @property
+    def note(self) -> str:
+        """That another recipe was asked for; empty otherwise."""
+        recipe = self.recipe
+        return f"this is {recipe.name}, in place of {recipe.in_place_of}" if recipe.in_place_of else ""
+
+    def _remarks(self) -> str:
         advice = self.recipe.method.advice(self.images_at_once)
-        return f"\nadvice  {advice}" if advice else ""
+        return (f"\nnote    {self.note}" if self.note else "") + (f"\nadvice  {advice}" if advice else "")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ FREE = (
     *("shards", "run_dir", "out", "micro_batch", "max_steps", "loader"),
     *("compile", "checkpoint_activations"),
     *("verify", "log_every", "checkpoint_every", "keep_every", "monitor_every"),
+    "in_place_of",
 )
 
 
@@ -41,15 +42,21 @@ def prepare(recipe: Recipe, world: World) -> tuple[Plan, ShardSet]:
         if world.is_main:
             check_destination(recipe.out)
         plan = Plan.of(recipe, world.size)
-        if _has_begun(recipe):
+        if has_begun(recipe):
             refuse_other_settings(recipe.run_dir, as_plain(recipe), FREE)
         shard_set = open_shards(recipe.shards)
         check_batch(shard_set, recipe.batch_size)
-        if _has_begun(recipe):
+        if has_begun(recipe):
             _refuse_other_shards(recipe, shard_set)
     different = f"the ranks see different shards in {recipe.shards}; give every node the same with --shards"
     refuse_differences(fingerprint(shard_set), world, different)
     return plan, shard_set
+
+
+def has_begun(recipe: Recipe) -> bool:
+    """Whether an earlier attempt left something to go on from; until then settings and shards may change."""
+    export = recipe.run_dir / recipe.out.name
+    return export.exists() or any(recipe.run_dir.glob("checkpoint-*.pt"))
 
 
 def verify(recipe: Recipe, shard_set: ShardSet, world: World, stop: StopSignal) -> bool:
@@ -59,7 +66,7 @@ def verify(recipe: Recipe, shard_set: ShardSet, world: World, stop: StopSignal) 
         SharedError: a shard is not the one that was indexed.
     """
     with together(world):
-        if recipe.verify and not _has_begun(recipe):
+        if recipe.verify and not has_begun(recipe):
             numbers = range(world.rank, len(shard_set.shards), world.size)
             check_sums(shard_set, numbers, lambda: stop.received is not None, quiet=not world.is_main)
     return not any_rank(stop.received is not None, world.device)
@@ -137,12 +144,6 @@ def describe(plan: Plan, state: State, shard_set: ShardSet, world: World) -> str
         f"device  {world.device}{a_gpu}, {recipe.loader.processes(state.layout)} loader worker(s) a rank; "
         f"run folder {recipe.run_dir}"
     )
-
-
-def _has_begun(recipe: Recipe) -> bool:
-    """Whether an earlier attempt left something to go on from; until then settings and shards may change."""
-    export = recipe.run_dir / recipe.out.name
-    return export.exists() or any(recipe.run_dir.glob("checkpoint-*.pt"))
 
 
 def _memory(recipe: Recipe) -> Path:

@@ -55,7 +55,8 @@ def test_pre_training(slurm: Cluster, lab: Path, name: str):
     log = finish(slurm, lab, name, *FEW, *WORDS[name])
     assert "8 images = 2 rank(s) x 4 x 1 accumulated" in log and "finished after 3 steps" in log
     made = weights.read(lab / ("mae.pth" if name == "mae_vitb" else f"{name}.pth"))
-    assert (made.metadata["recipe"], made.metadata["steps"]) == (name, 3)
+    recipe = "swav_resnet50_256" if name == "swav_resnet50" else name  # for so small a batch
+    assert (made.metadata["recipe"], made.metadata["steps"]) == (recipe, 3)
     assert all(tensor.isfinite().all() for tensor in made.tensors.values() if tensor.is_floating_point())
 
 
