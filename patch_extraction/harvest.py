@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from patch_extraction.candidates import Grid, neighbours_together, on_tissue, screen, spread_order
 from patch_extraction.cell_counters import CellCounter, HaematoxylinCounter
@@ -242,7 +241,7 @@ def _keep(
     if cells < plan.config.min_cells:
         tally.near_misses.offer(key, patch, fields, plan.config.min_cells)
         return
-    tar.add(key, Image.fromarray(patch), fields)
+    tar.add(key, patch, fields)
     tally.corners.append(corner)
     tally.cells.append(cells)
 

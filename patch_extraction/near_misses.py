@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from patch_extraction.slide_tar import SlideTar
 
@@ -32,7 +31,7 @@ class NearMisses:
         if self.found:
             with SlideTar(near_misses_path(out, slide_id)) as tar:
                 for key, patch_HW3, fields in self.found:
-                    tar.add(key, Image.fromarray(patch_HW3), fields)
+                    tar.add(key, patch_HW3, fields)
 
 
 def near_misses_path(out: Path, slide_id: str) -> Path:

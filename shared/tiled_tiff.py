@@ -104,7 +104,9 @@ class TiledTiff:
     def _copied(self, level: int, grid: TileGrid, corner: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
         """Px as they are in the tiles."""
         (left, top), (width, height) = corner, size
-        pixels_HW3 = np.full((height, width, 3), 255, np.uint8)
+        pixels_HW3 = np.empty((height, width, 3), np.uint8)
+        if left < 0 or top < 0 or left + width > grid.width or top + height > grid.height:
+            pixels_HW3[:] = 255
         rows = list(_spans(max(top, 0), min(top + height, grid.height), grid.tile_height))
         columns = list(_spans(max(left, 0), min(left + width, grid.width), grid.tile_width))
         for row, y, end_y in rows:

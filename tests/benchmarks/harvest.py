@@ -6,7 +6,6 @@ All in seconds of processor time, so that a busy machine matters less; the best 
 take turns, everything opened anew. The CSV's first rows are ratios and their goals, the others their parts.
 """
 
-import io
 import json
 import os
 import shutil
@@ -28,7 +27,7 @@ from patch_extraction.cell_counters import HaematoxylinCounter
 from patch_extraction.config import HarvestConfig
 from patch_extraction.harvest import harvest_slide
 from patch_extraction.slide_list import find_sources
-from patch_extraction.slide_tar import QUALITY, Record, SlideTar, add_member
+from patch_extraction.slide_tar import QUALITY, Record, SlideTar, add_member, as_jpeg
 from shared.jpeg_tiff import Level, write_pyramid
 from shared.resampling import resample
 from shared.sample_tissue import section
@@ -133,10 +132,8 @@ def write_patches(path: Path, reader: Reader, corners: Sequence[tuple[int, int]]
     """What a harvest does with a patch that it keeps, but for counting, resampling and sums of its px."""
     with Slide(path, reader=reader) as slide, tarfile.open(out, "w", format=tarfile.USTAR_FORMAT) as tar:
         for x, y in corners:
-            stream = io.BytesIO()
-            patch = slide.read(x, y, SIDE, SIDE, slide.mpp)
-            patch.save(stream, format="JPEG", quality=QUALITY, subsampling="4:2:0")
-            add_member(tar, f"{x}_{y}.jpg", stream.getvalue())
+            patch_HW3 = slide.read_pixels(x, y, SIDE, SIDE, slide.mpp)
+            add_member(tar, f"{x}_{y}.jpg", as_jpeg(patch_HW3))
 
 
 def decode_and_encode(path: Path, corners: Sequence[tuple[int, int]]) -> None:
@@ -223,7 +220,7 @@ def one_patch(path: Path, folder: Path) -> list[Row]:
     def keep() -> None:
         with SlideTar(folder / "patches.tar") as out:
             for (x, y), patch in zip(corners, patches, strict=True):
-                out.add(f"{x}_{y}", Image.fromarray(patch), {})
+                out.add(f"{x}_{y}", patch, {})
 
     works = {
         "read by OpenSlide": read("openslide"),

@@ -30,7 +30,7 @@ def harvested(out: Path, counts: list[int]) -> list[Record]:
         record = Record(name, slide_id(name), name[0], HARVESTED, kept=count)
         with SlideTar(tar_path(out, record.slide_id)) as tar:
             for x in range(count):
-                patch = Image.new("RGB", (16, 16), tuple(rng.integers(0, 256, 3).tolist()))
+                patch = np.full((16, 16, 3), rng.integers(0, 256, 3), np.uint8)
                 tar.add(f"{record.slide_id}_{x}_0", patch, {"slide": name, "x": x, "cells": 30 + x})
         records.append(replace(record, **tar.facts))
     return records
@@ -227,7 +227,7 @@ def test_memory_does_not_grow_with_the_patches(tmp_path):
         record = Record(name, slide_id(name), "", HARVESTED, kept=200)
         with SlideTar(tar_path(tmp_path, record.slide_id)) as tar:
             for x in range(200):
-                tar.add(f"{record.slide_id}_{x}_0", Image.fromarray(noise), {"x": x})
+                tar.add(f"{record.slide_id}_{x}_0", noise, {"x": x})
         records.append(replace(record, **tar.facts))
     assert sum(record.bytes for record in records) > 20e6
     tracemalloc.start()
