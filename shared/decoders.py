@@ -28,6 +28,12 @@ class Detections(NamedTuple):
     logits_BNC: Tensor
     """Class logits, background last."""
 
+    def moved(self, by_2: Tensor) -> "Detections":
+        """The same, all coordinates moved by (x, y) px."""
+        return Detections(
+            self.proposals_N2 + by_2, self.deformed_BN2 + by_2, self.points_BN2 + by_2, self.logits_BNC
+        )
+
 
 class PointDecoder(nn.Module):
     """DPA-P2PNet's decoder: every proposal looks up the pyramid at its own coordinates.

@@ -27,7 +27,7 @@ from shared.decoders import (
 )
 from shared.fields_of_view import FieldOfViewFusion, Upsampling
 from shared.fpn import FeaturePyramid, SummedPyramid
-from shared.proposals import Level, proposal_grid
+from shared.proposals import Level, lead, proposal_grid
 from shared.tensor_files import first_line
 from shared.weights import IMAGENET_MEAN, IMAGENET_STD, Weights, read, write
 
@@ -136,15 +136,18 @@ class Detector(nn.Module):
         With K views the input is B x K x 3 x H x W, widest first; detections are those in the last.
         """
         height, width = image_BCHW.shape[-2:]
-        grid_RS2 = proposal_grid(height, width, self.config.interval, image_BCHW.device)
+        top, left = (lead(side, self.config.interval) for side in (height, width))
+        lead_2 = image_BCHW.new_tensor([left, top], dtype=torch.float32)
+        grid_RS2 = proposal_grid(height, width, self.config.interval, image_BCHW.device) + lead_2
         *wider, own_BCHW = image_BCHW.unbind(1) if self.wider else [image_BCHW]
-        pyramid = self._pyramid(self._prepare(own_BCHW), grid_RS2)
+        pyramid = self._pyramid(self._prepare(own_BCHW, left, top), grid_RS2)
         if wider:
-            pyramids = [view(self._prepare(image)) for view, image in zip(self.wider, wider, strict=True)]
-            pyramid = self.fusion([*pyramids, pyramid], _strides(self.config), height, width)
+            pyramids = [view(self._prepare(each, left, top)) for view, each in zip(self.wider, wider, strict=True)]
+            # The views' common centre lies as far from the corner as that of larger images without a lead.
+            pyramid = self.fusion([*pyramids, pyramid], _strides(self.config), height + 2 * top, width + 2 * left)
         # 2 % of the work; in half precision coordinates would be wrong by up to half a pixel.
         with torch.autocast(image_BCHW.device.type, enabled=False):
-            return self.decoder([level.float() for level in pyramid], grid_RS2)
+            return self.decoder([level.float() for level in pyramid], grid_RS2).moved(-lead_2)
 
     def trunks(self) -> list[nn.Module]:
         """The timm trunks of all views, that of the annotated image first."""
@@ -159,14 +162,15 @@ class Detector(nn.Module):
         pays = [pays_to_sample(times * proposals, feature) for times, feature in zip(samplings, maps, strict=True)]
         return cast(FeaturePyramid, self.neck).to_sample(maps, unsmoothed=[*pays, False].index(False))
 
-    def _prepare(self, image_BCHW: Tensor) -> Tensor:
-        """Standardise, then pad with zeros, right and bottom, so that every level halves exactly.
+    def _prepare(self, image_BCHW: Tensor, left: int, top: int) -> Tensor:
+        """Standardise, then pad with zeros: as asked for, and behind so that every level halves exactly.
 
         Convolutions keep the layout of what they are given, and are faster with the channels last.
         """
         height, width = image_BCHW.shape[-2:]
         step = PYRAMID_STRIDES[-1]
-        padded_BCHW = F.pad((image_BCHW - self.mean) / self.std, (0, -width % step, 0, -height % step))
+        padding = (left, -(left + width) % step, top, -(top + height) % step)
+        padded_BCHW = F.pad((image_BCHW - self.mean) / self.std, padding)
         return padded_BCHW.contiguous(memory_format=torch.channels_last)
 
 

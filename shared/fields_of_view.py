@@ -39,7 +39,7 @@ class FieldOfViewFusion(nn.Module):
         Args:
             pyramids: Of the views, widest first.
             strides: Of the levels, px of an image per cell.
-            height: Of every image in px, without padding.
+            height: Of every image in px, without padding behind it; with twice what was put before it.
             width: As `height`.
         """
         fused = []

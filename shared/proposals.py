@@ -36,6 +36,16 @@ def proposal_grid(height: int, width: int, interval: int, device: torch.device |
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
 
 
+def lead(side: int, interval: int) -> int:
+    """Px to put before an image so that its proposals stand where they do if the interval divides the side.
+
+    That is in the middle of their cells, half a pixel aside at most. A network that was trained on such crops
+    otherwise looks at its maps between other cells than it learnt to: a small one found a third of the nuclei,
+    ResNet-50 lost 0.7 points of F1 on CoNSeP's 500 px.
+    """
+    return -side % interval // 2
+
+
 def sample(level: Level, points_BN2: Tensor, stride: int) -> Tensor:
     """Features of a level under points, by bilinear interpolation (Eq. 1); zero outside the map.
 

@@ -126,8 +126,11 @@ def test_the_backbone_sees_the_standardised_image_and_zeros_beyond():
         detector(image)
     assert seen[0].shape == (2, 3, 64, 128)
     for channel, (mean, std) in enumerate([(0.7, 0.2), (0.5, 0.3), (0.6, 0.1)]):
-        torch.testing.assert_close(seen[0][:, channel, :50, :70], (image[:, channel] - mean) / std)
-    assert not seen[0][..., 50:, :].any() and not seen[0][..., 70:].any()
+        # Of the 14 and 10 px to the next whole interval, half come before the image.
+        torch.testing.assert_close(seen[0][:, channel, 7:57, 5:75], (image[:, channel] - mean) / std)
+    beyond = seen[0].clone()
+    beyond[..., 7:57, 5:75] = 0
+    assert not beyond.any()
 
 
 def test_mean_and_std_are_config_not_weights():
@@ -279,6 +282,32 @@ def test_detections_are_those_in_the_last_view(height, width):
         other = detector(images)
     assert torch.equal(found.proposals_N2, proposal_grid(height, width, 16).flatten(0, 1))
     assert not torch.equal(found.logits_BNC, other.logits_BNC)
+
+
+@pytest.mark.parametrize(("interval", "height", "width"), [(8, 100, 132), (16, 90, 120), (8, 65, 79)])
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"views": 2}, {"deformable": False, "multi_scale": False}, {"deformable": False, "refinements": 1}],
+)
+def test_proposals_look_at_the_middle_of_their_cells_whatever_the_size(interval, height, width, fields):
+    """As in an image that a margin of the mean colour, before and behind, brings to whole intervals."""
+    detector = lively_detector(interval=interval, **fields).eval()
+    views = fields.get("views", 1)
+    images = torch.rand(1, *([views] if views > 1 else []), 3, height, width)
+    (left, right), (top, bottom) = (
+        (spare // 2, spare - spare // 2) for spare in (-width % interval, -height % interval)
+    )
+    whole = detector.mean.expand(*images.shape[:-2], height + top + bottom, width + left + right).clone()
+    whole[..., top : top + height, left : left + width] = images
+    with torch.inference_mode():
+        found, other = detector(images), detector(whole)
+    moved = torch.tensor([left, top])
+    aside = found.proposals_N2 + moved - other.proposals_N2
+    assert aside.abs().max() <= 0.5  # an odd rest cannot be halved
+    if height % 2 == width % 2 == 0:
+        assert not aside.any()
+        torch.testing.assert_close(found.points_BN2 + moved, other.points_BN2, atol=ROUNDING, rtol=0)
+        torch.testing.assert_close(found.logits_BNC, other.logits_BNC, atol=ROUNDING, rtol=0)
 
 
 # --- Predictions move with the image -------------------------------------------------------------------
