@@ -17,6 +17,8 @@ from patch_extraction.haematoxylin import THRESHOLD, find_nuclei
 from shared.command_line import UserError
 
 CLASSICAL = ("haematoxylin", "hematoxylin")  # as people spell it
+# The name, and the file, of the detector that comes with this package; nuclei.md tells where it is from.
+SHIPPED, SHIPPED_FILE = "detector", Path(__file__).with_name("nuclei.safetensors")
 
 
 class CellCounter(Protocol):
@@ -87,8 +89,10 @@ def choose_counter(counter: str, detector: Path | None, patch_mpp: float, patch_
     Raises:
         UserError: there is no such function or file, or it cannot count.
     """
-    if detector is not None and counter not in CLASSICAL:
+    if detector is not None and counter not in (*CLASSICAL, SHIPPED):
         raise UserError(f"--detector {detector} and --counter {counter} exclude each other; give one of them")
+    if detector is None and counter == SHIPPED:
+        detector = SHIPPED_FILE
     if detector is not None:
         from patch_extraction.detector_counter import DetectorCounter  # with torch, which takes seconds
 
@@ -114,7 +118,8 @@ def _function(place: str) -> Callable[[np.ndarray, float], np.ndarray]:
     """The function of a module; the module is imported once a process."""
     module, _, name = place.partition(":")
     if not module or not name:
-        raise UserError(f"--counter {place} is unknown; give {CLASSICAL[0]}, or MODULE:FUNCTION of your own")
+        known = f"{CLASSICAL[0]}, {SHIPPED} or MODULE:FUNCTION of your own"
+        raise UserError(f"--counter {place} is unknown; give {known}")
     try:
         found = getattr(importlib.import_module(module), name)
     except ImportError as error:

@@ -53,10 +53,11 @@ class HarvestConfig:
     min_tissue: float = 0.5
     """Least share of a patch that the tissue mask covers."""
     counter: str = "haematoxylin"
-    """Who counts cells: `haematoxylin`, or MODULE:FUNCTION, a Python function of yours that takes an RGB image
-    (uint8, height x width x 3) and its um/px, and returns the cells' centres (N x 2, x and y in px)."""
+    """Who counts cells: `haematoxylin`; `detector`, the one that comes with this package; or MODULE:FUNCTION, a
+    Python function of yours that takes an RGB image (uint8, height x width x 3) and its um/px, and returns the
+    cells' centres (N x 2, x and y in px)."""
     detector: Path | None = None
-    """Let this detector count instead, a file that `python -m finetune` wrote."""
+    """Let this detector count, a file that `python -m finetune` wrote."""
     screen: bool = True
     """Leave out places where the classical counter sees far too few cells at about 1 um/px, before they are
     counted; switch it off for a counter that finds what the classical one does not see."""

@@ -35,7 +35,7 @@ class CountCheckConfig:
     """DIR or DIR=MPP: a folder with `images/` and `points/NAME.csv` (columns x, y); um/px of its images, where no
     `dataset.json` there says it."""
     counter: str = "haematoxylin"
-    """Who counts: `haematoxylin`, or MODULE:FUNCTION as for a harvest."""
+    """Who counts: `haematoxylin`, `detector` or MODULE:FUNCTION, as for a harvest."""
     detector: Path | None = None
     """Let this detector count instead."""
     patch_um: float = 128.0

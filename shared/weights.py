@@ -119,7 +119,8 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
     try:
         with atomic_path(path) as temporary:
             if path.suffix == ".safetensors":
-                safetensors.torch.save_file(plain, temporary, metadata={"metadata": text})
+                # Not save_file, whose files only their owner may read.
+                temporary.write_bytes(safetensors.torch.save(plain, metadata={"metadata": text}))
             else:
                 torch.save({"state_dict": plain, "metadata": text}, temporary)
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from shared import checkpoint
 from shared.command_line import UserError
-from shared.weights import IMAGENET_MEAN, check_destination, load_into, publish, read, write
+from shared.weights import IMAGENET_MEAN, SUFFIXES, check_destination, load_into, publish, read, write
 
 TINY = "vit_tiny_patch16_224"
 
@@ -192,6 +192,13 @@ def test_publishing_on_a_full_disk_keeps_what_was_there(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert read(tmp_path / "mae.pth").metadata == {"run_id": "old"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mae.pth", "run.pth"]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_colleagues_may_read_what_was_written(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / "plain").touch()
+    write(tmp_path / f"w{suffix}", {"a": torch.zeros(2)}, {})
+    assert (tmp_path / f"w{suffix}").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_publishing_under_another_suffix_writes_the_other_format(tmp_path: Path) -> None:
