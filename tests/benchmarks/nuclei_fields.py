@@ -25,7 +25,7 @@ Field = tuple[np.ndarray, np.ndarray]
 
 
 def fields_of(folder: Path, shrink: int) -> dict[str, dict[str, Field]]:
-    """Per split: name -> image at 0.5 um/px and its points, px with corner origin."""
+    """Per split: name -> image at 0.5 um/px and its points, as they stand (BRCA-M2C counts px: 0.25 um off)."""
     splits: dict[str, dict[str, Field]] = {"train": {}, "val": {}, "held_out": {}}
     for path in sorted((folder / "images").glob("*.png")):
         image = Image.open(path).convert("RGB")
