@@ -223,7 +223,8 @@ def _keep_patches(
         now_N2, places_N2 = places_N2[:lacking], places_N2[lacking:]
         for x, y, patch, cells in _counted(plan, neighbours_together(now_N2)):
             _keep(plan, (x, y), patch, cells, tar, tally)
-            tell(len(tally.cells))
+            if tally.cells:  # 0 means that the slide's time begins
+                tell(len(tally.cells))
     if tally.errors and len(tally.errors) == tally.counted:
         raise tally.errors[0]
 

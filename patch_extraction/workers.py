@@ -138,7 +138,7 @@ class _Worker:
 
     def begin(self, source: Source) -> None:
         """Hand over a slide."""
-        if not self._process.is_alive():
+        if self.pipe.closed or not self._process.is_alive():  # given up: it may live on where it cannot be killed
             self._start()
         self.source = source
         self._count_from_now(0)

@@ -227,6 +227,17 @@ def test_fewer_patches_are_the_beginning_of_more(wsi_dir, tmp_path):
         assert fewer < more
 
 
+@pytest.mark.parametrize(("min_cells", "keeps"), [(45, True), (500, False)])
+def test_no_patch_yet_is_not_news(wsi_dir, tmp_path, min_cells, keeps):
+    """Word of 0 patches means that the slide's time begins; it must not begin again and again."""
+    config = HarvestConfig(wsi_dir, tmp_path, min_cells=min_cells)
+    source = next(source for source in find_sources(config, COUNTER) if source.name == "plain.tif")
+    told: list[int] = []
+    record = harvest_slide(source, config, COUNTER, told.append)
+    assert 0 not in told
+    assert told[-1:] == [record.kept] * keeps
+
+
 def test_a_slide_without_enough_cells_says_so(wsi_dir, tmp_path):
     record = harvest(wsi_dir, tmp_path, "plain.tif", min_cells=500)
     assert (record.status, record.kept) == (NO_PATCH, 0)

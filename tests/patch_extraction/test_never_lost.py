@@ -216,17 +216,21 @@ import multiprocessing.context, os, sys, time
 from pathlib import Path
 from patch_extraction import workers
 from patch_extraction.config import HarvestConfig, Source
+from patch_extraction.harvest import failed_record
+
+config = HarvestConfig(Path("wsi"), Path("out"), slide_minutes=0.02, workers=1)
 
 def hang(source, tell):
+    if source.name == "b.svs":
+        return failed_record(source, config, "done after it", 0)
     Path(sys.argv[1]).write_text(str(os.getpid()))
     time.sleep(3600)
 
 if __name__ == "__main__":
     workers.KILLING = 0.2
     multiprocessing.context.ForkServerProcess.kill = lambda process: None
-    source = Source(Path("a.svs"), "a.svs", "a_0", "", None, {})
-    config = HarvestConfig(Path("wsi"), Path("out"), slide_minutes=0.02, workers=1)
-    for record, _ in workers.each(hang, [source], config):
+    sources = [Source(Path(name), name, f"{name[0]}_0", "", None, {}) for name in ("a.svs", "b.svs")]
+    for record, _ in workers.each(hang, sources, config):
         print(record.reason if record else "", flush=True)
 """
 
@@ -241,6 +245,7 @@ def test_nobody_waits_for_a_worker_that_cannot_be_killed(tmp_path):
         )
         assert done.returncode == 0, done.stderr
         assert "a.svs was given up after 0.02 minutes" in done.stdout
+        assert "done after it" in done.stdout  # by another process in its place
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(int((tmp_path / "number").read_text()), signal.SIGKILL)
