@@ -74,7 +74,7 @@ class FunctionCounter(OneByOne):
         Raises:
             UserError: the function returned something else than points.
         """
-        points_N2 = np.asarray(_function(self._place)(image_HW3, mpp), float)
+        points_N2 = np.asarray(_function(self._place)(image_HW3.copy(), mpp), float)  # it may write on its own
         if not points_N2.size:
             return np.zeros((0, 2))
         if points_N2.ndim != 2 or points_N2.shape[1] != 2:

@@ -18,6 +18,9 @@ def corner(image, mpp):
     assert image.dtype == np.uint8 and image.shape[2] == 3
     return [[1.0, 2.0]] * round(image.shape[1] * mpp)
 def none(image, mpp): return []
+def scribbler(image, mpp):
+    image[...] = 0
+    return [[1.0, 2.0]]
 def number(image, mpp): return 7
 def triples(image, mpp): return np.zeros((5, 3))
 def broken(image, mpp): return 1 / 0
@@ -49,6 +52,14 @@ def test_a_function_counts(mine):
     counter = choose_counter(f"{mine}:corner", None, 0.25, 64)
     assert counter.find(np.zeros((8, 40, 3), np.uint8), 0.5).tolist() == [[1.0, 2.0]] * 20
     assert choose_counter(f"{mine}:none", None, 0.25, 64).find(np.zeros((8, 8, 3), np.uint8), 1.0).shape == (0, 2)
+
+
+@pytest.mark.parametrize("writeable", [True, False])
+def test_what_a_function_draws_stays_off_the_patch(mine, writeable):
+    patch_HW3 = np.full((8, 8, 3), 200, np.uint8)
+    patch_HW3.flags.writeable = writeable
+    assert len(choose_counter(f"{mine}:scribbler", None, 0.25, 64).find(patch_HW3, 0.25)) == 1
+    assert (patch_HW3 == 200).all()
 
 
 def test_settings_tell_counters_and_their_versions_apart(mine, tmp_path):
