@@ -14,13 +14,13 @@ def main() -> int:
     """Train; returns the exit code (0 finished, 2 refused, 3 failed as a job, 85 stopped at a checkpoint)."""
     stop = StopSignal()  # before torch, whose import takes seconds in which a warning would kill the process
     from shared.ranks import on_all_ranks
-    from ssl_pretrain.launch import LAUNCH, train_in_slurm
+    from ssl_pretrain.launch import LAUNCH, ranks_of, train_in_slurm
     from ssl_pretrain.small_batch import parse_asked
     from ssl_pretrain.train import train
 
     asked, launch = parse_asked("python -m ssl_pretrain", DESCRIPTION, LAUNCH)
     if launch.launcher == "slurm":
-        return train_in_slurm(asked.on(launch.slurm.nodes * max(launch.slurm.gpus, 1)), launch)
+        return train_in_slurm(asked.on(ranks_of(launch.slurm)), launch)
     return on_all_ranks(lambda world: train(asked.on_these(world), world, stop))
 
 

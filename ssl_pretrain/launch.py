@@ -14,14 +14,24 @@ from ssl_pretrain.start import prepare
 LAUNCH = Launch(slurm=Slurm(nodes=1, gpus=8, cpus=12))
 
 
+def ranks_of(slurm: Slurm) -> int:
+    """How many ranks the job will have.
+
+    Raises:
+        UserError: what it asks for makes no sense, or Slurm is not there.
+    """
+    check_slurm(slurm)
+    return slurm.nodes * max(slurm.gpus, 1)
+
+
 def train_in_slurm(recipe: Recipe, launch: Launch) -> int:
     """Submit the run and wait for it; returns the exit code of the process.
 
     Raises:
         UserError: the recipe, the shards or the run folder do not fit, or Slurm refuses the job.
     """
-    check_slurm(launch.slurm)
+    ranks = ranks_of(launch.slurm)
     device = torch.device("cuda" if launch.slurm.gpus else "cpu")  # of the job; there need not be one here
     prepare(recipe, World(rank=0, local_rank=0, size=1, device=device))
-    Plan.of(recipe, launch.slurm.nodes * max(launch.slurm.gpus, 1))
+    Plan.of(recipe, ranks)
     return wait_for_run("ssl_pretrain", recipe.name, recipe.run_dir, launch.slurm)

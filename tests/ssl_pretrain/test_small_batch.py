@@ -179,12 +179,21 @@ def test_gpus_of_the_job_that_is_submitted_decide(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(
         "ssl_pretrain.launch.train_in_slurm", lambda recipe, launch: queued.append(recipe.name) or 0
     )
+    monkeypatch.setattr("ssl_pretrain.launch.check_slurm", lambda slurm: None)
     for nodes in (1, 8):
         monkeypatch.setattr(
             sys, "argv", ["ssl_pretrain", "swav_resnet50", "--launcher", "slurm", "--slurm.nodes", str(nodes)]
         )
         assert main() == 0
     assert queued == ["swav_resnet50_256", "swav_resnet50"]
+
+
+@pytest.mark.parametrize("nodes", [0, -1])
+def test_a_job_of_no_nodes_is_refused(nodes: int, monkeypatch: pytest.MonkeyPatch):
+    words = ["swav_resnet50", "--launcher", "slurm", "--slurm.nodes", str(nodes)]
+    monkeypatch.setattr(sys, "argv", ["ssl_pretrain", *words])
+    with pytest.raises(UserError, match=f"--slurm.nodes {nodes} is out of range"):
+        main()
 
 
 def test_the_bill_is_that_of_what_would_run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
