@@ -18,6 +18,8 @@ def series_of(path: Path) -> str | None:
     Elements have to state their types ("explicit VR, little endian"), as in all files that OpenSlide reads.
     """
     try:
+        if not path.is_file():  # a pipe would keep us waiting
+            return None
         with path.open("rb") as file:
             file.seek(128)
             return _series(file) if file.read(4) == b"DICM" else None

@@ -1,5 +1,7 @@
 """The series of DICOM files, whatever comes before it."""
 
+import os
+import signal
 import struct
 
 import pytest
@@ -71,6 +73,20 @@ def test_what_tells_no_series(tmp_path):
         (tmp_path / f"{number}.dcm").write_bytes(content)
         assert series_of(tmp_path / f"{number}.dcm") is None
     assert series_of(tmp_path / "nowhere.dcm") is None
+
+
+def test_nobody_waits_for_a_pipe(tmp_path):
+    def too_long(*_):
+        raise AssertionError("still waiting")
+
+    os.mkfifo(tmp_path / "pipe.dcm")
+    signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(5)
+    try:
+        assert series_of(tmp_path / "pipe.dcm") is None
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
 
 
 def test_a_real_file(real_data):
