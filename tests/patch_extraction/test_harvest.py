@@ -230,7 +230,7 @@ def test_fewer_patches_are_the_beginning_of_more(wsi_dir, tmp_path):
 @pytest.mark.parametrize(("min_cells", "keeps"), [(45, True), (500, False)])
 def test_no_patch_yet_is_not_news(wsi_dir, tmp_path, min_cells, keeps):
     """Word of 0 patches means that the slide's time begins; it must not begin again and again."""
-    config = HarvestConfig(wsi_dir, tmp_path, min_cells=min_cells)
+    config = HarvestConfig(wsi_dir, tmp_path, min_cells=min_cells, screen=False)
     source = next(source for source in find_sources(config, COUNTER) if source.name == "plain.tif")
     told: list[int] = []
     record = harvest_slide(source, config, COUNTER, told.append)
