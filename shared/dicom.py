@@ -9,6 +9,7 @@ ITEM, SEQUENCE_END = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD)
 DELIMITERS = 0xFFFE  # group of what parts sequences; it has no type
 LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 OPEN = 0xFFFFFFFF  # length of what ends with a delimiter
+LONGEST_UID = 64  # the standard's; a damaged length may be gigabytes
 MOST_ELEMENTS = 10_000  # before the series; real files have fewer than a hundred
 
 
@@ -37,7 +38,7 @@ def _series(file: BinaryIO) -> str | None:
         elif length == OPEN:
             depth += tag != ITEM
         elif tag == SERIES and not depth:
-            return file.read(length).rstrip(b"\0 ").decode("ascii", "replace")
+            return None if length > LONGEST_UID else file.read(length).rstrip(b"\0 ").decode("ascii", "replace")
         elif tag > SERIES and not depth:
             return None
         else:
