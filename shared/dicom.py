@@ -9,7 +9,7 @@ ITEM, SEQUENCE_END = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD)
 DELIMITERS = 0xFFFE  # group of what parts sequences; it has no type
 LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 OPEN = 0xFFFFFFFF  # length of what ends with a delimiter
-LONGEST_UID = 64  # the standard's; a damaged length may be gigabytes
+LONGEST_UID = 256  # bytes; 64 by the standard, a few more in real files, and gigabytes where it is damaged
 MOST_ELEMENTS = 10_000  # before the series; real files have fewer than a hundred
 
 

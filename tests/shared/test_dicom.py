@@ -68,7 +68,7 @@ def test_what_tells_no_series(tmp_path):
         lacking,
         bytes(128) + b"DICM",
         bytes(128) + b"DICM" + b"\xff" * 99,
-        bytes(128) + b"DICM" + element(0x0020, 0x000E, b"UN", b"1" * 66),
+        bytes(128) + b"DICM" + element(0x0020, 0x000E, b"UN", b"1" * 258),
     )
     for number, content in enumerate(wrong):
         (tmp_path / f"{number}.dcm").write_bytes(content)
