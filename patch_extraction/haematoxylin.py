@@ -32,13 +32,13 @@ DENSITIES = np.array([-math.log10(max(value, 1) / 255) for value in range(256)],
 
 def find_nuclei(image_HW3: np.ndarray, mpp: float) -> np.ndarray:
     """Centres of dark spots in a uint8 RGB image of `mpp` um/px: [N, 2], x and y in its px, corner origin."""
-    image_HW3, scale = _reduced(image_HW3, mpp)
-    blue_HW, red_HW = (_spots(density_HW, mpp * scale) for density_HW in stains(image_HW3))
+    image_HW3, scale_2 = _reduced(image_HW3, mpp)
+    blue_HW, red_HW = (_spots(density_HW, mpp * float(scale_2[0])) for density_HW in stains(image_HW3))
     red_HW *= np.float32(RED_WEIGHT)
     spots_HW = np.maximum(blue_HW, red_HW)
     found = np.flatnonzero((spots_HW > THRESHOLD) & (spots_HW == _largest_around(spots_HW)))
     rows, columns = np.divmod(found, spots_HW.shape[1])
-    return (np.stack([columns, rows], axis=1) + 0.5) * scale
+    return (np.stack([columns, rows], axis=1) + 0.5) * scale_2
 
 
 def stains(image_HW3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -58,14 +58,14 @@ def _unmixing() -> np.ndarray:
     return np.linalg.inv(matrix)[:, 0].astype(np.float32)
 
 
-def _reduced(image_HW3: np.ndarray, mpp: float) -> tuple[np.ndarray, float]:
-    """The image at about 1 um/px by averaging areas, and its px per px of the result."""
+def _reduced(image_HW3: np.ndarray, mpp: float) -> tuple[np.ndarray, np.ndarray]:
+    """The image at about 1 um/px by averaging areas, and its px (x, y) per px of the result."""
     factor = COUNTING_MPP / mpp
     if factor < 1.25:
-        return image_HW3, 1.0
+        return image_HW3, np.ones(2)
     height, width = image_HW3.shape[:2]
     size = (max(1, round(width / factor)), max(1, round(height / factor)))
-    return shrink(image_HW3, size), width / size[0]
+    return shrink(image_HW3, size), np.array([width / size[0], height / size[1]])
 
 
 def _spots(density_HW: np.ndarray, mpp: float) -> np.ndarray:

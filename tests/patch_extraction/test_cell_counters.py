@@ -220,3 +220,10 @@ def test_densities_are_rounded_right():
     with decimal.localcontext(prec=30):
         exact = [float(-(decimal.Decimal(max(value, 1)) / 255).log10()) for value in range(256)]
     assert np.array(exact, np.float32).tolist() == DENSITIES.tolist()
+
+
+def test_cells_stay_where_they_are_on_images_that_are_no_squares():
+    rows, columns = np.mgrid[:511, :513] + 0.5
+    dark_HW = np.exp(-((columns - 499.3) ** 2 + (rows - 499.3) ** 2) / 50)
+    image = np.round(235 - dark_HW[..., None] * (165, 175, 115)).astype(np.uint8)
+    np.testing.assert_allclose(COUNTER.find(image, 0.5).mean(axis=0), [499.3, 499.3], atol=1.0)
