@@ -69,7 +69,7 @@ def tile_to_predict(config: core.Config, crop: int) -> int | None:
         config: The detector.
         crop: Side in px of the crops it was trained on.
     """
-    if config.arch.startswith("resnet") and config.views == 1:
+    if not config.arch.startswith("vit_") and config.views == 1:
         return None
     step = math.lcm(PYRAMID_STRIDES[-1], config.interval)
     return math.ceil(crop / step) * step

@@ -60,6 +60,7 @@ def test_other_intervals_meet_on_coarser_steps() -> None:
 
 def test_only_detectors_that_see_their_whole_tile_have_one() -> None:
     assert tile_to_predict(RESNET, 448) is None
+    assert tile_to_predict(dataclasses.replace(RESNET, arch="regnetx_002"), 256) is None
     assert tile_to_predict(VIT, 448) == 448
     assert tile_to_predict(VIT, 500) == 512
     assert tile_to_predict(dataclasses.replace(RESNET, views=2), 192) == 192
