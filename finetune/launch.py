@@ -22,6 +22,6 @@ def train_in_slurm(recipe: Recipe, launch: Launch) -> int:
     check_slurm(launch.slurm)
     check(recipe)
     checkpoint.refuse_other_settings(recipe.run_dir, as_plain(recipe), FREE_ON_RESUME)
-    refuse_uneven(recipe, launch.slurm.nodes * max(launch.slurm.gpus, 1))
+    refuse_uneven(recipe, launch.slurm.ranks)
     load_data(recipe.source)
     return wait_for_run("finetune", recipe.name, recipe.run_dir, launch.slurm)

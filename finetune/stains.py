@@ -5,10 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-# Optical densities in red, green, blue of haematoxylin, eosin and DAB (Ruifrok and Johnston, 2001).
+from shared import sample_tissue
+
+# Optical densities in red, green, blue, of length 1.
 HAEMATOXYLIN, EOSIN, DAB = (
-    np.array(density, np.float32) / np.linalg.norm(density)
-    for density in ((0.650, 0.704, 0.286), (0.072, 0.990, 0.105), (0.268, 0.570, 0.776))
+    density / np.linalg.norm(density)
+    for density in (sample_tissue.HAEMATOXYLIN, sample_tissue.EOSIN, sample_tissue.DAB)
 )
 # The third row takes what neither stain explains.
 STAINS_33 = np.stack([HAEMATOXYLIN, EOSIN, np.cross(HAEMATOXYLIN, EOSIN)])

@@ -50,6 +50,16 @@ class Slurm:
     options: tuple[str, ...] = ()
     """Other options of sbatch, each NAME=VALUE, e.g. qos=high constraint=a100 mem=64G."""
 
+    @property
+    def tasks_per_node(self) -> int:
+        """One rank a GPU, or one without GPUs."""
+        return max(self.gpus, 1)
+
+    @property
+    def ranks(self) -> int:
+        """Of a job."""
+        return self.nodes * self.tasks_per_node
+
 
 @dataclass(frozen=True)
 class InJob:
@@ -192,7 +202,7 @@ def _parameters(slurm: Slurm) -> dict[str, Any]:
         "name": "dpa-p2pnet",
         "timeout_min": round(60 * slurm.hours),
         "nodes": slurm.nodes,
-        "tasks_per_node": max(slurm.gpus, 1),
+        "tasks_per_node": slurm.tasks_per_node,
         "cpus_per_task": slurm.cpus,
         "slurm_array_parallelism": slurm.parallel,
         "slurm_signal_delay_s": WARNING_S,

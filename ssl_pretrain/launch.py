@@ -21,7 +21,7 @@ def ranks_of(slurm: Slurm) -> int:
         UserError: what it asks for makes no sense, or Slurm is not there.
     """
     check_slurm(slurm)
-    return slurm.nodes * max(slurm.gpus, 1)
+    return slurm.ranks
 
 
 def train_in_slurm(recipe: Recipe, launch: Launch) -> int:
