@@ -14,7 +14,7 @@ from shared.resampling import resampler
 from shared.resolution import PLAUSIBLE
 from shared.slides import Reader, printable
 
-FORMAT = 5  # of the slide tars; raised when the same settings would give other patches
+FORMAT = 6  # of the slide tars; raised when the same settings would give other patches
 # Coarser than this, nuclei are specks that no counter tells apart (cells are counted at 1 um/px).
 COARSEST_PATCH_MPP = 1.0
 
@@ -60,7 +60,8 @@ class HarvestConfig:
     """Let this detector count, a file that `python -m finetune` wrote."""
     screen: bool = True
     """Leave out places where the classical counter sees far too few cells at about 1 um/px, before they are
-    counted; switch it off for a counter that finds what the classical one does not see."""
+    counted; switch it off for a counter that finds what the classical one does not see. (Where it counts itself
+    and the first places show that it would leave out next to none, it does not look.)"""
     seed: int = 0
     """Decides which patches are kept where there are too many, and the order of the shards."""
     workers: int = 0

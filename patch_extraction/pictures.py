@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from scipy.ndimage import binary_dilation, binary_erosion
 
 from patch_extraction.cell_counters import CellCounter
 from patch_extraction.config import Source
@@ -47,7 +46,7 @@ def save_thumbnail(
     right, bottom = np.minimum(np.array(picture.size) * mpp / tissue.mpp, tissue.overview.size)
     box = (0, 0, float(right), float(bottom))
     mask = np.asarray(Image.fromarray(tissue.mask).resize(picture.size, Image.Resampling.NEAREST, box))
-    pixels[binary_dilation(mask ^ binary_erosion(mask))] = OUTLINE
+    pixels[_outline(mask)] = OUTLINE
     framed = Image.fromarray(pixels)
     _frame(framed, slide.mpp / mpp, side, corners, cells)
     title = f"{source.name}   {len(cells)} patches kept; frames by cells:"
@@ -111,6 +110,18 @@ def _overview(slide: Slide, tissue: Tissue) -> tuple[float, Image.Image]:
         return tissue.mpp, tissue.overview
     mpp = max(slide.mpp, max(slide.size) * slide.mpp / LONG_SIDE)
     return mpp, slide.overview(mpp)
+
+
+def _outline(mask: np.ndarray) -> np.ndarray:
+    """The px on both sides of a mask's edge."""
+    edge = np.zeros_like(mask)
+    for one, other, differ in (
+        (edge[1:], edge[:-1], mask[1:] != mask[:-1]),
+        (edge[:, 1:], edge[:, :-1], mask[:, 1:] != mask[:, :-1]),
+    ):
+        one |= differ
+        other |= differ
+    return edge
 
 
 def _frame(

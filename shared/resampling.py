@@ -6,6 +6,7 @@ every processor. Where the package is not to be had (Linux on ARM), Pillow does 
 """
 
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -46,23 +47,21 @@ def _convolved(pixels_HW3: np.ndarray, size: tuple[int, int], box: Box, filter_t
     """The rows and then the columns of a picture, cut to a box and resampled to the size wanted."""
     height, width = pixels_HW3.shape[:2]
     left, top, right, bottom = box
-    pixels = pixels_HW3.tobytes()
-    pixels = _one_way(pixels, (width, height), (size[0], height), (left, 0, right, height), filter_type)
-    pixels = _one_way(pixels, (size[0], height), size, (0, top, size[0], bottom), filter_type)
-    return np.frombuffer(pixels, np.uint8).reshape(size[1], size[0], 3)
+    assert fast is not None
+    picture = fast.ImageData(width, height, fast.PixelType.U8x3, pixels_HW3.tobytes())
+    rows = _one_way(picture, (size[0], height), (left, 0, right, height), filter_type)
+    both = _one_way(rows, size, (0, top, size[0], bottom), filter_type)
+    return np.frombuffer(both.get_buffer(), np.uint8).reshape(size[1], size[0], 3)
 
 
-def _one_way(
-    pixels: bytes, size: tuple[int, int], wanted: tuple[int, int], box: Box, filter_type: object
-) -> bytes:
-    """RGB px of an image of `size`, cut to a box and resampled in width or height to the size wanted."""
+def _one_way(picture: Any, size: tuple[int, int], box: Box, filter_type: object) -> Any:
+    """An image, cut to a box and resampled in width or height to `size`; images are `cykooz_resizer.ImageData`."""
     assert fast is not None
     left, top, right, bottom = box
     options = fast.ResizeOptions(
         resize_alg=fast.ResizeAlg.convolution(filter_type),
         crop_box=fast.CropBox(left, top, right - left, bottom - top),
     )
-    source = fast.ImageData(*size, fast.PixelType.U8x3, pixels)
-    result = fast.ImageData(*wanted, fast.PixelType.U8x3)
-    fast.Resizer().resize(source, result, options)
-    return bytes(result.get_buffer())
+    result = fast.ImageData(*size, fast.PixelType.U8x3)
+    fast.Resizer().resize(picture, result, options)
+    return result

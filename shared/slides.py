@@ -188,10 +188,11 @@ class Slide:
         if abs(factor - 1) < 1e-9 and left.is_integer() and top.is_integer():
             return self._read_level(window.level, (int(left), int(top)), (width, height))
         margin = math.ceil(2 * max(1.0, factor))  # what the bicubic filter reaches beyond the box
-        corner = (math.floor(left) - margin, math.floor(top) - margin)
-        size = (math.ceil(right) + margin - corner[0], math.ceil(bottom) + margin - corner[1])
-        pixels_HW3 = self._read_level(window.level, corner, size)
-        box = (left - corner[0], top - corner[1], right - corner[0], bottom - corner[1])
+        columns, rows = self._handle.level_dimensions[window.level]
+        first_x, end_x = _with_margin(left, right, margin, columns)
+        first_y, end_y = _with_margin(top, bottom, margin, rows)
+        pixels_HW3 = self._read_level(window.level, (first_x, first_y), (end_x - first_x, end_y - first_y))
+        box = (left - first_x, top - first_y, right - first_x, bottom - first_y)
         return resample(pixels_HW3, (width, height), box)
 
     def overview(self, mpp: float) -> Image.Image:
@@ -270,6 +271,12 @@ class Slide:
         except UnknownResolutionError as error:
             self._handle.close()
             raise SlideError(f"{self.path} {error}; say how many um/px it has with --slide-mpp") from error
+
+
+def _with_margin(start: float, end: float, margin: int, side: int) -> tuple[int, int]:
+    """The whole px around a stretch of a level and a margin of them; up to the edge of a stretch inside of it."""
+    first, last = math.floor(start) - margin, math.ceil(end) + margin
+    return (max(first, 0) if start >= 0 else first), (min(last, side) if end <= side else last)
 
 
 def _walk(folder: Path, unreadable: list[str]) -> Iterator[tuple[Path, list[str]]]:

@@ -16,7 +16,7 @@ import tifffile
 from PIL import Image
 from scipy.ndimage import gaussian_filter, label
 
-from patch_extraction.cell_counters import HaematoxylinCounter
+from patch_extraction.cell_counters import HaematoxylinCounter, OneByOne
 from patch_extraction.config import HarvestConfig
 from patch_extraction.harvest import harvest_slide
 from patch_extraction.slide_list import find_sources
@@ -153,6 +153,49 @@ def test_500_of_more_than_a_thousand(tmp_path):
     blocks = np.bincount([x // 384 + 6 * (y // 384) for x, y in found], minlength=36)  # 36 places each
     assert blocks.min() >= 7
     assert blocks.max() <= 21
+
+
+class Everywhere(OneByOne):
+    """Sees a hundred cells in whatever it is shown."""
+
+    name = "everywhere"
+
+    def find(self, image_HW3: np.ndarray, mpp: float) -> np.ndarray:
+        return np.zeros((100, 2))
+
+
+@pytest.fixture(scope="module")
+def mosaic_dir(tmp_path_factory) -> Path:
+    """A slide of 16 x 16 places of 64 um with 3 to 20 cells; its one level serves for screening."""
+    folder = tmp_path_factory.mktemp("mosaic")
+    write_slide(folder / "a.tif", Mosaic(section(4, 256.0, 256.0), 4), 1.0)
+    return folder
+
+
+def test_where_next_to_all_places_hold_enough_none_is_screened(mosaic_dir, tmp_path):
+    settings = {"patch_mpp": 1.0, "patch_size": 64, "min_cells": 3}
+    found = []
+    for screen in (True, False):
+        record = harvest(mosaic_dir, tmp_path / str(screen), "a.tif", screen=screen, **settings)
+        found.append(tar_path(tmp_path / str(screen), record.slide_id).read_bytes())
+        assert record.screened == record.candidates == record.counted == 256
+    assert found[0] == found[1]
+
+
+def test_where_few_places_hold_enough_the_others_are_not_counted(mosaic_dir, tmp_path):
+    settings = {"patch_mpp": 1.0, "patch_size": 64, "min_cells": 15}
+    record = harvest(mosaic_dir, tmp_path / "a", "a.tif", **settings)
+    every = harvest(mosaic_dir, tmp_path / "b", "a.tif", screen=False, **settings)
+    assert record.kept == every.kept > 0
+    assert record.kept <= record.counted == record.screened < 0.8 * record.candidates
+    assert every.counted == every.candidates == record.candidates
+
+
+def test_a_dear_counter_is_spared_what_the_screen_refuses(mosaic_dir, tmp_path):
+    """It would accept all places; the classical counter, which screens them, does not."""
+    config = HarvestConfig(mosaic_dir, tmp_path, patch_mpp=1.0, patch_size=64, min_cells=25)
+    record = harvest_slide(find_sources(config, COUNTER)[0], config, Everywhere())
+    assert record.kept == record.counted < 0.8 * record.candidates
 
 
 def test_places_near_the_threshold_are_kept_aside(wsi_dir, tmp_path):

@@ -122,6 +122,24 @@ def test_outside_is_white(sample):
             assert (corner[:40, :40] < 250).any()
 
 
+class Plain:
+    """256 x 192 um of one colour, in whole tiles."""
+
+    def render(self, mpp: float) -> np.ndarray:
+        return np.full((round(192 / mpp), round(256 / mpp), 3), 90, np.uint8)
+
+
+@pytest.mark.parametrize("reader", ["auto", "openslide"])
+def test_resampling_takes_nothing_from_beyond_the_slide(tmp_path, reader):
+    """A slide of one colour has it up to its edges, though the filter reaches further."""
+    write_slide(tmp_path / "a.tif", Plain(), 0.25)
+    with Slide(tmp_path / "a.tif", slide_mpp=0.25, reader=reader) as slide:
+        assert slide.size == (1024, 768)
+        for corner, size, mpp in (((0, 0), (341, 256), 0.75), ((544, 288), (384, 384), 0.3125)):
+            pixels = np.asarray(slide.read(*corner, *size, mpp), int)
+            assert np.abs(pixels - 90).max() <= 1
+
+
 def test_overview_is_the_whole_slide(sample, specimen):
     with Slide(sample) as slide:
         picture = slide.overview(4.208)  # the coarsest level
