@@ -82,6 +82,7 @@ def main() -> None:
             peer_rows(slides / READING, folder, peer),
             whole_stage(slides / STAGE, folder),
             one_patch(slides / STAGE, folder),
+            large_slide(folder),
             processes(slides / STAGE, folder),
         ]
     rows = [row for part in parts for row in part]
@@ -165,18 +166,22 @@ def peer_rows(path: Path, folder: Path, python: str | None) -> list[Row]:
 
 def whole_stage(path: Path, folder: Path) -> list[Row]:
     """Tissue, screen, count, resample, encode, tar, pictures of one slide, every patch with enough cells kept."""
+    return stage_rows(path, folder, f"whole stage, {path.name}", 2.5, max_patches=10**6)
+
+
+def stage_rows(path: Path, folder: Path, what: str, goal: object, **settings: object) -> list[Row]:
+    """The whole stage on one slide, by both readers."""
     records: dict[Reader, Record] = {}
 
     def work(reader: Reader) -> Callable[[], None]:
         def harvest() -> None:
-            records[reader] = harvest_one(path, folder, reader)
+            records[reader] = harvest_one(path, folder, reader, **settings)
 
         return harvest
 
     seconds = in_turn({reader: work(reader) for reader in READERS}, ROUNDS, time.process_time)
     assert records["auto"].sha256 == records["openslide"].sha256
-    what = f"whole stage, {path.name}"
-    rows = [row(what, "direct / OpenSlide", ratio=round(seconds["openslide"] / seconds["auto"], 2), goal=2.5)]
+    rows = [row(what, "direct / OpenSlide", ratio=round(seconds["openslide"] / seconds["auto"], 2), goal=goal)]
     for reader, each in seconds.items():
         record = records[reader]
         note = (
@@ -186,14 +191,14 @@ def whole_stage(path: Path, folder: Path) -> list[Row]:
     return rows
 
 
-def harvest_one(path: Path, folder: Path, reader: Reader) -> Record:
+def harvest_one(path: Path, folder: Path, reader: Reader, **settings: object) -> Record:
     """One slide by the stage's own function."""
-    wsi_dir, out = folder / "one", folder / "shards"
+    wsi_dir, out = folder / path.stem, folder / "shards"
     wsi_dir.mkdir(exist_ok=True)
     if not (wsi_dir / path.name).exists():
         (wsi_dir / path.name).symlink_to(path)
     shutil.rmtree(out, ignore_errors=True)
-    config = HarvestConfig(wsi_dir=wsi_dir, out=out, max_patches=10**6, reader=reader)
+    config = HarvestConfig(wsi_dir=wsi_dir, out=out, reader=reader, **settings)
     counter = HaematoxylinCounter()
     return harvest_slide(find_sources(config, counter)[0], config, counter)
 
@@ -245,27 +250,34 @@ def names(tar: Path) -> list[str]:
     return [name for name in done.stdout.split() if name.endswith(".jpg")]
 
 
+def large_slide(folder: Path) -> list[Row]:
+    """The whole stage where 500 patches are kept of thousands of places, as on most slides."""
+    path = folder / "large.svs"
+    write_large_slide(path)
+    return stage_rows(path, folder, "whole stage, 100352 x 80384 px, 4096 places", "")
+
+
 def processes(path: Path, folder: Path) -> list[Row]:
     """The command as users type it: start-up, memory with a large slide, one worker and two."""
     rows = [row("start-up", "--help", note=f"{watched('--help')[1]:.2f} s of processor time")]
-    large = folder / "large"
-    large.mkdir()
-    write_large_slide(large / "large.svs")
-    used = watched("--wsi-dir", large, "--out", folder / "large_shards", "--workers", "1")
+    used = watched("--wsi-dir", folder / "large", "--out", folder / "large_shards", "--workers", "1")
     rows.append(
         row("memory", "100352 x 80384 px, 1 worker", note=f"{used[2]:.0f} MB at most in a process, goal 1000")
     )
     copies = folder / "copies"
     copies.mkdir()
-    for number in range(4):  # told apart by a byte after the end
+    for number in range(8):  # told apart by a byte after the end
         (copies / f"{number}.svs").write_bytes(path.read_bytes() + bytes([number]))
+    walls = []
     for workers in (1, 2):
         out = folder / f"copies_{workers}"
-        wall, cpu, most = watched("--wsi-dir", copies, "--out", out, "--workers", workers)
+        wall, cpu, most = watched("--wsi-dir", copies, "--out", out, "--workers", workers, "--part", "1/1")
+        packing, _, _ = watched("--wsi-dir", copies, "--out", out, "--pack")
         kept = json.loads((out / "index.json").read_text())["samples"]
-        note = f"wall {wall:.1f} s, {most:.0f} MB at most in a process"
-        rows.append(row("four slides, with packing", f"{workers} workers", patches=kept, cpu_s=cpu, note=note))
-    return rows
+        note = f"wall {wall:.1f} s, then {packing:.1f} s to pack; {most:.0f} MB at most in a process"
+        rows.append(row("eight slides", f"{workers} workers", patches=kept, cpu_s=cpu, note=note))
+        walls.append(wall)
+    return [*rows, row("eight slides", "2 workers / 1 worker, wall", ratio=round(walls[0] / walls[1], 2))]
 
 
 def watched(*words: object) -> tuple[float, float, float]:
