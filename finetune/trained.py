@@ -11,6 +11,7 @@ from PIL import Image
 
 from finetune.augment import Config as Augment
 from shared import detector as core
+from shared.backbones import sees_whole_image
 from shared.command_line import UserError
 from shared.decoders import PYRAMID_STRIDES
 from shared.detector import load_detector
@@ -69,7 +70,7 @@ def tile_to_predict(config: core.Config, crop: int) -> int | None:
         config: The detector.
         crop: Side in px of the crops it was trained on.
     """
-    if not config.arch.startswith("vit_") and config.views == 1:
+    if not sees_whole_image(config.arch) and config.views == 1:
         return None
     step = math.lcm(PYRAMID_STRIDES[-1], config.interval)
     return math.ceil(crop / step) * step

@@ -38,6 +38,11 @@ BACKBONES: dict[str, Callable[[str, float], Backbone]] = {
 }
 
 
+def sees_whole_image(arch: str) -> bool:
+    """Whether all of a backbone's input decides each of its outputs; those of convolutions have a limited reach."""
+    return BACKBONES[arch] is ViTAdapter
+
+
 def create_backbone(arch: str, drop_path: float = 0.0) -> Backbone:
     """A randomly initialised backbone.
 
