@@ -39,7 +39,7 @@ BACKBONES: dict[str, Callable[[str, float], Backbone]] = {
 
 
 def sees_whole_image(arch: str) -> bool:
-    """Whether all of a backbone's input decides each of its outputs; those of convolutions have a limited reach."""
+    """Whether all of the input decides each of a backbone's outputs; convolutions have a limited reach."""
     return BACKBONES[arch] is ViTAdapter
 
 
