@@ -60,8 +60,9 @@ class HarvestConfig:
     """Let this detector count, a file that `python -m finetune` wrote."""
     screen: bool = True
     """Leave out places where the classical counter sees far too few cells at about 1 um/px, before they are
-    counted; switch it off for a counter that finds what the classical one does not see. (Where it counts itself
-    and the first places show that it would leave out next to none, it does not look.)"""
+    counted; switch it off for a counter that finds what the classical one does not see. The first 16 places are
+    counted in any case; if it is the classical counter that counts and they show that next to none would be left
+    out, so are all others."""
     seed: int = 0
     """Decides which patches are kept where there are too many, and the order of the shards."""
     workers: int = 0

@@ -115,7 +115,7 @@ def harvest_slide(
     Args:
         source: The slide.
         config: What is asked for.
-        counter: Counts the cells of the places that pass the screen.
+        counter: Counts the cells of places.
         tell: Takes the number of patches kept so far, again and again.
 
     Raises:
@@ -202,8 +202,8 @@ def _harvest_open(plan: Plan, facts: dict[str, Any], tell: Callable[[int], None]
         tally.near_misses.save(config.out, source.slide_id)
     finally:  # a slide that gave nothing is the one whose picture is looked at
         save_thumbnail(config.out, source, slide, tissue, plan.grid.side, tally.corners, tally.cells)
-    facts |= {"screened": tally.screened, "counted": tally.counted}
-    facts |= {"unreadable": len(tally.errors), "kept": len(tally.cells)}
+        facts |= {"screened": tally.screened, "counted": tally.counted, "unreadable": len(tally.errors)}
+    facts["kept"] = len(tally.cells)
     facts["histogram"] = tuple(tally.histogram)
     facts["status"] = HARVESTED if tally.cells else NO_PATCH
     facts["reason"] = "" if tally.cells else _why_nothing(config, len(candidates_N2))
@@ -245,7 +245,7 @@ def _keep_patches(
         others_N2 = plan.screened(others_N2, len(tally.cells) / len(first_N2))
     _look_at(plan, others_N2, tar, tally, tell)
     tally.screened = len(first_N2) + len(others_N2)
-    if tally.errors and len(tally.errors) == tally.counted:
+    if tally.errors and len(tally.errors) == len(places_N2):
         raise tally.errors[0]
 
 

@@ -105,7 +105,7 @@ def _histograms(records: Sequence[Record], min_cells: int) -> str:
         chosen += [(name or "(no biomarker)", groups[name]) for name in largest]
     drawings = [bars([record.histogram for record in some], min_cells, _text(name)) for name, some in chosen]
     note = (
-        f'<p class="quiet">Places that passed the screen, by cells counted; grey ones hold fewer than {min_cells} '
+        f'<p class="quiet">Places that were counted, by cells; grey ones hold fewer than {min_cells} '
         "and were left out.</p>"
     )
     return _section("Cells per patch", note + f'<div class="row">{"".join(filter(None, drawings))}</div>')

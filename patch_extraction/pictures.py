@@ -113,7 +113,8 @@ def _overview(slide: Slide, tissue: Tissue) -> tuple[float, Image.Image]:
 
 
 def _outline(mask: np.ndarray) -> np.ndarray:
-    """The px on both sides of a mask's edge."""
+    """The px on both sides of a mask's edge, and along the picture's border those of the mask."""
+    mask = np.pad(mask, 1)
     edge = np.zeros_like(mask)
     for one, other, differ in (
         (edge[1:], edge[:-1], mask[1:] != mask[:-1]),
@@ -121,7 +122,7 @@ def _outline(mask: np.ndarray) -> np.ndarray:
     ):
         one |= differ
         other |= differ
-    return edge
+    return edge[1:-1, 1:-1]
 
 
 def _frame(

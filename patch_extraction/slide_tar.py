@@ -48,7 +48,7 @@ class Record:
     mpp_source: str = ""
     tissue_mm2: float = 0.0
     candidates: int = 0  # places on tissue
-    screened: int = 0  # of these, passed by the screen, or not screened as next to all hold enough cells
+    screened: int = 0  # of these, not refused by the screen; it does not look where that would not pay
     counted: int = 0  # of these, counted exactly
     unreadable: int = 0  # of these, could not be decoded
     kept: int = 0

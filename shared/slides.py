@@ -35,7 +35,7 @@ MOST_UPSAMPLING = 1.25
 # A level counts as fine enough if it is coarser than wanted by less than this; the difference is invisible.
 LEVEL_TOLERANCE = 1.005
 # OpenSlide reads more px than this in pieces. Where a level is not smaller by a whole number it rounds the place
-# of each, and what is cut off of a read that begins outside of the slide.
+# of each.
 OPENSLIDE_PIECE = 4096
 BLOCK = 2048  # px of a level read at a time for an overview: 16 MB
 SMALLEST_BLOCK = 256  # px of a level; one that cannot be read is halved down to this, the size of a tile
@@ -192,6 +192,9 @@ class Slide:
         first_x, end_x = _with_margin(left, right, margin, columns)
         first_y, end_y = _with_margin(top, bottom, margin, rows)
         pixels_HW3 = self._read_level(window.level, (first_x, first_y), (end_x - first_x, end_y - first_y))
+        lacking = (max(0, math.ceil(bottom) - end_y), max(0, math.ceil(right) - end_x))
+        if any(lacking):
+            pixels_HW3 = np.pad(pixels_HW3, ((0, lacking[0]), (0, lacking[1]), (0, 0)), mode="edge")
         box = (left - first_x, top - first_y, right - first_x, bottom - first_y)
         return resample(pixels_HW3, (width, height), box)
 
@@ -239,9 +242,16 @@ class Slide:
 
     def _read_level(self, level: int, corner: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
         """Px of a level, white where nothing was scanned; `corner` is in px of the level too."""
+        if min(corner) < 0:  # from there OpenSlide reads levels that are smaller by no whole number px too far off
+            left, top = (max(0, -place) for place in corner)
+            pixels_HW3 = np.full((size[1], size[0], 3), 255, np.uint8)
+            if left < size[0] and top < size[1]:
+                inside = (size[0] - left, size[1] - top)
+                pixels_HW3[top:, left:] = self._read_level(level, (corner[0] + left, corner[1] + top), inside)
+            return pixels_HW3
         downsample = self._downsamples[level]
         at = (round(corner[0] * downsample), round(corner[1] * downsample))
-        if self._tiles is not None and self._in_one_piece(level, corner, size):
+        if self._tiles is not None and self._in_one_piece(level, size):
             with contextlib.suppress(NotReadError):
                 return self._tiles.read(level, (at[0] / downsample, at[1] / downsample), size)
         try:
@@ -255,9 +265,9 @@ class Slide:
             ) from error
         return on_white(np.asarray(region))
 
-    def _in_one_piece(self, level: int, corner: tuple[int, int], size: tuple[int, int]) -> bool:
+    def _in_one_piece(self, level: int, size: tuple[int, int]) -> bool:
         """Whether OpenSlide reads the px of a level from a single place, which it does not round again."""
-        return self._downsamples[level].is_integer() or (min(corner) >= 0 and max(size) <= OPENSLIDE_PIECE)
+        return self._downsamples[level].is_integer() or max(size) <= OPENSLIDE_PIECE
 
     def _open_tiles(self) -> TiledTiff | None:
         try:
@@ -274,9 +284,12 @@ class Slide:
 
 
 def _with_margin(start: float, end: float, margin: int, side: int) -> tuple[int, int]:
-    """The whole px around a stretch of a level and a margin of them; up to the edge of a stretch inside of it."""
+    """The whole px around a stretch of a level and a margin of them; up to the level's edge if it lies inside.
+
+    A level's sides are whole px: what lies inside of the slide may reach up to a px beyond a coarser level.
+    """
     first, last = math.floor(start) - margin, math.ceil(end) + margin
-    return (max(first, 0) if start >= 0 else first), (min(last, side) if end <= side else last)
+    return (max(first, 0) if start >= 0 else first), (min(last, side) if end < side + 1 else last)
 
 
 def _walk(folder: Path, unreadable: list[str]) -> Iterator[tuple[Path, list[str]]]:

@@ -18,12 +18,13 @@ from scipy.ndimage import gaussian_filter, label
 
 from patch_extraction.cell_counters import HaematoxylinCounter, OneByOne
 from patch_extraction.config import HarvestConfig
-from patch_extraction.harvest import harvest_slide
+from patch_extraction.harvest import Plan, harvest_slide
 from patch_extraction.slide_list import find_sources
 from patch_extraction.slide_tar import FAILED, HARVESTED, NO_PATCH, Record, SlideTar, tar_path
 from shared.command_line import UserError
 from shared.sample_slides import write_slide
 from shared.sample_tissue import Specimen, section
+from shared.slides import SlideError
 
 COUNTER = HaematoxylinCounter()
 
@@ -172,7 +173,8 @@ def mosaic_dir(tmp_path_factory) -> Path:
     return folder
 
 
-def test_where_next_to_all_places_hold_enough_none_is_screened(mosaic_dir, tmp_path):
+def test_where_next_to_all_places_hold_enough_none_is_screened(mosaic_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr("patch_extraction.harvest.screen", lambda *_: pytest.fail("it was screened"))
     settings = {"patch_mpp": 1.0, "patch_size": 64, "min_cells": 3}
     found = []
     for screen in (True, False):
@@ -196,6 +198,24 @@ def test_a_dear_counter_is_spared_what_the_screen_refuses(mosaic_dir, tmp_path):
     config = HarvestConfig(mosaic_dir, tmp_path, patch_mpp=1.0, patch_size=64, min_cells=25)
     record = harvest_slide(find_sources(config, COUNTER)[0], config, Everywhere())
     assert record.kept == record.counted < 0.8 * record.candidates
+
+
+@pytest.mark.parametrize(("lost", "status"), [(16, NO_PATCH), (256, FAILED)])
+def test_a_slide_fails_if_no_place_can_be_read(mosaic_dir, tmp_path, monkeypatch, lost, status):
+    """But not if only those are lost that are read before the screen refuses all others."""
+    read, calls = Plan.read, itertools.count()
+
+    def damaged(plan: Plan, x: int, y: int) -> np.ndarray:
+        if next(calls) < lost:
+            raise SlideError("the slide has unreadable parts; copy it again")
+        return read(plan, x, y)
+
+    monkeypatch.setattr(Plan, "read", damaged)
+    settings = {"patch_mpp": 1.0, "patch_size": 64, "min_cells": 300, "screen": lost == 16}
+    record = harvest(mosaic_dir, tmp_path, "a.tif", **settings)
+    assert record.status == status
+    assert (record.candidates, record.kept) == (256, 0)
+    assert record.screened == record.counted == record.unreadable == lost
 
 
 def test_places_near_the_threshold_are_kept_aside(wsi_dir, tmp_path):

@@ -150,6 +150,8 @@ def test_ctrl_c_is_one_sentence() -> None:
         stderr=subprocess.PIPE,
         env=ENVIRONMENT,
         text=True,
+        # Whoever runs the tests in the background of a shell has them ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdout and process.stdout.readline() == "waiting\n"
         process.send_signal(signal.SIGINT)

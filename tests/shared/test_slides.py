@@ -11,6 +11,7 @@ import tifffile
 from PIL import Image
 
 from shared.command_line import UserError
+from shared.resampling import resample
 from shared.sample_slides import write_slide
 from shared.sample_tissue import Specimen, section
 from shared.slides import Slide, SlideError, find_slides
@@ -159,6 +160,30 @@ def test_overview_is_read_in_blocks(real_data):
     canvas = Image.new("RGB", (2220, 2970), "white")
     canvas.paste(whole)
     assert difference(picture, canvas.resize(picture.size, Image.Resampling.BICUBIC)) < 1
+
+
+@pytest.mark.parametrize("reader", ["auto", "openslide"])
+def test_levels_smaller_by_no_whole_number(real_data, reader):
+    """Against the level read at once: nothing is shifted, nor mixed with the white beyond, wherever one reads."""
+    path = real_data / "slides" / "chromogranin_ihc_40x_region.svs"
+    with openslide.OpenSlide(path) as handle:
+        columns, rows = handle.level_dimensions[2]
+        whole = np.asarray(handle.read_region((0, 0), 2, (columns, rows)).convert("RGB"))
+        assert not handle.level_downsamples[2].is_integer()
+    with Slide(path, reader=reader) as slide:
+        mpp = 1.5 * slide.level_mpps[2]
+        width, height = (int(side * slide.mpp / mpp) for side in slide.size)
+        expected = resample(whole, (width, height), (0, 0, 1.5 * width, 1.5 * height))
+        picture = np.asarray(slide.read(0, 0, width, height, mpp), int)
+        assert np.abs(picture - expected).mean() < 0.05
+        step = mpp / slide.mpp  # px of level 0
+        for k in (1, 7, 30):
+            shifted = np.asarray(slide.read(-k * step, -k * step, width, height, mpp), int)
+            assert np.abs(shifted[k + 2 :, k + 2 :] - picture[2 : height - k, 2 : width - k]).mean() < 0.05
+            assert (shifted[: max(0, k - 2)] == 255).all()
+        right = slide.size[0] - 300 * step
+        edge = np.asarray(slide.read(right, 0, 300, height, mpp), int)
+        assert np.abs(edge[:, -1] - edge[:, -2]).mean() < 10  # white would be further off
 
 
 def without_tile(path: Path, column: int, row: int) -> None:
