@@ -1,6 +1,9 @@
 """What several ranks do as one: they see the same files, and what fails on one fails on all, with one sentence."""
 
+import atexit
+import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -38,9 +41,17 @@ def on_all_ranks(train: Callable[[World], int]) -> int:
     except RuntimeError as error:
         if not GONE.search(str(error)):
             raise
+        atexit.register(_leave_at_once)
         raise UserError("another rank has ended, and says why; this one cannot go on without it") from error
     distributed.stop()
     return code
+
+
+def _leave_at_once() -> None:
+    """End with code 2 before Python clears up: gloo's threads, which wait for the other rank, could abort that."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(2)
 
 
 @contextmanager
