@@ -35,7 +35,7 @@ MAKE_ROOM = "make room and start the same command again"
 # refuse next to none of the others, and costs more than it saves: a third of an exact count.
 FIRST_PLACES = 16
 DENSE = 0.9
-LARGE_BLOCK = 24 << 20  # bytes
+LARGE_BLOCK = 24 << 20  # bytes; see `_keep_freed_memory`
 
 
 @dataclass(frozen=True)
