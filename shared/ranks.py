@@ -38,6 +38,10 @@ def on_all_ranks(train: Callable[[World], int]) -> int:
         if world.is_main:
             raise
         return 2
+    except UserError:
+        if world.size > 1:
+            atexit.register(_leave_at_once)
+        raise
     except RuntimeError as error:
         if not GONE.search(str(error)):
             raise
@@ -48,7 +52,7 @@ def on_all_ranks(train: Callable[[World], int]) -> int:
 
 
 def _leave_at_once() -> None:
-    """End with code 2 before Python clears up: gloo's threads, which wait for the other rank, could abort that."""
+    """End with code 2 before Python clears up: of a group that is still up, gloo's threads could abort that."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(2)
