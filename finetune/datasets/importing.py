@@ -205,9 +205,8 @@ def _cut_slide(
         numbers = (f"{place.x:.3f}", f"{place.y:.3f}", place.width, place.height, f"{config.mpp:g}")
         written.rows.append((image, str(source.path), *numbers, int(inside_N.sum())))
     if lost := int((owner_N < 0).sum()):
-        tqdm.write(
-            f"warning: {lost} of {len(owner_N)} cells in {annotation} lie outside its regions", file=sys.stderr
-        )
+        where = "outside its regions, or in their corners that fill little of a tile"
+        tqdm.write(f"warning: {lost} of {len(owner_N)} cells in {annotation} lie {where}", file=sys.stderr)
 
 
 def _refuse_strays(objects: Objects, source: Source, annotation: Path) -> None:
@@ -251,9 +250,10 @@ def _in_region(config: Import, region: Region, source: Source, scale: float) -> 
 def _grid(box: tuple[float, float, float, float], scale: float, tile: int) -> Iterator[Place]:
     """Tiles of one size, of at most `tile` px, that cover a box in px of level 0; the last may reach beyond."""
     left, top, right, bottom = box
-    sides = ((right - left) * scale, (bottom - top) * scale)
-    columns, rows = (max(1, math.ceil((side - 1) / tile)) for side in sides)
-    width, height = (max(1, round(side / count)) for side, count in zip(sides, (columns, rows), strict=True))
+    # A millionth of a px is a rounding error.
+    sides = [max(1, math.ceil(side * scale - 1e-6)) for side in (right - left, bottom - top)]
+    columns, rows = (math.ceil(side / tile) for side in sides)
+    width, height = (math.ceil(side / count) for side, count in zip(sides, (columns, rows), strict=True))
     for row in range(rows):
         for column in range(columns):
             yield Place(left + column * width / scale, top + row * height / scale, width, height)

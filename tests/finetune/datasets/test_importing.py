@@ -147,6 +147,23 @@ def test_without_regions_tiles_lie_around_the_cells(imported: Callable[..., Anno
     assert {tile.slide for tile in tiles} == {"case-1"}
 
 
+@pytest.mark.parametrize("side", [2502, 512.6, 640, 768])
+def test_tiles_cover_the_whole_of_a_region(
+    side: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Cells stand along the lower right corner of a region."""
+    Image.new("RGB", (2600, 900), "pink").save(tmp_path / "i.png")
+    rows = [10, 299.5, 599.9]
+    cells = [feature(point(side - beside, y), "a") for beside in (13, 4, 1.5, 0.1) for y in rows]
+    path = write(tmp_path / "i.geojson", [feature(rectangle(0, 0, side, 600)), *cells])
+    config = Import(annotations=path, slides=tmp_path / "i.png", out=tmp_path / "data", slide_mpp=0.5, tile=256)
+    assert import_annotations(config) == 0
+    tiles = tiles_of(load_data(Source(data=tmp_path / "data")))
+    assert sum(len(tile.labels_N) for tile in tiles) == len(cells)
+    assert "warning" not in capsys.readouterr().err
+    assert {tile.size[0] for tile in tiles} == {{2502: 251, 512.6: 171, 640: 214, 768: 256}[side]}
+
+
 def test_fields_of_view(imported: Callable[..., AnnotatedData], specimen: Specimen) -> None:
     cells = [feature(rectangle(640, 640, 960, 960)), feature(point(800, 800), "a")]
     data = imported(cells, fovs=3)
