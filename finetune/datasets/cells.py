@@ -1,6 +1,7 @@
 """From the cells that a file lists to points and labels in the one convention."""
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,10 +42,28 @@ def place_cells(
     return xy_N2, np.array([cell[2] for cell in placed], np.int64)
 
 
-def ordered_values(found: Iterable[str]) -> dict[str, str]:
-    """Classes as found in files, numbers in numeric order: name -> value."""
-    ordered = sorted(found, key=lambda value: (not value.isdigit(), int(value) if value.isdigit() else 0, value))
-    return {f"class {value}" if value.isdigit() else value: value for value in ordered}
+def ordered_values(found: Collection[str]) -> dict[str, str]:
+    """Classes as found in files, numbers in numeric order: name -> value.
+
+    Raises:
+        UserError: a number and a word would have one name.
+    """
+    numbers = {value: int(value) for value in found if value.isdecimal()}
+    name_of = {value: f"class {value}" for value in sorted(numbers, key=lambda value: (numbers[value], value))}
+    words = sorted(set(found) - numbers.keys())
+    for number, name in name_of.items():
+        if name in words:
+            raise UserError(
+                f"some annotations say class {number!r}, others {name!r}; write one of them everywhere, "
+                "or name both classes with --classes NAME=VALUE ..."
+            )
+    return {name: value for value, name in name_of.items()} | {word: word for word in words}
+
+
+def class_value(text: str) -> str:
+    """A class as a file says it; whole numbers are one class as 1 and as 1.0, as data frames write them."""
+    whole = re.fullmatch(r"(-?\d+)\.0*", text.strip(), re.ASCII)
+    return whole[1] if whole else text.strip()
 
 
 def _point(cell: ListedCell, size: tuple[int, int], offset: float) -> tuple[float, float]:

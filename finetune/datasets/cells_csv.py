@@ -4,7 +4,7 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from finetune.datasets.cells import ListedCell
+from finetune.datasets.cells import ListedCell, class_value
 from shared.command_line import UserError
 
 COLUMNS = {"x", "y", "class"}
@@ -24,7 +24,7 @@ def list_cells(path: Path) -> Iterator[ListedCell]:
                 separator = "; separate them by commas" if ";" in "".join(reader.fieldnames) else ""
                 raise UserError(f"{path} has no header with the columns x,y,class in its first line{separator}")
             for row in reader:
-                value = (row["class"] or "").strip()
+                value = class_value(row["class"] or "")
                 yield ListedCell(f"{path}, line {reader.line_num}", row["x"], row["y"], value)
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} is not a CSV text file ({error})") from error

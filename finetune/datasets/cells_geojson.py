@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from finetune.datasets.cells import ListedCell
+from finetune.datasets.cells import ListedCell, class_value
 from shared.command_line import UserError
 
 
@@ -53,7 +53,7 @@ def class_of(feature: dict[str, Any], where: str) -> str:
         UserError: there is none.
     """
     given = mapping_of(mapping_of(feature.get("properties")).get("classification"))
-    name = str(given.get("name") or ": ".join(map(str, given.get("names") or ()))).strip()
+    name = class_value(str(given.get("name") or ": ".join(map(str, given.get("names") or ()))))
     if not name:
         raise UserError(f"{where}: it has no classification; give every point a class in QuPath")
     return name

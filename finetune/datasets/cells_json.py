@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.datasets import cells_geojson
-from finetune.datasets.cells import ListedCell
+from finetune.datasets.cells import ListedCell, class_value
 from shared.command_line import UserError
 
 
@@ -36,7 +36,8 @@ def _entries(path: Path, content: list[Any]) -> Iterator[ListedCell]:
         where = f"{path}, entry {number}"
         if not (isinstance(entry, dict) and entry.keys() >= {"x", "y", "class"}):
             raise UserError(f'{where}: it is not an object with "x", "y" and "class"')
-        yield ListedCell(where, entry["x"], entry["y"], _value(entry["class"]))
+        value = entry["class"]
+        yield ListedCell(where, entry["x"], entry["y"], "" if value is None else class_value(str(value)))
 
 
 def _points_by_class(path: Path, content: dict[str, Any]) -> Iterator[ListedCell]:
@@ -47,11 +48,4 @@ def _points_by_class(path: Path, content: dict[str, Any]) -> Iterator[ListedCell
             where = f"{path}, {name!r}, point {number}"
             if not (isinstance(point, list) and len(point) == 2):
                 raise UserError(f"{where}: it is not a point [x, y]")
-            yield ListedCell(where, point[0], point[1], name.strip())
-
-
-def _value(value: Any) -> str:
-    """A class as text; data frames write whole numbers as 1.0, and nothing as null."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return "" if value is None else str(value).strip()
+            yield ListedCell(where, point[0], point[1], class_value(name))

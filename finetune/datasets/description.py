@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.datasets.annotated_data import SPLITS
+from finetune.datasets.cells import class_value
 from shared.command_line import UserError
 
 NAME = "dataset.json"
@@ -77,6 +78,7 @@ def class_values(pairs: list[tuple[str, str]], where: str) -> dict[str, str]:
     Raises:
         UserError: a name or a value stands there twice; two classes could not be told apart.
     """
+    pairs = [(name, class_value(value)) for name, value in pairs]
     for words in ([name for name, _ in pairs], [value for _, value in pairs]):
         if repeated := sorted({word for word in words if words.count(word) > 1}):
             raise UserError(f"{where} has {repeated[0]!r} twice among its classes; give each its own")

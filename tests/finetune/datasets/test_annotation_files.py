@@ -58,6 +58,7 @@ QUPATH = [multi([(1.5, 2.5), (3, 4)], "Immune cells"), point(5, 6.25, "Tumor")]
             [{"x": x, "y": y, "class": c, "note": ""} for (x, y), c in zip(CELLS, (1, 1.0, "2"), strict=True)],
             ("class 1", "class 2"),
         ),
+        ("a.json", {"1.0": CELLS[:2], "2": CELLS[2:]}, ("class 1", "class 2")),
         ("a.json", {"lymphocyte": CELLS[:2], "tumour": CELLS[2:], "empty": []}, ("lymphocyte", "tumour")),
         ("a.geojson", {"type": "FeatureCollection", "features": QUPATH}, ("Immune cells", "Tumor")),
         ("a.geojson", QUPATH, ("Immune cells", "Tumor")),

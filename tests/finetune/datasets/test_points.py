@@ -51,8 +51,29 @@ def test_the_command_line_goes_first(tmp_path: Path) -> None:
 
 
 def test_classes_come_from_the_files_where_nothing_names_them(tmp_path: Path) -> None:
-    write(tmp_path / "train", ["a", "b"], "x,y,class\n1,1,10\n2,2,9\n3,3,lymph\n")
-    assert load_data(Source(data=tmp_path, slide_mpp=0.5)).classes == ("class 9", "class 10", "lymph")
+    write(tmp_path / "train", ["a", "b"], "x,y,class\n1,1,10\n2,2,9\n3,3,lymph\n4,4,²\n")
+    assert load_data(Source(data=tmp_path, slide_mpp=0.5)).classes == ("class 9", "class 10", "lymph", "²")
+
+
+@pytest.mark.parametrize("one", ["x,y,class\n1,1,1.0\n2,2,2.\n", "x,y,class\n1,1, 1\n2,2,2.00\n"])
+def test_a_whole_number_is_one_class_however_it_is_written(tmp_path: Path, one: str) -> None:
+    """1.0 is what pandas writes of whole numbers in a column with a gap."""
+    write(tmp_path / "train", ["a"], one)
+    write(tmp_path / "val", ["b"], "x,y,class\n1,1,1\n2,2,2\n")
+    for classes in ((), ("class 1=1", "class 2=2.0")):
+        data = load_data(Source(data=tmp_path, slide_mpp=0.5, classes=classes))
+        assert data.classes == ("class 1", "class 2")
+        assert [tile.labels_N.tolist() for tiles in data.splits.values() for tile in tiles] == [[0, 1]] * 2
+    with pytest.raises(UserError, match="--classes has '1' twice"):
+        load_data(Source(data=tmp_path, classes=("a=1", "b=1.0")))
+
+
+def test_a_number_and_a_word_for_it_are_not_taken_for_one_class(tmp_path: Path) -> None:
+    write(tmp_path / "train", ["a", "b"], "x,y,class\n1,1,1\n2,2,class 1\n3,3,²\n")
+    with pytest.raises(UserError, match="some annotations say class '1', others 'class 1'; write one of them"):
+        load_data(Source(data=tmp_path, slide_mpp=0.5))
+    data = load_data(Source(data=tmp_path, slide_mpp=0.5, classes=("a=1", "b=class 1", "²")))
+    assert data.splits["train"][0].labels_N.tolist() == [0, 1, 2]
 
 
 def test_a_flat_folder_is_dealt_out_by_slide(tmp_path: Path) -> None:
