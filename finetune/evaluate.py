@@ -19,7 +19,7 @@ from finetune.pictures import comparison_sheet
 from finetune.tile_loader import to_image
 from finetune.trained import Detector as TrainedDetector
 from shared.atomic import atomic_path, write_json
-from shared.command_line import UserError, as_plain, make_folder, run
+from shared.command_line import UserError, as_plain, check_range, make_folder, run
 from shared.detector import Cells, Detector, select_cells
 from shared.precision import autocast
 from shared.runs import provenance
@@ -133,6 +133,7 @@ def check(config: Config) -> None:
     """
     if config.min_gain is not None and config.baseline is None:
         raise UserError("--min-gain needs a detector to compare with; give it with --baseline")
+    check_range("min-gain", config.min_gain, 0, 1)
 
 
 def _write(config: Config, scores: Scores, baseline: Scores | None) -> None:

@@ -10,7 +10,7 @@ import tyro
 from finetune.augment import Config as Augment
 from finetune.criterion import Config as Criterion
 from finetune.datasets import Source
-from shared.command_line import check_range
+from shared.command_line import UserError, check_range
 from shared.fields_of_view import Upsampling
 from shared.precision import Precision
 from shared.weights import check_destination
@@ -110,7 +110,7 @@ def check(recipe: Recipe) -> None:
         ("max-steps", recipe.max_steps, 0),
         ("workers", recipe.workers, 0),
         ("augment.crop", recipe.augment.crop, 32),
-        ("criterion.background-weight", recipe.criterion.background_weight, 0.0),
+        ("criterion.background-weight", recipe.criterion.background_weight, 1e-6),
         ("criterion.point-weight", recipe.criterion.point_weight, 0.0),
     ):
         check_range(option, value, least)
@@ -122,6 +122,8 @@ def check(recipe: Recipe) -> None:
     check_range("augment.scale", low, 0.1, high)
     check_range("augment.scale", high, low, 10)
     check_destination(recipe.out)
+    if recipe.out.exists() and Path(recipe.init).exists() and recipe.out.samefile(recipe.init):
+        raise UserError(f"--out {recipe.out} is the file of --init; give the detector another name")
 
 
 # The paper's detector with the hyper-parameters of the authors' public code, where the paper is silent.

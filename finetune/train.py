@@ -97,7 +97,8 @@ def _loop(
             rate = learning_rate(recipe, training.step, steps)
             losses = update(recipe, network, training, batch.to(world.device), rate)
             run.log(training.step, **losses)
-            bar.set_postfix(loss=f"{losses['loss']:.3f}", best_f1=f"{training.best_f1:.3f}", refresh=False)
+            best_f1 = f"{training.best_f1:.3f}" if training.best_step else "-"
+            bar.set_postfix(loss=f"{losses['loss']:.3f}", best_f1=best_f1, refresh=False)
             bar.update()
             stops = distributed.any_rank(stop.received is not None, world.device)
             ends = training.step == last_step

@@ -32,6 +32,8 @@ def check_shards(out: Path) -> None:
     Raises:
         UserError: it is not; what is wrong was printed.
     """
+    if not out.is_dir():
+        raise UserError(f"there is no folder {out}; check the path")
     index = read_index(out)
     if index is None:
         raise UserError(f"{out} holds no {INDEX} of a harvest; harvest into it, or pack it with --pack")

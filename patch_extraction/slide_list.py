@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from patch_extraction.cell_counters import CellCounter
 from patch_extraction.config import HarvestConfig, Source, overrides, pixel_settings
@@ -124,8 +125,13 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
-def _row(path: Path, line: int, fields: Mapping[str, str | None]) -> Row:
+def _row(path: Path, line: int, fields: Mapping[str | None, Any]) -> Row:
     slide, mpp, biomarker = ((fields.get(name) or "").strip() for name in COLUMNS)
+    if any(fields.get(None) or ()):  # where `csv` puts what is beyond the last column
+        raise UserError(
+            f"{path}, line {line} has more fields than there are columns; put quotation marks around a field that "
+            "holds a separator"
+        )
     try:
         value = float(mpp) if mpp else None
     except ValueError:

@@ -1,5 +1,6 @@
 """Files that are either whole or absent: written beside their place, synced, then renamed."""
 
+import itertools
 import json
 import math
 import os
@@ -25,6 +26,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def keep_aside(path: Path) -> None:
+    """Rename a file that is about to be replaced to NAME.bak, or .bak2, .bak3, ...: none of these is replaced."""
+    names = itertools.chain([".bak"], (f".bak{number}" for number in itertools.count(2)))
+    place = next(place for end in names if not (place := path.with_name(path.name + end)).exists())
+    path.replace(place)
+    print(f"note: {path} was of another origin; it is kept as {place.name}")
 
 
 def sync(path: Path) -> None:

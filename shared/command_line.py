@@ -146,7 +146,8 @@ def make_folder(folder: Path, what: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot make the folder {what} {folder}: {error.strerror}; give another") from error
+        reason = "it is a file" if folder.is_file() else error.strerror
+        raise UserError(f"cannot make the folder {what} {folder}: {reason}; give another") from error
 
 
 def settings_text(config: object) -> str:

@@ -30,10 +30,7 @@ class Part:
         """
         match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
         if match is None or not 1 <= int(match[1]) <= int(match[2]):
-            raise UserError(
-                f"--part {text} is not of the form I/N: it is not a part; give its number and how many there are, "
-                "as 3/16"
-            )
+            raise UserError(f"--part {text} is not a part; give its number and how many there are, as 3/16")
         return cls(int(match[1]), int(match[2]))
 
     def __str__(self) -> str:

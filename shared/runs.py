@@ -105,7 +105,9 @@ class Run:
         path = self.folder / PROVENANCE
         try:
             return str(json.loads(path.read_text(encoding="utf-8"))["run_id"])
-        except (ValueError, KeyError, TypeError) as error:
+        except KeyError as error:
+            raise UserError(f"{self.folder} is no run folder, but a harvest's; give another --run-dir") from error
+        except (ValueError, TypeError) as error:
             raise UserError(f"{path} is damaged; give another run folder with --run-dir") from error
 
     def rewind(self, step: int) -> None:

@@ -15,6 +15,7 @@ from shared.command_line import UserError
 # MAE's and DINO's training states keep their command line in an argparse.Namespace. PyTorch's restricted
 # unpickler makes one by setting its attributes to plain values; nothing of the class runs, so it is harmless.
 HARMLESS = (argparse.Namespace,)
+BEGINNINGS = (b"PK", b"\x80\x02")  # of what torch.save writes, now and before 1.6
 
 
 def load_content(path: Path) -> tuple[Mapping[str, Any], str | None]:
@@ -46,6 +47,9 @@ def _load_torch(path: Path) -> Mapping[str, Any]:
 
 
 def _refusal(path: Path, error: Exception) -> str:
+    with path.open("rb") as file:
+        if file.read(2) not in BEGINNINGS:
+            return f"{path} is no file of torch.save; give weights, as .pth or .safetensors"
     if "TorchScript" in str(error):
         return f"{path} is a TorchScript program, which is not run; give the tensors of its state_dict"
     foreign = re.search(r"Unsupported (?:global|class|type)\S*:?\s+(?:GLOBAL )?([\w.]+)", str(error))

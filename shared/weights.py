@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from shared.atomic import atomic_path, without_nan
+from shared.atomic import atomic_path, keep_aside, without_nan
 from shared.checkpoint import FORMAT as TRAINING_STATE
 from shared.command_line import UserError
 from shared.foreign_weights import find_trunk
@@ -180,7 +180,7 @@ def _require_match(trunk: nn.Module, weights: Weights, report: LoadReport) -> No
     if used < LEAST_MATCHED * total:
         raise UserError(
             f"{weights.path} fits only {used} of {total} tensors of the trunk "
-            f"({type(trunk).__name__}); name its architecture with --arch, or give another file"
+            f"({type(trunk).__name__}); give the architecture that it was made with as --arch, or another file"
         )
     for name in ESSENTIAL:
         if name in report.missing:
@@ -193,7 +193,8 @@ def _require_match(trunk: nn.Module, weights: Weights, report: LoadReport) -> No
     if more:
         raise UserError(
             f"{weights.path} is another network than the trunk ({type(trunk).__name__}), which lacks its "
-            f"{more[0]} and {len(more) - 1} more; name its architecture with --arch, or give another file"
+            f"{more[0]} and {len(more) - 1} more; give the architecture that it was made with as --arch, or "
+            "another file"
         )
 
 
@@ -231,7 +232,7 @@ def publish(path: Path, destination: Path) -> None:
                 write(temporary.with_suffix(destination.suffix), weights.tensors, weights.metadata)
                 temporary.with_suffix(destination.suffix).replace(temporary)
             if destination.exists() and _run_id(destination) != _run_id(path):
-                destination.replace(destination.with_name(destination.name + ".bak"))
+                keep_aside(destination)
     except OSError as error:
         raise UserError(f"cannot write {destination} ({error.strerror}); the weights are in {path}") from error
 

@@ -8,7 +8,7 @@
 # What follows the script's name goes to `python -m ssl_pretrain dino_vitb`; more in mae_vitb.sh.
 #
 # Published recipe (README of the official code, for ViTs): a global batch of 1024, 64 images on each of 16 GPUs, as
-# here. 200 ImageNet epochs = 250,228 steps, an estimated 18 hours on 16 A100.
+# here. 200 ImageNet epochs = 250,228 steps, an estimated 17.3 hours on 16 A100.
 #SBATCH --job-name=dino_vitb
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=8

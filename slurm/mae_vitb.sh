@@ -12,7 +12,7 @@
 #
 # Published recipe (He et al. 2022, PRETRAIN.md): a global batch of 4096, there 64 images on each of 64 GPUs;
 # here 8 GPUs x 256 images x 2 accumulated passes, which is the same to MAE. 200 ImageNet epochs = 62,557 steps,
-# an estimated 4.5 hours on 8 A100; --nodes=8 has the published division.
+# an estimated 4.6 hours on 8 A100; --nodes=8 has the published division.
 #SBATCH --job-name=mae_vitb
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=8

@@ -8,7 +8,7 @@
 # What follows the script's name goes to `python -m ssl_pretrain moco_v2_resnet50`; more in mae_vitb.sh.
 #
 # Published recipe (main_moco.py): a global batch of 256, 32 images on each of 8 GPUs, as here. 200 ImageNet epochs =
-# 1,000,912 steps, an estimated 4.7 hours on 8 A100.
+# 1,000,912 steps, an estimated 4.6 hours on 8 A100.
 #SBATCH --job-name=moco_v2_resnet50
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=8

@@ -9,6 +9,7 @@ from ssl_pretrain.efficiency import PEAKS, flops_per_image
 from ssl_pretrain.optimisation import AdamW
 from ssl_pretrain.plan import Plan
 from ssl_pretrain.recipe import Recipe, check
+from ssl_pretrain.recipes import RECIPES
 from ssl_pretrain.shard_loader import MOST_WORKERS
 from ssl_pretrain.shards import ShardSet, open_shards
 from ssl_pretrain.small_batch import Asked as Typed
@@ -139,9 +140,10 @@ def describe(bill: Bill, sizes: Sizes) -> str:
     """Batch, length, time and disk."""
     plan = bill.plan
     minutes = plan.recipe.checkpoint_every * bill.step_seconds / 60
+    hours = f"{bill.hours:.3g}" if bill.hours < 100 else f"{bill.hours:,.1f}"
     return (
         f"{plan}\n"
-        f"time    {bill.hours:,.1f} hours on {plan.ranks} GPU(s) = {bill.gpu_hours:,.0f} GPU-hours; "
+        f"time    {hours} hours on {plan.ranks} GPU(s) = {bill.gpu_hours:,.0f} GPU-hours; "
         f"{bill.step_seconds:.3g} s a step\n"
         f"disk    {sizes.checkpoint / 1e9:.2f} GB a checkpoint, every {minutes:.3g} min, "
         f"{KEPT_CHECKPOINTS} are kept; {sizes.weights / 1e9:.2f} GB of weights in {plan.recipe.out}"
@@ -154,6 +156,8 @@ def describe_reading(bill: Bill, asked: Asked) -> str:
     workers = min(asked.cpus - 1, MOST_WORKERS) if recipe.loader.workers is None else recipe.loader.workers
     rate = bill.speed * ranks
     if not recipe.shards.is_dir():
+        if recipe.shards != RECIPES[recipe.name].shards:
+            raise UserError(f"there is no folder --shards {recipe.shards}; check the path")
         text = f"{rate * PATCH_BYTES / 1e6:,.0f} MB/s to read, at {PATCH_BYTES / 1000:.0f} kB a patch of 512 px"
         return f"shards  {text}; with --shards DIR those there are looked at"
     shard_set = open_shards(recipe.shards)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shared.atomic import atomic_path
+from shared.atomic import atomic_path, keep_aside
 from shared.command_line import UserError
 
 LOADING = """```python
@@ -32,7 +32,7 @@ def write_card(weights: Path, metadata: Mapping[str, Any]) -> None:
         with atomic_path(path) as temporary:
             temporary.write_text(card(weights.name, metadata), encoding="utf-8")
             if path.exists() and str(metadata["run_id"]) not in path.read_text(encoding="utf-8", errors="replace"):
-                path.replace(path.with_name(path.name + ".bak"))
+                keep_aside(path)
     except OSError as error:
         raise UserError(
             f"cannot write the model card {path}: {error.strerror}; make room and try again"

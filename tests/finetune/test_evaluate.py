@@ -64,6 +64,7 @@ def test_what_does_not_fit_is_refused(tiles: Path, tmp_path: Path) -> None:
         ({"detector": tmp_path / "nameless.pth"}, "nameless.pth lack classes and mpp"),
         ({"source": Source(data=tiles, slide_mpp=0.25)}, "was trained at 0.5 um/px, but .* has 0.25"),
         ({"min_gain": 0.1}, "--min-gain needs a detector to compare with"),
+        ({"min_gain": 5.0, "baseline": detector}, "--min-gain 5.0 is out of range"),
         ({"baseline": other}, "detects tumour, stroma"),
         ({"source": Source(data=tiles, radius_um=0)}, "--radius-um 0 is out of range"),
         ({"source": Source(data=tiles, radius_um=float("inf"))}, "--radius-um inf is out of range"),

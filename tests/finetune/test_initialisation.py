@@ -113,7 +113,7 @@ def test_files_of_the_wrong_kind_are_refused_in_a_sentence(tmp_path: Path, tiny_
     for name, sentence in {
         "detector.pth": "is a whole detector",
         "other.pth": "is no ResNet-50 and no plain ViT",
-        "text.pth": "cut short or holds more than tensors",
+        "text.pth": "is no file of torch.save",
         "cut.pth": "cut short or holds more than tensors",
         "none.pth": "there is no weights file",
     }.items():

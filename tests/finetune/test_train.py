@@ -333,6 +333,16 @@ def test_options_that_make_no_sense_are_refused_before_anything_is_written(
     assert not list(tmp_path.iterdir())
 
 
+def test_the_weights_to_start_from_are_not_overwritten(
+    tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mae.pth").write_bytes(b"weights")
+    with pytest.raises(UserError, match=r"--out mae\.pth is the file of --init; give the detector another name"):
+        start(*TINY, "--data", tiles, "--init", "mae.pth", "--out", "mae.pth")
+    assert (tmp_path / "mae.pth").read_bytes() == b"weights" and len(list(tmp_path.iterdir())) == 1
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_in_a_sentence(
     tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -445,7 +445,7 @@ def test_other_files_are_named_for_what_they_are(tmp_path):
         "backbone": r"holds a vit_tiny_patch16_224 backbone \(python -m finetune --init takes that\), not a",
         "bare": r"holds a resnet50 backbone .* give the detector\.pth that python -m finetune writes",
         "other": r"holds weights of something else \(weight\), not a detector",
-        "text": r"cut short or holds more than tensors",
+        "text": r"is no file of torch.save",
         "state": r"is the training state of a run",
         "none": r"there is no weights file",
     }

@@ -57,6 +57,12 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         Run(tmp_path / "file" / "run", Config())
 
 
+def test_the_folder_of_a_harvest_is_no_run_folder(tmp_path: Path) -> None:
+    (tmp_path / "provenance.json").write_text("{}")
+    with pytest.raises(UserError, match="is no run folder, but a harvest's; give another --run-dir"):
+        Run(tmp_path, Config())
+
+
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from dataclasses import dataclass; from shared.runs import Run\n"

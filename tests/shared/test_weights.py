@@ -81,7 +81,7 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path, capfd: pytest.Cap
         "none.pth": "there is no weights file",
         "pickle.pth": "holds print beside its tensors, and loading that could run code; if you trust its source",
         "path.pth": "holds pathlib.PosixPath beside its tensors",
-        "text.pth": "is cut short or holds more than tensors",
+        "text.pth": "is no file of torch.save",
         "cut.pth": "is cut short or holds more than tensors",
         "script.pth": "is a TorchScript program, which is not run",
         "folder": "is a folder; give the weights file in it",
@@ -117,6 +117,19 @@ def test_publishing_keeps_another_run_s_file(tmp_path: Path) -> None:
     assert read(out).tensors["a"] == 3
     assert json.loads(torch.load(tmp_path / "mae.pth.bak")["metadata"])["run_id"] == "first"
     assert read(tmp_path / "mae.pth.bak").tensors["a"] == 2
+
+
+def test_no_bak_is_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "mae.pth"
+    for run in ("first", "second", "third"):
+        write(tmp_path / "run.pth", {"a": torch.zeros(1)}, {"run_id": run})
+        publish(tmp_path / "run.pth", out)
+    kept = {path.name: read(path).metadata["run_id"] for path in tmp_path.glob("mae.*")}
+    assert kept == {"mae.pth": "third", "mae.pth.bak": "first", "mae.pth.bak2": "second"}
+    assert capsys.readouterr().out.splitlines() == [
+        f"note: {out} was of another origin; it is kept as mae.pth.bak",
+        f"note: {out} was of another origin; it is kept as mae.pth.bak2",
+    ]
 
 
 def test_residual_networks_and_transformers_of_other_depths_are_not_mistaken(tmp_path: Path) -> None:

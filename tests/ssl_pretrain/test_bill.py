@@ -105,6 +105,7 @@ def test_several_nodes_make_a_table(printed):
         (("--images-per-second", 0), "--images-per-second 0.0 is out of range"),
         (("--gpu", "V100"), "the speed of --gpu V100 is not known; measure it for --images-per-second"),
         (("--batch-size", 0), "--batch-size 0 is out of range"),
+        (("mae_vitb", "--shards", "nowhere"), "there is no folder --shards nowhere; check the path"),
     ],
 )
 def test_wrong_input_is_one_sentence(words, sentence: str, printed):

@@ -319,7 +319,7 @@ def test_parts_of_an_array_and_their_ranks_share_the_slides_out() -> None:
         ({"region_class": "Tumor"}, "--region-class chooses among regions"),
         ({"slide_mpp": -1}, "--slide-mpp -1 is out of range"),
         ({"batch_size": 0}, "--batch-size 0 is out of range"),
-        ({"part": "3/2"}, "--part 3/2 is not of the form I/N"),
+        ({"part": "3/2"}, "--part 3/2 is not a part"),
         ({"parquet": True}, "pip install pyarrow"),
     ],
 )
