@@ -12,6 +12,7 @@ import numpy as np
 import openslide
 from PIL import Image, UnidentifiedImageError
 
+from finetune.predict.endings import drawn_by_prediction
 from shared.command_line import UserError
 from shared.slides import MOST_UPSAMPLING, Slide, SlideError, find_slides, printable
 
@@ -148,7 +149,8 @@ def bounds_corner(source: Source) -> tuple[int, int]:
 def find_sources(paths: Sequence[Path]) -> dict[Path, Path]:
     """Slides and pictures: those given, and those below the folders given; each with its name without suffix.
 
-    Below a folder the name is the path from there on, so that no two files share one.
+    Below a folder the name is the path from there on, so that no two files share one. Pictures that a prediction
+    has drawn are passed over, wherever they lie.
 
     Raises:
         UserError: a path does not exist, a folder holds nothing, two files would have one name.
@@ -160,7 +162,15 @@ def find_sources(paths: Sequence[Path]) -> dict[Path, Path]:
         below = _in_folder(path) if path.is_dir() else [path]
         if not below:
             raise UserError(printable(f"{path} holds neither slides nor images; check the path"))
-        found.update({file: file.relative_to(path) if path.is_dir() else Path(file.name) for file in below})
+        found.update(
+            {
+                file: file.relative_to(path) if path.is_dir() else Path(file.name)
+                for file in below
+                if not drawn_by_prediction(file)
+            }
+        )
+    if paths and not found:
+        raise UserError(printable(f"{paths[0]} holds only what a prediction drew; give slides or images"))
     return _named(found)
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from finetune.metrics import CellSet
 from finetune.predict.area import Area
+from finetune.predict.endings import CSV, DENSITY, ENDINGS, GEOJSON, PARQUET, REGIONS, REPORT, SUMMARY, file_of
 from finetune.predict.pictures import Painter
 from finetune.predict.plan import Plan
 from finetune.predict.report import Report, write_report
@@ -21,9 +22,6 @@ from finetune.sources import Source
 from shared.atomic import atomic_path, write_json
 from shared.command_line import as_plain
 from shared.runs import provenance
-
-# By --compress.
-GEOJSON = {"no": "geojson", "zip": "zip", "gzip": "geojson.gz"}
 
 
 @dataclass(frozen=True)
@@ -55,26 +53,29 @@ class Outputs:
 
     def file(self, ending: str) -> Path:
         """NAME.ending below --out."""
-        return self.stem.with_name(f"{self.stem.name}.{ending}")
+        return file_of(self.stem, ending)
 
 
 def write_outputs(
     outputs: Outputs, annotated: CellSet | None, known: Progress, asked: int, made_with: dict[str, Any]
 ) -> dict[str, Any]:
-    """Write everything, the summary last; returns it.
+    """Write everything, the summary last; returns it. What another prediction has written is removed before.
 
     Raises:
         UserError: the disk is full.
     """
     config, classes = outputs.plan.config, outputs.plan.detector.classes
-    outputs.file("summary.json").unlink(missing_ok=True)  # of other settings
-    for ending in GEOJSON.values():
-        outputs.file(ending).unlink(missing_ok=True)
-    write_geojson(outputs.file(GEOJSON[config.compress]), outputs.chunks, classes)
+    if outputs.file(SUMMARY).exists():  # else a table of this name is somebody else's
+        for ending in ENDINGS:
+            outputs.file(ending).unlink(missing_ok=True)
+    endings = [GEOJSON[config.compress]]
+    write_geojson(outputs.file(endings[0]), outputs.chunks, classes)
     if config.csv:
-        write_csv(outputs.file("csv"), outputs.chunks, classes)
+        write_csv(outputs.file(CSV), outputs.chunks, classes)
+        endings.append(CSV)
     if config.parquet:
-        write_parquet(outputs.file("parquet"), outputs.chunks, classes)
+        write_parquet(outputs.file(PARQUET), outputs.chunks, classes)
+        endings.append(PARQUET)
     counts = count_cells(outputs.chunks(), classes, outputs.area.mm2)
     summary = {
         "slide": str(outputs.path),
@@ -91,26 +92,28 @@ def write_outputs(
         **provenance(),
     }
     if config.report:
-        _draw(outputs, annotated, summary)
-    write_json(outputs.file("summary.json"), summary)
+        endings += _draw(outputs, annotated, summary)
+    summary["files"] = endings
+    write_json(outputs.file(SUMMARY), summary)
     return summary
 
 
-def _draw(outputs: Outputs, annotated: CellSet | None, summary: dict[str, Any]) -> None:
-    """Density, regions, report."""
+def _draw(outputs: Outputs, annotated: CellSet | None, summary: dict[str, Any]) -> list[str]:
+    """Density, regions where there are any to show, report; returns their files' endings."""
     classes = outputs.plan.detector.classes
     painter = Painter(outputs.source, outputs.chunks, outputs.offset, classes)
     density = painter.density_sheet(outputs.area.mm2)
     regions = painter.region_sheet(annotated)
-    _save(density, outputs.file("density.png"))
+    _save(density, outputs.file(DENSITY))
     if regions is not None:
-        _save(regions, outputs.file("regions.png"))
+        _save(regions, outputs.file(REGIONS))
     write_report(
-        outputs.file("html"),
+        outputs.file(REPORT),
         Report(summary, outputs.source, outputs.chunks, outputs.offset, classes),
         density,
         regions,
     )
+    return [DENSITY, REPORT] if regions is None else [DENSITY, REGIONS, REPORT]
 
 
 def _save(picture: Image.Image, path: Path) -> None:

@@ -132,12 +132,10 @@ class Painter:
 
     def _inside(self, left: float, top: float) -> CellSet:
         """The cells found in a region."""
-        parts = [
-            _within(
-                CellSet(rows.points_N2 + self.offset, rows.labels_N, rows.probability_N), left, top, self._side
-            )
-            for rows in self.chunks()
-        ]
+        parts = [CellSet(np.empty((0, 2)), np.empty(0, np.int64), np.empty(0))]  # there may be none at all
+        for rows in self.chunks():
+            cells = CellSet(rows.points_N2 + self.offset, rows.labels_N, rows.probability_N)
+            parts.append(_within(cells, left, top, self._side))
         return CellSet(
             *(np.concatenate([getattr(part, name) for part in parts]) for name in CellSet.__annotations__)
         )

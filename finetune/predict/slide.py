@@ -14,6 +14,7 @@ import numpy as np
 from finetune.datasets.qupath import read_objects
 from finetune.metrics import CellSet
 from finetune.predict.area import Area, Everywhere, Regions, TissueArea
+from finetune.predict.endings import SUMMARY, file_of, work_folder
 from finetune.predict.outputs import Outputs, write_outputs
 from finetune.predict.plan import Plan, file_for, refuse_other_key
 from finetune.predict.store import CellStore, StoredCells, read_progress
@@ -45,12 +46,12 @@ class Job:
     @property
     def work(self) -> Path:
         """Folder of its cells as they are kept."""
-        return self.stem.with_name(f".{self.stem.name}.cells")
+        return work_folder(self.stem)
 
     @property
     def summary(self) -> Path:
         """The file that is written last."""
-        return self.stem.with_name(f"{self.stem.name}.summary.json")
+        return file_of(self.stem, SUMMARY)
 
     @property
     def regions(self) -> Path | None:
@@ -80,10 +81,11 @@ class Job:
     def is_done(self) -> bool:
         """Whether all of its files are there as they are asked for now."""
         try:
-            made = json.loads(self.summary.read_text(encoding="utf-8"))["made_with"]
+            summary = json.loads(self.summary.read_text(encoding="utf-8"))
+            made, endings = summary["made_with"], summary["files"]
         except (OSError, ValueError, KeyError):
             return False
-        return bool(made == self.made_with)
+        return bool(made == self.made_with) and all(file_of(self.stem, each).is_file() for each in endings)
 
     @property
     def made_with(self) -> dict[str, Any]:

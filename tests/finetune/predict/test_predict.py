@@ -20,6 +20,7 @@ from finetune.datasets import Source, load_data
 from finetune.datasets.importing import Import, import_annotations
 from finetune.evaluate import predict_image
 from finetune.predict.share import Share, share_of_process
+from finetune.sources import find_sources
 from shared import detector as core
 from shared.command_line import UserError
 from shared.stop_signal import StopSignal
@@ -86,6 +87,48 @@ def test_files_hold_what_was_planted(predict_here: Predict, image: Planted, png:
     assert (line["slide"], line["red cells"]) == ("a slide", str(red))
     assert Image.open(out / "a slide.density.png").size > (600, 600)
     assert Image.open(out / "a slide.regions.png").size > (600, 400)
+
+
+def test_files_are_those_that_were_asked_for_last(predict_here: Predict, tmp_path: Path) -> None:
+    """In the images' own folder: no stale files, none taken for an image, none that is gone taken for done."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    plant(300, 200).image.save(folder / "a.png")
+    (folder / "a.csv").write_text("somebody's own")
+
+    def run(**options: Any) -> set[str]:
+        batches.clear()
+        assert predict_here(folder, detector=counting, slide_mpp=0.25, out=folder, **options) == 0
+        return {path.name.removeprefix("a.") for path in folder.glob("a.*")}
+
+    batches: list[None] = []
+    counting = planted.detector(after=lambda: batches.append(None))
+    assert run(csv=False) == {"png", "csv", "geojson", "summary.json"}
+    (folder / "a.csv").unlink()
+    everything = {"png", "csv", "geojson", "summary.json", "density.png", "regions.png", "html"}
+    assert run(report=True) == everything
+    for name in sorted(everything - {"png", "summary.json"}):
+        (folder / f"a.{name}").unlink()
+        assert run(report=True) == everything and not batches
+    named = find_sources(sorted(folder.glob("*.png")))  # as a shell names them
+    assert named == {folder / "a.png": Path("a")}
+    assert run(compress="zip", csv=False) == {"png", "zip", "summary.json"}
+
+
+def test_no_cells_and_annotated_ones(predict_here: Predict, tmp_path: Path) -> None:
+    """What the detector missed is shown beside nothing; without annotations there is no such picture to miss."""
+    Image.new("RGB", (300, 200), "white").save(tmp_path / "a.png")
+    point = {"type": "Point", "coordinates": [50, 60]}
+    drawn = [{"type": "Feature", "geometry": point, "properties": {"classification": {"name": "red"}}}]
+    (tmp_path / "a.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": drawn}))
+    common = {"slide_mpp": 0.25, "report": True}
+    assert predict_here(tmp_path / "a.png", **common) == 0
+    assert not (tmp_path / "cells/a.regions.png").exists()
+    written = (tmp_path / "cells/a.html").stat().st_mtime_ns
+    assert predict_here(tmp_path / "a.png", **common) == 0  # done already
+    assert (tmp_path / "cells/a.html").stat().st_mtime_ns == written
+    assert predict_here(tmp_path / "a.png", **common, annotations=tmp_path / "a.geojson") == 0
+    assert (tmp_path / "cells/a.regions.png").exists()
 
 
 def test_geojson_is_what_qupath_documents(predict_here: Predict, png: Path, tmp_path: Path) -> None:
