@@ -12,6 +12,11 @@ from PIL import Image, UnidentifiedImageError
 from shared.command_line import UserError
 
 SPLITS = ("train", "val", "test")
+# What training leaves out where a split is missing.
+LEFT_OUT = {
+    "val": "training chooses no weights by their validation score but publishes the last",
+    "test": "nothing is scored at its end",
+}
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 # Pillow's modes that become RGB without changing a colour: 16-bit images would be cut off at 255.
 EIGHT_BIT = ("RGB", "RGBA", "L", "P", "1")
@@ -77,6 +82,8 @@ class AnnotatedData:
     """Matching distance of the published scores, um."""
     official: OfficialRule | None = None
     """The score of the data set's own challenge, if it has one with a rule of its own."""
+    classes_found: bool = False
+    """Whether nobody has named the classes: they are those that stand in the annotations."""
 
     def digest(self, views: int = 1) -> str:
         """Tells other tiles, sizes, splits, cells and classes apart; the pixels are not looked at.
@@ -98,7 +105,35 @@ class AnnotatedData:
             f"{name} {len(tiles)} tiles / {sum(len(tile.labels_N) for tile in tiles):,} cells"
             for name, tiles in self.splits.items()
         ]
-        return f"{self.folder}: {', '.join(parts)}; {', '.join(self.classes)}; {self.mpp:g} um/px"
+        summary = f"{self.folder}: {', '.join(parts)}; {', '.join(self.classes)}; {self.mpp:g} um/px"
+        return "\n".join([summary, *self.notes()])
+
+    def notes(self) -> list[str]:
+        """What the splits lack, a line each, for whoever trains on them."""
+        notes = []
+        missing = [name for name in LEFT_OUT if "train" in self.splits and name not in self.splits]
+        if missing:
+            effects = ", and ".join(LEFT_OUT[name] for name in missing)
+            tiles = " and no ".join(f"{name} tiles" for name in missing)
+            notes.append(f"note: {self.folder} has no {tiles}: {effects}; add tiles of other slides for that")
+        if rare := self._rare_classes() if self.classes_found else []:
+            notes.append(
+                f"note: of the classes found in {self.folder}, these are in one split alone or not in train: "
+                f"{', '.join(rare)}; correct misspelt ones, or name the classes in dataset.json or with --classes"
+            )
+        return notes
+
+    def _rare_classes(self) -> list[str]:
+        """Classes that one of several splits has, or some but not the training split: perhaps misspelt."""
+        rare = []
+        for label, name in enumerate(self.classes):
+            having = [
+                split for split, tiles in self.splits.items() if any(label in tile.labels_N for tile in tiles)
+            ]
+            untrained = "train" in self.splits and "train" not in having
+            if len(self.splits) > 1 and (untrained or len(having) == 1):
+                rare.append(f"{name!r} (in {' and '.join(having)})")
+        return rare
 
 
 def image_sizes(paths: Iterable[Path]) -> list[tuple[int, int]]:

@@ -42,7 +42,8 @@ def load(folder: Path, description: Description) -> AnnotatedData:
     if not values:
         raise UserError(f"no annotation in {folder} has a cell, so there are no classes; name them with --classes")
     tiles = {name: read_tiles(folder, each, _list_cells, values, description) for name, each in pairs.items()}
-    return AnnotatedData(folder, mpp, tuple(values), arrange(folder, tiles, description))
+    splits = arrange(folder, tiles, description)
+    return AnnotatedData(folder, mpp, tuple(values), splits, classes_found=not description.classes)
 
 
 def _roots(folder: Path) -> dict[str, Path]:

@@ -35,7 +35,7 @@ def table(data: AnnotatedData) -> str:
     lines = [f"{data.folder}: {_sizes(everything)} px at {data.mpp:.4g} um/px, {_table_2(data)}"]
     lines += ["", f"{'split':<6}" + _row(columns, widths)]
     lines += [f"{name:<6}{_row(_counts(tiles, data), widths)}" for name, tiles in data.splits.items()]
-    return "\n".join([*lines, f"{'all':<6}{_row(_counts(everything, data), widths)}"])
+    return "\n".join([*lines, f"{'all':<6}{_row(_counts(everything, data), widths)}", *data.notes()])
 
 
 def _table_2(data: AnnotatedData) -> str:

@@ -11,6 +11,7 @@ from finetune.datasets import Source, load_data
 from finetune.datasets.annotated_data import Tile
 from finetune.datasets.description import Description
 from finetune.datasets.splits import arrange
+from finetune.datasets.summary import table
 from shared.command_line import UserError
 
 NOTHING = (np.zeros((0, 2), np.float32), np.zeros(0, np.int64))
@@ -74,6 +75,30 @@ def test_a_number_and_a_word_for_it_are_not_taken_for_one_class(tmp_path: Path) 
         load_data(Source(data=tmp_path, slide_mpp=0.5))
     data = load_data(Source(data=tmp_path, slide_mpp=0.5, classes=("a=1", "b=class 1", "²")))
     assert data.splits["train"][0].labels_N.tolist() == [0, 1, 2]
+
+
+def test_classes_that_only_some_splits_have_are_named(tmp_path: Path) -> None:
+    """As a slip of the pen makes them; whoever has named the classes knows them."""
+    write(tmp_path / "train", ["a"], "x,y,class\n1,1,tumour\n2,2,lymph\n3,3,rare\n")
+    write(tmp_path / "val", ["b"], "x,y,class\n1,1,tumour\n2,2,tumor\n3,3,new\n")
+    write(tmp_path / "test", ["c"], "x,y,class\n1,1,lymph\n3,3,new\n")
+    data = load_data(Source(data=tmp_path, slide_mpp=0.5))
+    (note,) = data.notes()
+    assert "not in train: 'new' (in val and test), 'rare' (in train), 'tumor' (in val); correct" in note
+    assert str(data).split("\n")[1:] == table(data).split("\n")[-1:] == [note]
+    assert load_data(Source(data=tmp_path, slide_mpp=0.5, classes=data.classes)).notes() == []
+
+
+def test_what_training_leaves_out_for_want_of_tiles_is_said(tmp_path: Path) -> None:
+    write(tmp_path / "train", ["a"])
+    describe(tmp_path)
+    (note,) = load_data(Source(data=tmp_path)).notes()
+    assert "no val tiles and no test tiles: training chooses no weights" in note and "nothing is scored" in note
+    write(tmp_path / "val", ["b"])
+    (note,) = load_data(Source(data=tmp_path)).notes()
+    assert "no test tiles: nothing is scored at its end; add" in note
+    (tmp_path / "train").rename(tmp_path / "test")  # to be scored alone
+    assert load_data(Source(data=tmp_path)).notes() == []
 
 
 def test_a_flat_folder_is_dealt_out_by_slide(tmp_path: Path) -> None:
