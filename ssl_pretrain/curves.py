@@ -51,12 +51,9 @@ def chart(title: str, lines: Mapping[str, Points], colours: Mapping[str, str]) -
     low, high = every_N2.min(axis=0), every_N2.max(axis=0)
     draw.text((LEFT, 6), title, fill="black", font=ImageFont.load_default(14))
     draw.rectangle((LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM), outline="#A0A0A0")
-    for value, y in (
-        (high[1], TOP),
-        ((low[1] + high[1]) / 2, (TOP + HEIGHT - BOTTOM) / 2),
-        (low[1], HEIGHT - BOTTOM),
-    ):
-        draw.text((LEFT - 6, y), f"{value:.3g}", fill="black", font=font, anchor="rm")
+    ticks = _told_apart([high[1], (low[1] + high[1]) / 2, low[1]])
+    for tick, y in zip(ticks, (TOP, (TOP + HEIGHT - BOTTOM) / 2, HEIGHT - BOTTOM), strict=True):
+        draw.text((LEFT - 6, y), tick, fill="black", font=font, anchor="rm")
     draw.text((LEFT, HEIGHT - BOTTOM + 5), _short(low[0]), fill="black", font=font, anchor="la")
     end = f"{_short(high[0])} images"
     draw.text((WIDTH - RIGHT, HEIGHT - BOTTOM + 5), end, fill="black", font=font, anchor="ra")
@@ -84,6 +81,12 @@ def _thinned(points: Points) -> np.ndarray:
     if len(points_N2) <= MOST_POINTS:
         return points_N2
     return np.stack([part_N2.mean(axis=0) for part_N2 in np.array_split(points_N2, MOST_POINTS)])
+
+
+def _told_apart(values: Sequence[float]) -> list[str]:
+    """Numbers with as many digits as tell them apart: three at least, six at most."""
+    words = [[f"{value:.{digits}g}" for value in values] for digits in range(3, 7)]
+    return next((each for each in words if len(set(each)) == len(each)), words[-1])
 
 
 def _short(count: float) -> str:
