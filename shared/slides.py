@@ -128,6 +128,7 @@ class Slide:
         self._handle = _open(path)
         self.resolution = self._resolve(slide_mpp, trust_objective)
         self.size: tuple[int, int] = self._handle.dimensions
+        self._level_sizes: tuple[tuple[int, int], ...] = self._handle.level_dimensions
         self._downsamples: tuple[float, ...] = self._handle.level_downsamples
         self.level_mpps = tuple(self.mpp * downsample for downsample in self._downsamples)
         self._tiles = self._open_tiles() if reader == "auto" else None
@@ -188,7 +189,7 @@ class Slide:
         if abs(factor - 1) < 1e-9 and left.is_integer() and top.is_integer():
             return self._read_level(window.level, (int(left), int(top)), (width, height))
         margin = math.ceil(2 * max(1.0, factor))  # what the bicubic filter reaches beyond the box
-        columns, rows = self._handle.level_dimensions[window.level]
+        columns, rows = self._level_sizes[window.level]
         first_x, end_x = _with_margin(left, right, margin, columns)
         first_y, end_y = _with_margin(top, bottom, margin, rows)
         pixels_HW3 = self._read_level(window.level, (first_x, first_y), (end_x - first_x, end_y - first_y))
@@ -271,7 +272,7 @@ class Slide:
 
     def _open_tiles(self) -> TiledTiff | None:
         try:
-            return TiledTiff(self.path, self._handle.properties, self._handle.level_dimensions)
+            return TiledTiff(self.path, self._handle.properties, self._level_sizes)
         except (NotReadError, OSError):
             return None
 
