@@ -46,7 +46,7 @@ def describe(folder: Path, known: Description) -> Description:
     if not path.exists():
         return known
     try:
-        return dataclasses.replace(known, **_given(json.loads(path.read_text(encoding="utf-8"))))
+        return dataclasses.replace(known, **_given(json.loads(path.read_text(encoding="utf-8-sig"))))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is not a data set description ({error}); it holds e.g. "

@@ -7,6 +7,7 @@ What lies in a tile but outside its region is painted white: nobody has said whi
 import csv
 import dataclasses
 import math
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,8 @@ from shared.slides import SlideError
 
 TILES = "tiles.csv"
 COLUMNS = ("image", "slide", "x", "y", "width", "height", "mpp", "cells")
+# Of an annotation's name, which is the slide's before it.
+ENDING = re.compile(r"(\.geojson)?(\.json)?(\.zip)?(\.gz)?$", re.IGNORECASE)
 # A tile of which less lies in its region is left out.
 LEAST_INSIDE = 0.25
 # A tile of which more lies in its region is not painted.
@@ -154,7 +157,9 @@ def _pairs(config: Import) -> list[tuple[Path, Path, str]]:
     folder = config.annotations
     below = [folder] if folder.is_file() else visible_files(folder)
     # Summaries are finetune.predict's.
-    files = [path for path in below if path.name.endswith(SUFFIXES) and not path.name.endswith(".summary.json")]
+    files = [
+        path for path in below if path.name.lower().endswith(SUFFIXES) and not path.name.endswith(".summary.json")
+    ]
     if not files:
         raise UserError(f"{folder} holds no GeoJSON ({', '.join(SUFFIXES)}); export it from QuPath")
     sources = find_sources([config.slides])
@@ -165,7 +170,7 @@ def _pairs(config: Import) -> list[tuple[Path, Path, str]]:
 
 def _slide_of(annotation: Path, sources: dict[Path, Path], folder: Path) -> tuple[Path, Path, str]:
     """The slide with an annotation's name; QuPath may leave the slide's ending in it."""
-    name = annotation.name.removesuffix(".gz").removesuffix(".zip").removesuffix(".json").removesuffix(".geojson")
+    name = ENDING.sub("", annotation.name)
     found = [path for path in sources if name in (path.stem, path.name)]
     if not found:
         raise UserError(f"{annotation} belongs to no slide: {folder} has none called {name}; rename one of them")

@@ -14,7 +14,7 @@ from shared.command_line import UserError
 
 KNOWN = Description()
 LAYOUT = "{train,val,test}/{images,points} or a flat {images,points} with one .csv, .json or .geojson an image"
-# How the cells of an annotation are listed, by its suffix.
+# How the cells of an annotation are listed, by its suffix in lower case.
 LISTERS: Mapping[str, Callable[[Path], Iterator[ListedCell]]] = {
     ".csv": cells_csv.list_cells,
     ".json": cells_json.list_cells,
@@ -65,13 +65,15 @@ def _refuse_other_folders(folder: Path, roots: Mapping[str, Path]) -> None:
 
 def _pairs(root: Path) -> list[tuple[Path, Path]]:
     """Images with their annotations."""
-    annotations = by_stem(path for path in sorted((root / "points").glob("[!.]*")) if path.suffix in LISTERS)
+    annotations = by_stem(
+        path for path in sorted((root / "points").glob("[!.]*")) if path.suffix.lower() in LISTERS
+    )
     missing = f"{root / 'points'}/{{stem}}.csv, .json or .geojson (without cells: a CSV with x,y,class alone?)"
     return paired(images_in(root / "images"), annotations, missing)
 
 
 def _list_cells(path: Path) -> Iterator[ListedCell]:
-    return LISTERS[path.suffix](path)
+    return LISTERS[path.suffix.lower()](path)
 
 
 def _values_in(paths: list[Path]) -> dict[str, str]:

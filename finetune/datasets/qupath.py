@@ -95,12 +95,12 @@ def _features(path: Path) -> list[Any]:
 
 def _content(path: Path) -> bytes:
     """What a file holds, unpacked."""
-    if path.suffix == ".gz":
+    if path.suffix.lower() == ".gz":
         with gzip.open(path, "rb") as file:
             return file.read()
-    if path.suffix == ".zip":
+    if path.suffix.lower() == ".zip":
         with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if name.endswith((".geojson", ".json"))]
+            names = [name for name in archive.namelist() if name.lower().endswith((".geojson", ".json"))]
             if len(names) != 1:
                 raise ValueError(f"it holds {len(names)} files of JSON, not one")
             return archive.read(names[0])

@@ -185,7 +185,7 @@ def test_slides_of_a_folder_stay_in_one_split(command: Command, slide: Path, tmp
         place = slides / ("sub" if number == 4 else "") / f"case-{number}.svs"
         place.symlink_to(slide)
         cells = [feature(point(300 + 300 * n, 400), "a" if number else "b") for n in range(4)]
-        write(annotations / (f"case-{number}.geojson" if number else "case-0.svs.geojson"), cells)
+        write(annotations / (f"case-{number}.geojson" if number else "case-0.svs.GeoJSON"), cells)
     (annotations / "case-1.summary.json").write_text("{}")
     words = ("--slides", slides, "--out", "data", "--tile", 128, "--classes", "A=a", "B=b")
     done = command("finetune.datasets", "import", annotations, *words)

@@ -43,6 +43,20 @@ def test_points_classes_and_origin(tmp_path: Path) -> None:
     np.testing.assert_array_equal(shifted.splits["train"][0].points_N2, [[2, 3], [3.5, 4.5]])
 
 
+def test_endings_in_capitals_and_byte_order_marks(tmp_path: Path) -> None:
+    """As Windows has them."""
+    write(tmp_path / "train", ["a", "b", "c"])
+    points = tmp_path / "train/points"
+    (points / "a.csv").rename(points / "a.CSV")
+    (points / "b.csv").unlink()
+    (points / "b.JSON").write_text('{"1": [[1.5, 2.5]], "2": [[3, 4]]}', encoding="utf-8-sig")
+    describe(tmp_path)
+    path = tmp_path / "dataset.json"
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    data = load_data(Source(data=tmp_path))
+    assert [tile.labels_N.tolist() for tiles in data.splits.values() for tile in tiles] == [[0, 1]] * 3
+
+
 def test_the_command_line_goes_first(tmp_path: Path) -> None:
     write(tmp_path / "train", ["a", "b"])
     describe(tmp_path)
@@ -125,8 +139,10 @@ def test_an_image_without_cells_is_fine(tmp_path: Path) -> None:
         ("x,y,class\n1,2,7\n", r"a\.csv, line 2: class '7' is none of"),
         ("x,y,class\n1,200,1\n", r"a\.csv, line 2: the point \(1, 200\) lies outside its image of 32x32 px"),
         ("x,y,class\nnan,2,1\n", r"a\.csv, line 2: the point \(nan, 2\) lies outside"),
-        ("1,2,1\n", r"a\.csv has no header with the columns x,y,class"),
-        ("", r"a\.csv has no header"),
+        ("1,2,1\n", r"a\.csv has no header with the columns x,y,class \(its first line: 1, 2, 1\); name them so"),
+        ("X,Y,label\n1,2,1\n", r"\(its first line: X, Y, label\); name them so in the first line$"),
+        ("x;y;class\n1;2;1\n", r"\(its first line: x;y;class\); .* and separate them by commas$"),
+        ("", r"a\.csv has no header .*\(its first line: empty\)"),
         ("\xff\xfe\x00", r"a\.csv is not a CSV text file"),
     ],
 )
