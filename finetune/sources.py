@@ -132,6 +132,12 @@ def require_fine(source: Source, mpp: float) -> None:
         )
 
 
+def size_at(source: Source, mpp: float) -> tuple[float, float]:
+    """Width and height in px of `mpp` um, which need not be whole; up to what floats cannot tell from whole."""
+    width, height = (round(side * source.mpp / mpp, 6) for side in source.size)
+    return width, height
+
+
 def is_slide(source: Source) -> bool:
     """Whether it may show glass beside its tissue."""
     return isinstance(source, Slide)

@@ -9,7 +9,7 @@ from finetune.metrics import CellSet
 from finetune.predict.seams import without_seams
 from finetune.predict.tiling import Tiling, tiling_of
 from finetune.predict.windows import CELL, WindowReader, find_cells
-from finetune.sources import Picture, Source
+from finetune.sources import Picture, Source, size_at
 from finetune.trained import Detector
 from shared.command_line import UserError
 from shared.precision import Precision
@@ -27,8 +27,7 @@ def predict_image(detector: Detector, image: np.ndarray | Image.Image | str | Pa
         source = Picture(image, mpp or detector.mpp)
     else:
         source = Picture.of_array(np.asarray(image), mpp or detector.mpp)
-    width, height = (max(1, round(side * source.mpp / detector.mpp)) for side in source.size)
-    tiling = tiling_of(width, height, detector.network.config, detector.tile)
+    tiling = tiling_of(*size_at(source, detector.mpp), detector.network.config, detector.tile)
     cells = cells_of(detector, source, tiling)
     scale = detector.mpp / source.mpp
     points_N2 = np.stack([cells["x"], cells["y"]], axis=1).astype(np.float32) * np.float32(scale)

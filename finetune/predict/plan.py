@@ -13,7 +13,7 @@ from finetune.datasets.qupath import SUFFIXES
 from finetune.predict.ratios import Ratio, parse_ratio
 from finetune.predict.tiling import Tiling, tiling_of
 from finetune.predict.writers import import_parquet
-from finetune.sources import Source
+from finetune.sources import Source, size_at
 from finetune.trained import Detector
 from shared.command_line import UserError, check_range
 from shared.precision import Precision
@@ -103,9 +103,9 @@ class Plan:
 
     def tiling(self, source: Source) -> Tiling:
         """The tiles of a source."""
-        width, height = (max(1, round(side * source.mpp / self.detector.mpp)) for side in source.size)
         config, detector = self.config, self.detector
-        return tiling_of(width, height, detector.network.config, detector.tile, config.tile, config.margin)
+        size = size_at(source, detector.mpp)
+        return tiling_of(*size, detector.network.config, detector.tile, config.tile, config.margin)
 
     def key(self, path: Path, regions: Path | None) -> dict[str, Any]:
         """What the cells of a slide depend on."""

@@ -24,6 +24,8 @@ MARGIN = 128
 # A ViT looks at its whole tile; what a wider margin would cost is not worth it.
 FIXED_MARGIN = 64
 TILE = 1024
+# Least side of a core where the margins are wide: an interval of 9 px meets the levels' grids every 576 px only.
+CORE = 512
 
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom."""
@@ -33,8 +35,9 @@ Box = tuple[int, int, int, int]
 class Tiling:
     """Tiles of one image, numbered row by row."""
 
-    width: int
-    height: int
+    width: float
+    """Of the image, which need not end with a px of the detector's."""
+    height: float
     tile: int
     """Most px that a window has along a side."""
     margin: int
@@ -45,7 +48,7 @@ class Tiling:
 
     @property
     def whole(self) -> bool:
-        """Whether the image is looked at in one piece, just as large as it is."""
+        """Whether the image is looked at in one piece, just as large as it is unless the size is fixed."""
         return max(self.width, self.height) <= self.tile
 
     @property
@@ -69,7 +72,8 @@ class Tiling:
     def core_of(self, index: int) -> Box:
         """The part of the image that a tile answers for; at the right and bottom it may end beyond it."""
         if self.whole:
-            return (0, 0, self.width, self.height)
+            width, height = (self.tile if self.fixed else math.ceil(side) for side in (self.width, self.height))
+            return (0, 0, width, height)
         row, column = divmod(index, self.columns)
         return (column * self.core, row * self.core, (column + 1) * self.core, (row + 1) * self.core)
 
@@ -107,8 +111,8 @@ class Tiling:
 
 
 def tiling_of(
-    width: int,
-    height: int,
+    width: float,
+    height: float,
     network: DetectorConfig,
     trained_tile: int | None = None,
     tile: int | None = None,
@@ -121,7 +125,8 @@ def tiling_of(
         height: As `width`.
         network: The detector.
         trained_tile: Size of image that the detector must be given, from its metadata; None: any.
-        tile: Side of a window; default that, or 1024.
+        tile: Side of a window; default that, or 1024, or more where the detector's grids meet so seldom that
+            the margins would leave nothing of it.
         margin: Default 128, or 64 where the detector decides the size.
 
     Raises:
@@ -133,11 +138,11 @@ def tiling_of(
             f"--tile {tile} does not fit the detector, which was trained on {trained_tile} px and answers "
             "differently on others; leave --tile out"
         )
-    tile = tile or trained_tile or math.ceil(TILE / step) * step
     if margin is None:
         margin = math.ceil((MARGIN if trained_tile is None else FIXED_MARGIN) / step) * step
         if trained_tile is not None and trained_tile <= 2 * margin:
             margin = 0
+    tile = tile or trained_tile or math.ceil(max(TILE, CORE + 2 * margin) / step) * step
     for option, value in (("tile", tile), ("margin", margin)):
         if value % step:
             raise UserError(f"--{option} {value} is no multiple of {step} px, on which the detector's grids meet")

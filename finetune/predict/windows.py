@@ -151,7 +151,7 @@ def reported_cells(found: Detections, tiling: Tiling, tiles: Sequence[int]) -> n
     origin_B12 = windows_B4[:, None, :2]
     # In float64: at 100,000 px neighbours in single precision are 0.008 px apart.
     points_BN2 = found.points_BN2.double() + origin_B12
-    size_2 = torch.tensor([tiling.width, tiling.height], device=device)
+    size_2 = torch.tensor([tiling.width, tiling.height], dtype=torch.float64, device=device)
     proposals_BN2 = found.proposals_N2 + origin_B12
     depth_BN = _depth(proposals_BN2, cores_B4)
     keep_BN = (labels_BN != found.logits_BNC.shape[-1] - 1) & (depth_BN >= (0 if tiling.whole else -BAND))

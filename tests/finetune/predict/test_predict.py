@@ -23,6 +23,8 @@ from finetune.predict.share import Share, share_of_process
 from finetune.sources import find_sources
 from shared import detector as core
 from shared.command_line import UserError
+from shared.decoders import Detections
+from shared.proposals import proposal_grid
 from shared.stop_signal import StopSignal
 from tests.conftest import ENVIRONMENT, Command
 from tests.finetune.predict import planted
@@ -468,12 +470,14 @@ def test_from_python(tmp_path: Path) -> None:
     assert (detector.classes, detector.mpp, detector.tile) == (("red", "blue"), 0.5, 192)
     image_HWC = np.asarray(plant(120, 100, mpp=0.5).image)
     cells = detector.predict(image_HWC)
-    with torch.inference_mode():
-        expected = predict_image(detector.network, image_HWC[None], torch.device("cpu"))
-    assert len(cells.labels_N) == len(expected.labels_N) > 0
-    assert np.allclose(cells.points_N2, expected.points_N2, atol=1e-3)
-    assert (cells.labels_N == expected.labels_N).all()
-    assert np.allclose(cells.scores_N, expected.scores_N, atol=1e-5)
+    with torch.inference_mode():  # it is given images of the size that it was trained on
+        tile_HWC = np.pad(image_HWC, ((0, 92), (0, 72), (0, 0)), constant_values=255)
+        expected = predict_image(detector.network, tile_HWC[None], torch.device("cpu"))
+    inside_N = (expected.points_N2 < (120, 100)).all(axis=1)
+    assert len(cells.labels_N) == inside_N.sum() > 0
+    assert np.allclose(cells.points_N2, expected.points_N2[inside_N], atol=1e-3)
+    assert (cells.labels_N == expected.labels_N[inside_N]).all()
+    assert np.allclose(cells.scores_N, expected.scores_N[inside_N], atol=1e-5)
     with pytest.raises(UserError, match="an image is an array of uint8 RGB"):
         detector.predict(np.zeros((10, 10)))
     with pytest.raises(UserError, match="take a finer one"):
@@ -484,6 +488,25 @@ def test_from_python_in_other_resolutions() -> None:
     image = plant(1100, 900)
     cells = planted.detector(tile=320).predict(image.image, mpp=0.25)
     assert near(cells.points_N2, [planted.CLASSES[label] for label in cells.labels_N]) == image.set()
+
+
+@pytest.mark.parametrize(
+    ("tile", "shift", "last"), [(None, 1.4, 251.4), (None, 1.6, 243.6), (128, 7.4, 251.4), (128, 7.6, 243.6)]
+)
+def test_points_lie_in_the_image(
+    tile: int | None, shift: float, last: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """503 px are 251.5 of the detector's: a point at 251.6 does not lie in them, one at 251.4 does."""
+
+    def everywhere(_: object, image_BCHW: torch.Tensor) -> Detections:
+        proposals_N2 = proposal_grid(*image_BCHW.shape[:-3:-1], planted.CELL).flatten(0, 1)
+        places_BN2 = proposals_N2.expand(len(image_BCHW), -1, -1)
+        logits_BNC = torch.tensor([5.0, 0, 0]).expand(*places_BN2.shape[:2], -1)
+        return Detections(proposals_N2, places_BN2, places_BN2 + shift, logits_BNC)
+
+    monkeypatch.setattr(planted.SquareNetwork, "forward", everywhere)
+    cells = planted.detector(tile=tile).predict(np.zeros((503, 503, 3), np.uint8), mpp=0.25)
+    assert cells.points_N2.max(axis=0) == pytest.approx([2 * last, 2 * last], abs=1e-3)
 
 
 def test_importing_finetune_is_light() -> None:

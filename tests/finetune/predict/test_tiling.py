@@ -36,10 +36,18 @@ def test_an_image_no_larger_than_a_tile_is_seen_in_one_piece_of_its_own_size() -
     assert (len(tiling), tiling.window_of(0), tiling.core_of(0)) == (1, (0, 0, 500, 333), (0, 0, 500, 333))
 
 
+def test_an_image_that_ends_within_a_px_is_covered() -> None:
+    tiling = tiling_of(251.5, 100.2, RESNET)
+    assert tiling.window_of(0) == tiling.core_of(0) == (0, 0, 252, 101)
+    assert tiling_of(1024.5, 100, RESNET).window_of(1) == (640, 0, 1088, 128)
+
+
 def test_windows_of_a_fixed_tile_all_have_its_size() -> None:
     tiling = tiling_of(1000, 300, VIT, trained_tile=448)
     sizes = {(box[2] - box[0], box[3] - box[1]) for box in map(tiling.window_of, range(len(tiling)))}
     assert sizes == {(448, 448)} and tiling.core == 320
+    small = tiling_of(300, 200, VIT, trained_tile=448)
+    assert (len(small), small.window_of(0), small.core_of(0)) == (1, (0, 0, 448, 448), (0, 0, 448, 448))
 
 
 def test_batches_hold_windows_of_one_size_and_every_tile_once() -> None:
@@ -56,6 +64,13 @@ def test_other_intervals_meet_on_coarser_steps() -> None:
     assert tiling.step == 192 and tiling.tile % 192 == tiling.margin % 192 == 0
     with pytest.raises(UserError, match="--tile 1024 is no multiple of 192 px"):
         tiling_of(10, 10, dataclasses.replace(RESNET, interval=12), tile=1024)
+
+
+def test_every_detector_has_a_default_tile_with_a_core() -> None:
+    for interval in range(1, 65):
+        tiling = tiling_of(20_000, 100, dataclasses.replace(RESNET, interval=interval))
+        assert tiling.core >= 512 and tiling.margin >= 128
+        assert tiling.tile % tiling.step == tiling.margin % tiling.step == 0
 
 
 def test_only_detectors_that_see_their_whole_tile_have_one() -> None:
