@@ -155,6 +155,11 @@ def image_size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             image.load()
+    except Image.DecompressionBombError as error:
+        raise UserError(
+            f"{path} is too large an image for a tile; cut it up "
+            "(`python -m finetune.datasets import` cuts tiles from slides)"
+        ) from error
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise UserError(f"{path} cannot be opened as an image; remove it or write it again") from error
     if image.mode not in EIGHT_BIT:

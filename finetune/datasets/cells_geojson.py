@@ -53,7 +53,7 @@ def class_of(feature: dict[str, Any], where: str) -> str:
         UserError: there is none.
     """
     given = mapping_of(mapping_of(feature.get("properties")).get("classification"))
-    name = class_value(str(given.get("name") or ": ".join(map(str, given.get("names") or ()))))
+    name = class_value(str(given.get("name") or ": ".join(map(str, list_of(given.get("names"))))))
     if not name:
         raise UserError(f"{where}: it has no classification; give every point a class in QuPath")
     return name
@@ -62,3 +62,8 @@ def class_of(feature: dict[str, Any], where: str) -> str:
 def mapping_of(value: Any) -> dict[str, Any]:
     """A JSON object; empty in the place of anything else."""
     return value if isinstance(value, dict) else {}
+
+
+def list_of(value: Any) -> list[Any]:
+    """A JSON array; empty in the place of anything else."""
+    return value if isinstance(value, list) else []

@@ -18,7 +18,7 @@ def list_cells(path: Path) -> Iterator[ListedCell]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error})") from error
     features = cells_geojson.features_of(content)
     if features is not None:

@@ -47,7 +47,7 @@ def describe(folder: Path, known: Description) -> Description:
         return known
     try:
         return dataclasses.replace(known, **_given(json.loads(path.read_text(encoding="utf-8-sig"))))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path} is not a data set description ({error}); it holds e.g. "
             '{"mpp": 0.5, "classes": [{"name": "tumour", "value": 1}], "origin": "corner"}'

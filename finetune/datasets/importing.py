@@ -129,14 +129,18 @@ def _cut_slides(
 
 @contextmanager
 def _whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder that takes the place of `folder`, which is empty or absent, if the block ends without an error."""
+    """A folder whose content `folder`, empty or absent, gets if the block ends without an error."""
+    folder = folder.resolve()  # `.` has no name
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     for name in ("images", "points"):
         make_folder(partial / name, "--out")
     try:
         yield partial
-        partial.replace(folder)
+        make_folder(folder, "--out")
+        # Not the folder itself, in which somebody may stand; what describes the rest comes last.
+        for path in sorted(partial.iterdir(), key=lambda path: path.name == NAME):
+            path.replace(folder / path.name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from finetune.datasets.cells_geojson import class_of, features_of, mapping_of
+from finetune.datasets.cells_geojson import class_of, features_of, list_of, mapping_of
 from finetune.polygons import Polygon
 from shared.command_line import UserError
 
@@ -65,7 +65,7 @@ def read_objects(path: Path, offset: tuple[float, float] = (0, 0), outlines: Out
     points: list[tuple[float, float]] = []
     names: list[str] = []
     regions: list[Region] = []
-    for number, feature in enumerate(_with_children(_features(path)), 1):
+    for number, feature in enumerate(_features(path), 1):
         where = f"{path}, feature {number}"
         if _kind(feature) in OTHERS:
             continue
@@ -83,14 +83,15 @@ def read_objects(path: Path, offset: tuple[float, float] = (0, 0), outlines: Out
     return Objects(np.array(points, np.float64).reshape(-1, 2), names, regions)
 
 
-def _features(path: Path) -> list[Any]:
+def _features(path: Path) -> list[dict[str, Any]]:
+    """All in a file, those inside others among them."""
     try:
         features = features_of(json.loads(_content(path)))
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        if features is not None:
+            return list(_with_children(features))
+    except (OSError, EOFError, ValueError, RecursionError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is not JSON ({error}); export it from QuPath as GeoJSON") from error
-    if features is None:
-        raise UserError(f"{path} is JSON, but no GeoJSON features; export it from QuPath as GeoJSON")
-    return features
+    raise UserError(f"{path} is JSON, but no GeoJSON features; export it from QuPath as GeoJSON")
 
 
 def _content(path: Path) -> bytes:
@@ -112,7 +113,7 @@ def _with_children(features: Iterable[Any]) -> Iterator[dict[str, Any]]:
     for feature in map(mapping_of, features):
         yield feature
         properties = mapping_of(feature.get("properties"))
-        yield from _with_children(properties.get("childObjects") or properties.get("children") or ())
+        yield from _with_children(list_of(properties.get("childObjects") or properties.get("children")))
 
 
 def _kind(feature: dict[str, Any]) -> str:

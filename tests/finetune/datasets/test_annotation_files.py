@@ -100,6 +100,7 @@ def test_files_without_cells(tmp_path: Path) -> None:
         (tmp_path / "train/points" / name).unlink()
 
 
+NAMES = point(1, 1, None, properties={"classification": {"names": 5}})
 POLYGON = point(1, 1, geometry={"type": "Polygon", "coordinates": [[[0, 0], [1, 0], [1, 1], [0, 0]]]})
 
 
@@ -122,6 +123,7 @@ POLYGON = point(1, 1, geometry={"type": "Polygon", "coordinates": [[[0, 0], [1, 
         ("a.json", {"cell": 3}, r"a\.json: what stands under 'cell' is not a list"),
         ("a.json", "5", r"a\.json holds neither"),
         ("a.json", "[{", r"a\.json is not JSON"),
+        pytest.param("a.json", "[" * 100_000, r"a\.json is not JSON", id="nested deeply"),
         ("a.json", "[NaN, {}]", r"a\.json, entry 1: it is not an object"),
         (
             "a.geojson",
@@ -129,6 +131,7 @@ POLYGON = point(1, 1, geometry={"type": "Polygon", "coordinates": [[[0, 0], [1, 
             r"a\.geojson, feature 2: it is a Polygon, not a Point; export",
         ),
         ("a.geojson", [point(1, 1, None)], r"a\.geojson, feature 1: it has no classification"),
+        ("a.geojson", [NAMES], r"a\.geojson, feature 1: it has no classification"),
         ("a.geojson", [point(1, 1, "cell"), 5], r"a\.geojson, feature 2: it is a feature without geometry"),
         ("a.geojson", [multi([(1, 1), (40, 1)], "cell")], r"feature 1: the point \(40, 1\) lies outside"),
         ("a.geojson", [multi([(1,)], "cell")], r"a\.geojson, feature 1: \[1\] is not a point"),

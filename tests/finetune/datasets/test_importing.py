@@ -112,6 +112,7 @@ def test_outlines_of_cells_become_their_centres(imported: Callable[..., Annotate
     cell["nucleusGeometry"] = polygon((300, 300), (306, 300), (306, 306), (300, 306))
     detection = feature(polygon((340, 300), (364, 300), (340, 324)), "b", "detection")
     tile = feature(rectangle(0, 0, 100, 100), None, "tile")
+    tile["properties"]["childObjects"] = 5
     region = feature(rectangle(200, 200, 600, 600), "Region")
     line = feature({"type": "LineString", "coordinates": [[0, 0], [9, 9]]})
     cell["properties"]["childObjects"] = [feature(point(440, 440), "b")]
@@ -197,10 +198,22 @@ def test_slides_of_a_folder_stay_in_one_split(command: Command, slide: Path, tmp
     assert len(set.union(*where.values())) == 5
 
 
+def test_into_the_empty_folder_that_one_stands_in(
+    slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "case-1.geojson", [feature(point(300, 300), "a")])
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path / "data")
+    assert import_annotations(Import(annotations=path, slides=slide, out=Path())) == 0
+    assert len(tiles_of(load_data(Source(data=Path())))) == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"case-1.geojson", "data"}
+
+
 def test_wrong_input_ends_in_one_sentence(slide: Path, tmp_path: Path) -> None:
     good = [feature(point(300, 300), "a")]
     for name, content, options, sentence in [
         ("case-1.geojson", "no json", {}, "is not JSON"),
+        ("case-1.geojson", "[" * 100_000, {}, "is not JSON"),
         ("case-1.geojson", '{"a": 1}', {}, "is JSON, but no GeoJSON features"),
         ("case-1.geojson", [feature(point(300, 300))], {}, "feature 1: it has no classification"),
         ("case-1.geojson", [feature(point(9000, 300), "a")], {}, r"has a cell at \(9000, 300\), outside"),

@@ -172,9 +172,10 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     (tmp_path / "train/points/a.csv").write_text("x,y,class\n")
     with pytest.raises(UserError, match=r"a\.png cannot be opened as an image"):
         load_data(Source(data=tmp_path))
-    (tmp_path / "dataset.json").write_text("{")
-    with pytest.raises(UserError, match=r"dataset\.json is not a data set description"):
-        load_data(Source(data=tmp_path))
+    for content in ("{", "[" * 100_000):
+        (tmp_path / "dataset.json").write_text(content)
+        with pytest.raises(UserError, match=r"dataset\.json is not a data set description"):
+            load_data(Source(data=tmp_path))
 
 
 def test_splits_can_be_listed(tmp_path: Path) -> None:
@@ -250,7 +251,9 @@ def test_folders_and_files_that_would_be_left_out_are_refused(tmp_path: Path) ->
         load_data(Source(data=tmp_path))
 
 
-def test_images_that_cannot_be_used_are_refused_before_training(tmp_path: Path) -> None:
+def test_images_that_cannot_be_used_are_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(tmp_path / "train", ["a", "b"])
     describe(tmp_path)
     path = tmp_path / "train/images/a.png"
@@ -260,6 +263,9 @@ def test_images_that_cannot_be_used_are_refused_before_training(tmp_path: Path) 
         load_data(Source(data=tmp_path))
     Image.fromarray(np.full((32, 32), 3000, np.uint16)).save(path)
     with pytest.raises(UserError, match=r"a\.png has pixels of mode I;16, .* write it as an 8-bit RGB image"):
+        load_data(Source(data=tmp_path))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 32 * 32 // 2 - 1)  # Pillow opens twice as many
+    with pytest.raises(UserError, match=r"a\.png is too large an image for a tile; cut it up"):
         load_data(Source(data=tmp_path))
 
 
