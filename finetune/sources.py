@@ -13,13 +13,14 @@ import openslide
 from PIL import Image, UnidentifiedImageError
 
 from finetune.predict.endings import drawn_by_prediction
+from shared.between_pixels import on_white
 from shared.command_line import UserError
 from shared.slides import MOST_UPSAMPLING, Slide, SlideError, find_slides, printable
 
 PICTURES = (".png", ".jpg", ".jpeg")
 TIFFS = (".tif", ".tiff")
-# Pillow's modes that become RGB without changing a colour.
-EIGHT_BIT = ("RGB", "RGBA", "L", "P", "1", "CMYK", "YCbCr")
+# Pillow's modes that become RGB without changing a colour, transparent ones on white.
+EIGHT_BIT = ("RGB", "RGBA", "L", "LA", "P", "PA", "1", "CMYK", "YCbCr")
 
 
 class Source(Protocol):
@@ -47,29 +48,40 @@ class Picture:
     """An image in memory."""
 
     def __init__(self, image: Image.Image, mpp: float, path: Path = Path("image")) -> None:
+        """Keep the image as RGB; what is transparent is white, as on slides.
+
+        Raises:
+            SlideError: it holds other than 8-bit pixels.
+        """
+        if image.mode not in EIGHT_BIT:
+            raise SlideError(f"{path} has pixels of mode {image.mode}; write it as an 8-bit RGB image")
         self.path = path
         self.mpp = mpp
         self.size: tuple[int, int] = image.size
-        self._image = image.convert("RGB")
+        if image.has_transparency_data:
+            self._image = Image.fromarray(on_white(np.asarray(image.convert("RGBA"))))
+        else:
+            self._image = image.convert("RGB")
 
     @classmethod
     def open(cls, path: Path, slide_mpp: float | None) -> "Picture":
         """Read a file.
 
         Raises:
-            SlideError: it is no image, holds other than 8-bit pixels, or its resolution is not given.
+            SlideError: it is no image, too large for one, holds other than 8-bit pixels, or its resolution is
+                not given.
         """
         if slide_mpp is None:
             raise SlideError(f"{path} does not say how large its pixels are; give their um with --slide-mpp")
         try:
             with Image.open(path) as image:
-                mode = image.mode
-                loaded = image.convert("RGB")
-        except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+                return cls(image, slide_mpp, path)
+        except Image.DecompressionBombError as error:
+            raise SlideError(
+                f"{path} is too large for a plain image; write it as a tiled TIFF (a pyramid), which OpenSlide reads"
+            ) from error
+        except (UnidentifiedImageError, OSError, SyntaxError) as error:
             raise SlideError(f"{path} cannot be opened as an image; remove it or write it again") from error
-        if mode not in EIGHT_BIT:
-            raise SlideError(f"{path} has pixels of mode {mode}; write it as an 8-bit RGB image")
-        return cls(loaded, slide_mpp, path)
 
     @classmethod
     def of_array(cls, image_HWC: np.ndarray, mpp: float) -> "Picture":
@@ -81,17 +93,23 @@ class Picture:
         return cls(Image.fromarray(image_HWC), mpp)
 
     def read(self, x: float, y: float, width: int, height: int, mpp: float) -> Image.Image:
-        """See `Source`; shrinking is antialiased, enlarging by more than 1.25 refused."""
+        """See `Source`; shrinking is antialiased, enlarging by more than 1.25 refused.
+
+        White is not mixed in at the edges: px that show some of the image show nothing else.
+        """
         factor = mpp / self.mpp
         require_fine(self, mpp)
+        canvas = Image.new("RGB", (width, height), "white")
         if factor == 1 and float(x).is_integer() and float(y).is_integer():
-            return self._cut(int(x), int(y), width, height)
-        margin = math.ceil(2 * max(1.0, factor))  # what the bicubic filter reaches beyond the box
-        left, top = math.floor(x) - margin, math.floor(y) - margin
-        right, bottom = math.ceil(x + width * factor) + margin, math.ceil(y + height * factor) + margin
-        box = (x - left, y - top, x - left + width * factor, y - top + height * factor)
-        part = self._cut(left, top, right - left, bottom - top)
-        return part.resize((width, height), Image.Resampling.BICUBIC, box)
+            canvas.paste(self._image, (-int(x), -int(y)))
+            return canvas
+        columns = _inside(x, width, factor, self.size[0])
+        rows = _inside(y, height, factor, self.size[1])
+        if columns and rows:
+            box = (x + columns.start * factor, y + rows.start * factor)
+            part = self._resampled((*box, x + columns.stop * factor, y + rows.stop * factor), columns, rows)
+            canvas.paste(part, (columns.start, rows.start))
+        return canvas
 
     def overview(self, mpp: float) -> Image.Image:
         """See `Source`."""
@@ -102,10 +120,26 @@ class Picture:
     def close(self) -> None:
         """Nothing to close."""
 
-    def _cut(self, left: int, top: int, width: int, height: int) -> Image.Image:
-        canvas = Image.new("RGB", (width, height), "white")
-        canvas.paste(self._image, (-left, -top))
-        return canvas
+    def _resampled(self, box: tuple[float, float, float, float], columns: range, rows: range) -> Image.Image:
+        """A part, which reaches less than a px of the result beyond the image, as so many columns and rows."""
+        margin = math.ceil(2 * max(1.0, (box[2] - box[0]) / len(columns)))  # what the bicubic filter reaches
+        left, top = (max(0, math.floor(start) - margin) for start in box[:2])
+        right, bottom = (min(side, math.ceil(end) + margin) for end, side in zip(box[2:], self.size, strict=True))
+        part = self._image.crop((left, top, right, bottom))
+        before = (max(0, math.ceil(top - box[1])), max(0, math.ceil(left - box[0])))
+        after = (max(0, math.ceil(box[3] - bottom)), max(0, math.ceil(box[2] - right)))
+        if any(before + after):
+            widths = ((before[0], after[0]), (before[1], after[1]), (0, 0))
+            part = Image.fromarray(np.pad(np.asarray(part), widths, mode="edge"))
+        x, y = before[1] - left, before[0] - top
+        inside = (box[0] + x, box[1] + y, box[2] + x, box[3] + y)
+        return part.resize((len(columns), len(rows)), Image.Resampling.BICUBIC, inside)
+
+
+def _inside(start: float, count: int, factor: float, side: int) -> range:
+    """Which of `count` px, `factor` px of an image wide each, from `start` on, show some of its `side` px."""
+    first, end = (round(edge / factor, 6) for edge in (-start, side - start))
+    return range(max(0, math.floor(first)), min(count, math.ceil(end)))
 
 
 def open_source(path: Path, slide_mpp: float | None = None) -> Source:

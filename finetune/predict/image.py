@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from finetune.metrics import CellSet
+from finetune.predict.plan import LEAST_MPP, MOST_MPP
 from finetune.predict.seams import without_seams
 from finetune.predict.tiling import Tiling, tiling_of
 from finetune.predict.windows import CELL, WindowReader, find_cells
@@ -19,14 +20,18 @@ def predict_image(detector: Detector, image: np.ndarray | Image.Image | str | Pa
     """Cells of an image in its own px, in one piece if it is no larger than a tile, else without seams.
 
     Raises:
-        UserError: it is no image, its parts cannot be read, or it is far coarser than the detector's training.
+        UserError: it is no image, its parts cannot be read, its um/px make no sense, or it is far coarser than
+            the detector's training.
     """
+    mpp = detector.mpp if mpp is None else mpp
+    if not LEAST_MPP <= mpp <= MOST_MPP:
+        raise UserError(f"an image of {mpp:g} um/px makes no sense; give mpp between {LEAST_MPP} and {MOST_MPP}")
     if isinstance(image, str | Path):
-        source: Source = Picture.open(Path(image), mpp or detector.mpp)
+        source: Source = Picture.open(Path(image), mpp)
     elif isinstance(image, Image.Image):
-        source = Picture(image, mpp or detector.mpp)
+        source = Picture(image, mpp)
     else:
-        source = Picture.of_array(np.asarray(image), mpp or detector.mpp)
+        source = Picture.of_array(np.asarray(image), mpp)
     tiling = tiling_of(*size_at(source, detector.mpp), detector.network.config, detector.tile)
     cells = cells_of(detector, source, tiling)
     scale = detector.mpp / source.mpp

@@ -18,6 +18,9 @@ from finetune.trained import Detector
 from shared.command_line import UserError, check_range
 from shared.precision import Precision
 
+# um/px that an image may have.
+LEAST_MPP, MOST_MPP = 0.01, 100
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -76,7 +79,7 @@ def check(config: Config) -> None:
     """
     if not config.sources:
         raise UserError("there is nothing to look at; give slides, images or folders after the detector")
-    check_range("slide-mpp", config.slide_mpp, 0.01, 100)
+    check_range("slide-mpp", config.slide_mpp, LEAST_MPP, MOST_MPP)
     check_range("tile", config.tile, 64, 2**15)
     check_range("margin", config.margin, 0, 2**14)
     check_range("batch-size", config.batch_size, 1, 4096)

@@ -480,6 +480,9 @@ def test_from_python(tmp_path: Path) -> None:
     assert np.allclose(cells.scores_N, expected.scores_N[inside_N], atol=1e-5)
     with pytest.raises(UserError, match="an image is an array of uint8 RGB"):
         detector.predict(np.zeros((10, 10)))
+    for mpp in (0, -1, float("nan")):
+        with pytest.raises(UserError, match="um/px makes no sense; give mpp between"):
+            detector.predict(image_HWC, mpp=mpp)
     with pytest.raises(UserError, match="take a finer one"):
         detector.predict(image_HWC, mpp=2.0)
 
