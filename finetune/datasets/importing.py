@@ -270,7 +270,8 @@ def _grid(box: tuple[float, float, float, float], scale: float, tile: int) -> It
 
 def _within(place: Place, points_N2: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
     """Points in px of a tile, and which of them lie in it."""
-    xy_N2 = (points_N2 - (place.x, place.y)) * scale
+    # Rounded, so that of two tiles exactly one has a cell on the line between them.
+    xy_N2 = np.round((points_N2 - (place.x, place.y)) * scale, 6)
     inside_N = np.all((xy_N2 >= 0) & (xy_N2 < (place.width, place.height)), axis=1)
     if place.polygon is not None:
         inside_N = inside_N & place.polygon.contains(points_N2)

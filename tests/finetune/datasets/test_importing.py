@@ -165,6 +165,17 @@ def test_tiles_cover_the_whole_of_a_region(
     assert {tile.size[0] for tile in tiles} == {{2502: 251, 512.6: 171, 640: 214, 768: 256}[side]}
 
 
+def test_a_cell_on_the_line_between_two_tiles_is_in_one_of_them(tmp_path: Path) -> None:
+    Image.new("RGB", (2600, 200), "pink").save(tmp_path / "i.png")
+    columns, width, scale = 10, 72, 0.263 / 0.5
+    cells = [feature(point(column * width / scale, 50), "a") for column in range(columns)]
+    path = write(tmp_path / "i.geojson", [feature(rectangle(0, 0, columns * width / scale, 100)), *cells])
+    words: dict[str, Any] = {"slides": tmp_path / "i.png", "slide_mpp": 0.263, "tile": width}
+    assert import_annotations(Import(annotations=path, out=tmp_path / "data", **words)) == 0
+    tiles = tiles_of(load_data(Source(data=tmp_path / "data")))
+    assert [len(tile.labels_N) for tile in tiles] == [1] * columns
+
+
 def test_fields_of_view(imported: Callable[..., AnnotatedData], specimen: Specimen) -> None:
     cells = [feature(rectangle(640, 640, 960, 960)), feature(point(800, 800), "a")]
     data = imported(cells, fovs=3)
