@@ -57,15 +57,22 @@ class Polygon:
         """The same elsewhere."""
         return Polygon(tuple(ring + np.array([x, y]) for ring in self.rings))
 
-    def mask(self, corner: np.ndarray, px: float, height: int, width: int) -> np.ndarray:
-        """A raster of `px` x `px` from `corner` on: True where the centre of a place lies inside."""
+    def mask(self, corner: np.ndarray, px: float | np.ndarray, height: int, width: int) -> np.ndarray:
+        """A raster from `corner` on: True where the centre of a place lies inside.
+
+        Args:
+            corner: x and y.
+            px: Side of a place, or its width and height.
+            height: Of the raster, places.
+            width: As `height`.
+        """
         mask_HW = np.zeros((height, width), bool)
         for row, crossings in self._crossings(corner, px, height).items():
             for start, end in zip(crossings[::2], crossings[1::2], strict=True):
                 mask_HW[row, max(0, math.ceil(start - 0.5)) : max(0, math.ceil(end - 0.5))] = True
         return mask_HW
 
-    def _crossings(self, corner: np.ndarray, px: float, rows: int) -> dict[int, list[float]]:
+    def _crossings(self, corner: np.ndarray, px: float | np.ndarray, rows: int) -> dict[int, list[float]]:
         """Where the rings cross the middle of each row of a raster, in px of it, sorted."""
         found: dict[int, list[float]] = {}
         for ring in self.rings:

@@ -78,7 +78,7 @@ class Picture:
                 return cls(image, slide_mpp, path)
         except Image.DecompressionBombError as error:
             raise SlideError(
-                f"{path} is too large for a plain image; write it as a tiled TIFF (a pyramid), which OpenSlide reads"
+                f"{path} is too large for a plain image; write it as a tiled TIFF with a pyramid for OpenSlide"
             ) from error
         except (UnidentifiedImageError, OSError, SyntaxError) as error:
             raise SlideError(f"{path} cannot be opened as an image; remove it or write it again") from error

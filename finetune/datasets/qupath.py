@@ -48,7 +48,18 @@ class Objects:
     regions: list[Region] = field(default_factory=list)
 
 
-def read_objects(path: Path, offset: tuple[float, float] = (0, 0), outlines: Outlines = "auto") -> Objects:
+def read_regions(path: Path, offset: tuple[float, float] = (0, 0)) -> list[Region]:
+    """All outlines in a GeoJSON file; whether its points have a class is of no account.
+
+    Raises:
+        UserError: it is no GeoJSON, or an outline in it has no corners.
+    """
+    return read_objects(path, offset, "regions", cells=False).regions
+
+
+def read_objects(
+    path: Path, offset: tuple[float, float] = (0, 0), outlines: Outlines = "auto", cells: bool = True
+) -> Objects:
     """Cells and regions in a GeoJSON file.
 
     Points are cells. An outline is a cell, at its nucleus's centre of gravity or else its own, if it is a
@@ -58,6 +69,7 @@ def read_objects(path: Path, offset: tuple[float, float] = (0, 0), outlines: Out
         path: The file; compressed if its name ends in .gz or .zip.
         offset: Added to all coordinates: the corner of what was scanned, which QuPath counts from.
         outlines: Take all outlines for cells, or for regions.
+        cells: Off: leave the cells out.
 
     Raises:
         UserError: it is no GeoJSON, or a cell in it has no class or no position.
@@ -75,7 +87,7 @@ def read_objects(path: Path, offset: tuple[float, float] = (0, 0), outlines: Out
                     Region(_name(feature), each.shifted(*offset)) for each in _polygons(feature["geometry"])
                 ]
                 continue
-            for x, y in _cells(feature):
+            for x, y in _cells(feature) if cells else ():
                 points.append((x + offset[0], y + offset[1]))
                 names.append(class_of(feature, where))
         except (TypeError, ValueError, KeyError, IndexError) as error:
@@ -150,7 +162,7 @@ def _point(coordinates: Any) -> tuple[float, float]:
 
 def _polygons(geometry: dict[str, Any]) -> list[Polygon]:
     parts = [geometry["coordinates"]] if geometry["type"] == "Polygon" else geometry["coordinates"]
-    return [Polygon(tuple(_ring(ring) for ring in part)) for part in parts]
+    return [Polygon(tuple(_ring(ring) for ring in part)) for part in parts if part]  # some are written empty
 
 
 def _ring(coordinates: Any) -> np.ndarray:

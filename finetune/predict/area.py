@@ -6,14 +6,16 @@ from typing import Protocol
 
 import numpy as np
 from scipy import ndimage
+from scipy.sparse.csgraph import connected_components
 
 from finetune.polygons import Polygon
 from finetune.sources import Source
 from shared.slides import Slide, SlideError
 from shared.tissue import find_tissue
 
-# Most px along a side of the raster that the area of drawn regions is counted on.
-RASTER = 4096
+# Places along a side of the raster that the area of a drawn region is counted on; where there are many, fewer, so
+# that all need no more memory than one of this size, but not fewer than the second number.
+RASTER, LEAST_RASTER = 4096, 128
 
 
 class Area(Protocol):
@@ -90,25 +92,58 @@ class Regions:
                 f"a region lies outside {source.path} ({source.size[0]}x{source.size[1]} px), or there is none; "
                 "give the regions of this slide"
             )
-        low, high = boxes[:, :2].min(axis=0).clip(0), np.minimum(boxes[:, 2:].max(axis=0), source.size)
-        self.px = max(1.0, float((high - low).max()) / RASTER)
-        self.corner = low
-        self.mask = self._raster(high)
-        self.mm2 = float(self.mask.sum()) * (self.px * source.mpp) ** 2 * 1e-6
+        boxes = np.concatenate([boxes[:, :2].clip(0), np.minimum(boxes[:, 2:], source.size)], axis=1)
+        clusters = _clusters(boxes)
+        side = max(LEAST_RASTER, int(RASTER / len(clusters) ** 0.5))
+        self._rasters = [
+            _Raster([self.polygons[index] for index in cluster], boxes[cluster], side) for cluster in clusters
+        ]
+        self.mm2 = sum(raster.px2 for raster in self._rasters) * source.mpp**2 * 1e-6
 
     def touches(self, left: float, top: float, right: float, bottom: float) -> bool:
         """See `Area`."""
-        x0, x1 = ((side - self.corner[0]) / self.px for side in (left, right))
-        y0, y1 = ((side - self.corner[1]) / self.px for side in (top, bottom))
-        rows, columns = slice(max(0, math.floor(y0)), math.ceil(max(y1, 0))), slice(max(0, math.floor(x0)), None)
-        return bool(self.mask[rows, columns][:, : math.ceil(max(x1, 0)) - columns.start].any())
+        return any(raster.touches(left, top, right, bottom) for raster in self._rasters)
 
     def contains(self, points_N2: np.ndarray) -> np.ndarray:
         """See `Area`."""
         return np.logical_or.reduce([polygon.contains(points_N2) for polygon in self.polygons])
 
-    def _raster(self, high: np.ndarray) -> np.ndarray:
-        """Which px, of `self.px` px of level 0, have their centre in a region."""
-        width, height = (max(1, math.ceil(side / self.px)) for side in high - self.corner)
-        masks = [polygon.mask(self.corner, self.px, height, width) for polygon in self.polygons]
-        return np.logical_or.reduce(masks)
+    def mask(self, corner: tuple[float, float], px: float, height: int, width: int) -> np.ndarray:
+        """Which px of a picture, each `px` px of level 0 wide, from `corner` on, have their centre in a region."""
+        return _mask(self.polygons, np.array(corner), px, height, width)
+
+
+class _Raster:
+    """Some polygons, on as many places along either side of their common box: as exact for small as for large."""
+
+    def __init__(self, polygons: Sequence[Polygon], boxes_N4: np.ndarray, side: int) -> None:
+        self.low_2, self.high_2 = boxes_N4[:, :2].min(axis=0), boxes_N4[:, 2:].max(axis=0)
+        self.place_2 = np.maximum(self.high_2 - self.low_2, 1e-6) / side
+        self.mask = _mask(polygons, self.low_2, self.place_2, side, side)
+        self.px2 = float(self.mask.sum() * self.place_2.prod())
+
+    def touches(self, left: float, top: float, right: float, bottom: float) -> bool:
+        """See `Area`."""
+        if (self.high_2 < (left, top)).any() or (self.low_2 > (right, bottom)).any():
+            return False
+        first_2 = np.floor((np.array([left, top]) - self.low_2) / self.place_2).astype(int).clip(0)
+        end_2 = np.ceil((np.array([right, bottom]) - self.low_2) / self.place_2).astype(int)
+        return bool(self.mask[first_2[1] : end_2[1], first_2[0] : end_2[0]].any())
+
+
+def _mask(
+    polygons: Sequence[Polygon], corner: np.ndarray, px: float | np.ndarray, height: int, width: int
+) -> np.ndarray:
+    """Which places of a raster have their centre in one of the polygons."""
+    mask_HW = np.zeros((height, width), bool)
+    for polygon in polygons:
+        mask_HW |= polygon.mask(corner, px, height, width)
+    return mask_HW
+
+
+def _clusters(boxes_N4: np.ndarray) -> list[np.ndarray]:
+    """Indices of boxes that overlap, directly or by others in between."""
+    low_N12, high_N12 = boxes_N4[:, None, :2], boxes_N4[:, None, 2:]
+    overlap_NN = ((low_N12 < high_N12.swapaxes(0, 1)) & (high_N12 > low_N12.swapaxes(0, 1))).all(axis=-1)
+    count, cluster_N = connected_components(np.asarray(overlap_NN), directed=False)
+    return [np.flatnonzero(cluster_N == cluster) for cluster in range(count)]

@@ -48,7 +48,8 @@ class Config:
     bounds: bool = True
     """Count px from the corner of what was scanned, as QuPath does; off: from that of the slide."""
     ratio: tuple[str, ...] = ()
-    """Ratios for the summary, e.g. "Ki-67 = positive / (positive + negative)"; also cells and mm2 have a value."""
+    """Ratios for the summary, e.g. "Ki-67 = positive / (positive + negative)"; cells (all of them) and mm2 have a
+    value, too. A class whose name is that of another thing (1, cells) stands in quotes: '"1" / ("1" + "2")'."""
     tile: int | None = None
     """Px that the network sees at a time along a side; the result hardly depends on it (default 1024)."""
     margin: int | None = None

@@ -9,6 +9,7 @@ from shared.command_line import UserError
 # Beside the classes an expression may name these.
 TOTAL, AREA = "cells", "mm2"
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
+OPERATORS = "+-*/()"
 Node = str | float | tuple[str, "Node", "Node"]
 
 
@@ -23,13 +24,16 @@ class Ratio:
     def value(self, counts: Mapping[str, int], mm2: float) -> float | None:
         """Of one slide; None where it divides by nothing."""
         try:
-            return _value(self.tree, {TOTAL: sum(counts.values()), AREA: mm2, **counts})
+            classes = {_quoted(name): count for name, count in counts.items()}
+            return _value(self.tree, {TOTAL: sum(counts.values()), AREA: mm2, **classes})
         except ZeroDivisionError:
             return None
 
 
 def parse_ratio(line: str, classes: Sequence[str]) -> Ratio:
     """`NAME = EXPRESSION` of classes, `cells`, `mm2`, numbers, + - * / and parentheses.
+
+    Classes may stand in double quotes, and must where their names mean something else, too.
 
     Raises:
         UserError: says where it cannot be understood.
@@ -44,20 +48,36 @@ def parse_ratio(line: str, classes: Sequence[str]) -> Ratio:
 
 
 def _words(line: str, expression: str, classes: Sequence[str]) -> list[str]:
-    """Operators, numbers and names; names may hold spaces and signs, and the longest that fits is taken."""
-    names = sorted([*classes, TOTAL, AREA], key=len, reverse=True)
+    """Operators, numbers, `cells`, `mm2`, and classes, these in quotes; of what fits, the longest is taken.
+
+    Raises:
+        UserError: something is unknown, or a class without quotes that could be something else.
+    """
     words, rest = [], expression
     while rest := rest.lstrip():
         number = NUMBER.match(rest)
-        fitting = [name for name in names if rest.startswith(name) and not rest[len(name) :][:1].isalnum()]
-        if not (
-            word := fitting[0] if fitting else number[0] if number else rest[0] if rest[0] in "+-*/()" else ""
-        ):
+        others = [TOTAL, AREA, *OPERATORS, *([number[0]] if number else [])]
+        names = {form: _quoted(name) for name in classes for form in (name, _quoted(name))}
+        names |= {name: name for name in others}
+        fitting = [name for name in names if rest.startswith(name) and _ends(name, rest[len(name) :])]
+        word = max(fitting, key=len, default="")
+        if not word:
             known = ", ".join([*classes, TOTAL, AREA])
             raise UserError(f'--ratio "{line}": {rest.split()[0]!r} is no class of the detector; it knows {known}')
-        words.append(word)
+        if word in others and word in classes and word not in OPERATORS:
+            raise UserError(f'--ratio "{line}": is {word} the class? then write it in quotes, {_quoted(word)}')
+        words.append(names[word])
         rest = rest[len(word) :]
     return words
+
+
+def _quoted(name: str) -> str:
+    return f'"{name}"'
+
+
+def _ends(word: str, rest: str) -> bool:
+    """Whether a word may end before `rest`: not within a longer one."""
+    return word in OPERATORS or not rest[:1].isalnum()
 
 
 class _Reader:
@@ -94,7 +114,8 @@ class _Reader:
 
     def end(self) -> None:
         if self.words:
-            raise UserError(f'--ratio "{self.line}" has {self.words[0]!r} where an operator should stand')
+            word = self.words[0].strip('"')
+            raise UserError(f'--ratio "{self.line}" has {word!r} where an operator should stand')
 
 
 def _value(tree: Node, values: Mapping[str, float]) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune.datasets.qupath import read_objects
+from finetune.datasets.qupath import read_objects, read_regions
 from finetune.metrics import CellSet
 from finetune.predict.area import Area, Everywhere, Regions, TissueArea
 from finetune.predict.endings import SUMMARY, file_of, work_folder
@@ -206,7 +206,7 @@ def _area(job: Job, source: Source, corner: tuple[int, int]) -> Area:
         if job.regions is None:
             raise SlideError(f"{config.regions} has no {job.name}.geojson with the regions of {job.path}; add it")
         offset = corner if config.bounds else (0, 0)
-        regions = read_objects(job.regions, offset, "regions").regions
+        regions = read_regions(job.regions, offset)
         chosen = [each.polygon for each in regions if config.region_class in (None, each.name)]
         if not regions:
             raise SlideError(f"{job.regions} has no regions; draw and export polygons, or leave --regions out")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from finetune.predict.area import Area
+from finetune.predict.endings import SUMMARY
 from finetune.predict.ratios import Ratio
 from finetune.predict.writers import Rows
 from shared.atomic import atomic_path
@@ -58,10 +59,8 @@ def results(counts: Mapping[str, ClassCount], area: Area, ratios: Sequence[Ratio
 
 def write_overview(folder: Path) -> Path:
     """`summary.csv`: a line for each finished slide below the folder, from the slides' own files."""
-    summaries = {
-        path: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("*.summary.json"))
-    }
-    lines = [_line(path.relative_to(folder), summary) for path, summary in summaries.items()]
+    summaries = {path: _read(path) for path in sorted(folder.rglob(f"*.{SUMMARY}"))}
+    lines = [_line(path.relative_to(folder), summary) for path, summary in summaries.items() if summary]
     columns = list(dict.fromkeys(name for line in lines for name in line))
     path = folder / "summary.csv"
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
@@ -71,11 +70,20 @@ def write_overview(folder: Path) -> Path:
     return path
 
 
+def _read(path: Path) -> dict[str, Any] | None:
+    """A slide's numbers; None if another program has written the file."""
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return summary if isinstance(summary, dict) and "made_with" in summary else None
+
+
 def _line(path: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
     counts = {f"{name} cells": count["cells"] for name, count in summary["classes"].items()}
     densities = {f"{name} per mm2": count["per_mm2"] for name, count in summary["classes"].items()}
     return {
-        "slide": path.as_posix().removesuffix(".summary.json"),
+        "slide": path.as_posix().removesuffix(f".{SUMMARY}"),
         "area": summary["area"]["kind"],
         "mm2": summary["area"]["mm2"],
         "cells": summary["cells"],

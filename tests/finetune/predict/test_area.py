@@ -1,6 +1,7 @@
 """Where cells are looked for: polygons against brute force, tissue of a known shape."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -51,6 +52,28 @@ def test_area_of_regions_counts_what_they_share_once() -> None:
     assert Regions([square.shifted(-300, 0)], SOURCE).mm2 == pytest.approx(80_000 * um2 * 1e-6)
     with pytest.raises(SlideError, match="a region lies outside"):
         Regions([square.shifted(5000, 0)], SOURCE)
+
+
+def shoelace(ring: np.ndarray) -> float:
+    x_N, y_N = ring.T
+    return abs(float(np.dot(x_N, np.roll(y_N, -1)) - np.dot(y_N, np.roll(x_N, -1)))) / 2
+
+
+@pytest.mark.parametrize("side", [15.3, 60, 400])
+def test_small_regions_far_apart_are_measured_as_exactly_as_one(side: float) -> None:
+    """Squares and stars in the corners of a large slide."""
+    slide = SimpleNamespace(size=(100_000, 80_000), mpp=0.25, path=Path("slide"))
+    corners = np.array([(0, 0), (90_000, 0), (0, 70_000), (60_000, 60_000)])
+    places = corners + np.random.default_rng(0).uniform(0, 3000, (4, 2))
+    square = np.array([(0, 0), (1, 0), (1, 1), (0, 1)]) * side
+    for shape in (square, star((side, side), side, 5)):
+        regions = Regions([Polygon((shape + place,)) for place in places], slide)
+        assert regions.mm2 == pytest.approx(4 * shoelace(shape) * 0.25**2 * 1e-6, rel=2e-3)
+    overlapping = [Polygon((square + place + shift * side,)) for place in places for shift in (0, 0.5)]
+    assert Regions(overlapping, slide).mm2 == pytest.approx(4 * 1.75 * side**2 * 0.25**2 * 1e-6, rel=2e-3)
+    for x, y in places:
+        assert Regions(overlapping, slide).touches(x - 500, y - 500, x + 500, y + 500)
+        assert not Regions(overlapping, slide).touches(x - 500, y - 500, x - 1, y - 1)
 
 
 def test_no_part_of_a_region_is_passed_over() -> None:

@@ -407,6 +407,24 @@ def test_annotated_cells_stand_beside_predicted_ones(predict_here: Predict, tmp_
     assert np.abs(left - right).mean() > 5
 
 
+def test_what_is_no_region_is_left_out(predict_here: Predict, image: Planted, png: Path, tmp_path: Path) -> None:
+    """Beside a region: an empty outline and a point without a class. Beside our summary: somebody else's."""
+    square = [[[0, 0], [400, 0], [400, 400], [0, 400], [0, 0]]]
+    drawn = [("Polygon", square), ("Polygon", []), ("MultiPolygon", [[]]), ("Point", [1, 1])]
+    features = [
+        {"type": "Feature", "geometry": {"type": kind, "coordinates": at}, "properties": {}} for kind, at in drawn
+    ]
+    (tmp_path / "regions.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    (tmp_path / "cells/of others").mkdir(parents=True)
+    for name, content in (("list", "[]"), ("other", '{"cells": 3}'), ("broken", "{")):
+        (tmp_path / f"cells/of others/{name}.summary.json").write_text(content)
+    assert predict_here(png, regions=tmp_path / "regions.geojson", slide_mpp=0.25) == 0
+    inside_N = (image.points_N2 < 400).all(axis=1)
+    names = [planted.CLASSES[label] for label in image.labels_N[inside_N]]
+    assert found(tmp_path / "cells/a slide.geojson") == near(image.points_N2[inside_N], names)
+    assert len((tmp_path / "cells/summary.csv").read_text().splitlines()) == 2
+
+
 @pytest.mark.parametrize(
     ("option", "features", "sentence"),
     [

@@ -28,6 +28,28 @@ def test_value(expression: str, expected: float | None) -> None:
 
 
 @pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        ('"1" / ("1" + "2")', 10 / 15),
+        ('100 * "1" / 1.5', 100 * 10 / 1.5),
+        ('"cells" / 4 - "mm2" * 1.0', 7 / 4 - 2),
+        ('"+" / ("+" + "-")', 4 / 6),
+    ],
+)
+def test_classes_in_quotes(expression: str, expected: float) -> None:
+    counts = {"1": 10, "2": 5, "cells": 7, "mm2": 2, "+": 4, "-": 2}
+    assert parse_ratio(f"a = {expression}", list(counts)).value(counts, 3.0) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("expression", "word"), [("1 / (1 + 2)", "1"), ("cells / 5", "cells"), ("7 / mm2", "mm2"), ("3 * 2", "2")]
+)
+def test_a_class_that_could_be_something_else_must_be_quoted(expression: str, word: str) -> None:
+    with pytest.raises(UserError, match=f'is {word} the class\\? then write it in quotes, "{word}"'):
+        parse_ratio(f"a = {expression}", ["1", "2", "cells", "mm2"])
+
+
+@pytest.mark.parametrize(
     ("line", "sentence"),
     [
         ("positive", "is not of the form"),
