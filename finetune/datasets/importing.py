@@ -62,7 +62,7 @@ class Import:
     """Classes in order, each NAME=CLASS_IN_QUPATH or just the NAME; default: all that occur, by name."""
     outlines: Outlines = "auto"
     """auto: outlines of detections are cells, of annotations are regions; cells or regions: all of them are."""
-    fovs: int = 1
+    views: int = 1
     """Fields of view (the paper's K): beside each tile also views of 2, 4, ... times its width are cut."""
     slide_mpp: float | None = None
     """um/px of level 0, for slides that do not say it or say it wrongly, and for images."""
@@ -148,7 +148,7 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
 def _check(config: Import) -> None:
     check_range("mpp", config.mpp, 0.05, 20)
     check_range("tile", config.tile, 64, 2**14)
-    check_range("fovs", config.fovs, 1, 6)
+    check_range("views", config.views, 1, 6)
     check_range("slide-mpp", config.slide_mpp, 0.01, 100)
     if not config.annotations.exists():
         raise UserError(f"there is no GeoJSON file or folder {config.annotations}; check the path")
@@ -287,7 +287,7 @@ def _write_tile(
     config: Import, source: Source, place: Place, name: str, xy_M2: np.ndarray, numbers_M: np.ndarray
 ) -> None:
     """The image of a tile, its wider views, its cells."""
-    for doublings in range(config.fovs):
+    for doublings in range(config.views):
         factor = 2**doublings
         side_x, side_y = (side * config.mpp / source.mpp for side in (place.width, place.height))
         x, y = place.x - side_x * (factor - 1) / 2, place.y - side_y * (factor - 1) / 2

@@ -178,7 +178,7 @@ def test_a_cell_on_the_line_between_two_tiles_is_in_one_of_them(tmp_path: Path) 
 
 def test_fields_of_view(imported: Callable[..., AnnotatedData], specimen: Specimen) -> None:
     cells = [feature(rectangle(640, 640, 960, 960)), feature(point(800, 800), "a")]
-    data = imported(cells, fovs=3)
+    data = imported(cells, views=3)
     (tile,) = tiles_of(data)
     require_views([tile], 3)
     views_KHWC = tile.read_views(3)
@@ -234,7 +234,7 @@ def test_wrong_input_ends_in_one_sentence(slide: Path, tmp_path: Path) -> None:
         ("case-1.geojson", good, {"classes": ("b",)}, "has cells of class 'a'; name it in --classes as well"),
         ("case-1.geojson", good, {"mpp": 0.1}, "nothing in .* could be cut into tiles"),
         ("case-1.geojson", good, {"tile": 10}, "--tile 10 is out of range"),
-        ("case-1.geojson", good, {"fovs": 0}, "--fovs 0 is out of range"),
+        ("case-1.geojson", good, {"views": 0}, "--views 0 is out of range"),
         ("case-1.geojson", good, {"annotations": tmp_path / "none"}, "there is no GeoJSON file or folder"),
         ("other.geojson", good, {"annotations": tmp_path, "slides": slide.parent}, "belongs to no slide"),
     ]:
