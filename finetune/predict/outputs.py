@@ -101,8 +101,8 @@ def write_outputs(
 def _draw(outputs: Outputs, annotated: CellSet | None, summary: dict[str, Any]) -> list[str]:
     """Density, regions where there are any to show, report; returns their files' endings."""
     classes = outputs.plan.detector.classes
-    painter = Painter(outputs.source, outputs.chunks, outputs.offset, classes)
-    density = painter.density_sheet(outputs.area.mm2)
+    painter = Painter(outputs.source, outputs.chunks, outputs.offset, classes, outputs.area)
+    density = painter.density_sheet()
     regions = painter.region_sheet(annotated)
     _save(density, outputs.file(DENSITY))
     if regions is not None:

@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageColor
 from scipy import ndimage
 
 from finetune.metrics import CellSet
+from finetune.predict.area import Area, Regions
 from finetune.predict.writers import Rows, colour_of
 from finetune.sources import Source
-from shared.pictures import contact_sheet, draw_points
+from shared.pictures import RIM, contact_sheet, draw_points
 from shared.slides import SlideError
 
 # Side of the slide in a density picture, px.
@@ -23,6 +24,8 @@ BLUR_UM = 50.0
 REGION_UM = 256.0
 REGION_SIDE = 448
 REGIONS = 6
+# Width of the border of drawn regions, px: dark, and white beside it, to be seen on any tissue.
+OUTLINE = 2
 
 Chunks = Callable[[], Iterable[Rows]]
 
@@ -37,8 +40,10 @@ class Painter:
     offset: tuple[int, int]
     """To be added to the cells' px to get px of level 0."""
     classes: Sequence[str]
+    area: Area
+    """Where cells were looked for; regions that were drawn show as a line."""
 
-    def density_sheet(self, mm2: float) -> Image.Image:
+    def density_sheet(self) -> Image.Image:
         """The slide, and for each class the slide in grey with the class's density in its colour."""
         source = self.source
         overview = source.overview(max(source.size) * source.mpp / DENSITY_SIDE)
@@ -47,7 +52,10 @@ class Painter:
         px_um = source.mpp / scale
         blur = min(max(BLUR_UM / px_um, 2.0), DENSITY_SIDE / 20)
         grey = np.asarray(overview.convert("L").convert("RGB"), np.float32) * 0.5 + 127
-        panels, captions = [overview], [f"{source.path.name}: {int(counts_CHW.sum()):,} cells on {mm2:.3g} mm2"]
+        panels, captions = (
+            [overview],
+            [f"{source.path.name}: {int(counts_CHW.sum()):,} cells on {self.area.mm2:.3g} mm2 ({self.area.kind})"],
+        )
         for label, counts_HW in enumerate(counts_CHW):
             density_HW = ndimage.gaussian_filter(counts_HW, blur, mode="constant") / (px_um**2 * 1e-6)
             peak = float(density_HW.max())
@@ -55,6 +63,7 @@ class Painter:
             painted = grey * (1 - weight_HW1) + _dark(label) * weight_HW1
             panels.append(Image.fromarray(painted.astype(np.uint8)))
             captions.append(f"{self.classes[label]}: {int(counts_HW.sum()):,}, at most {peak:,.0f} per mm2")
+        panels = [self._outlined(panel, (0, 0), 1 / scale) for panel in panels]
         columns = 2 if overview.width > overview.height else min(4, len(panels))
         side = (max(overview.width, CAPTION_WIDTH), overview.height)
         return contact_sheet(panels, columns, captions, side=side, title="cell density per class")
@@ -101,7 +110,22 @@ class Painter:
         mpp = max(self._um / REGION_SIDE, self.source.mpp)
         px = max(1, round(self._um / mpp))
         picture = self.source.read(left, top, px, px, mpp)
-        return picture.resize((REGION_SIDE, REGION_SIDE), Image.Resampling.BICUBIC), REGION_SIDE / self._side
+        picture = picture.resize((REGION_SIDE, REGION_SIDE), Image.Resampling.BICUBIC)
+        return self._outlined(picture, (left, top), self._side / REGION_SIDE), REGION_SIDE / self._side
+
+    def _outlined(self, picture: Image.Image, corner: tuple[float, float], px: float) -> Image.Image:
+        """A picture of the source from `corner` on, `px` px of level 0 each, with the border of drawn regions."""
+        if not isinstance(self.area, Regions):
+            return picture
+        inside_HW = self.area.mask(corner, px, picture.height, picture.width)
+        # What lies beyond the picture counts as inside, else its edges would be lines.
+        inner_HW, innermost_HW = (
+            ndimage.binary_erosion(inside_HW, iterations=deep, border_value=1) for deep in (OUTLINE, 2 * OUTLINE)
+        )
+        pixels_HW3 = np.array(picture)
+        pixels_HW3[inside_HW & ~inner_HW] = ImageColor.getrgb(RIM)
+        pixels_HW3[inner_HW & ~innermost_HW] = 255
+        return Image.fromarray(pixels_HW3)
 
     def _counts(self, height: int, width: int, scale: float) -> np.ndarray:
         """Cells of each class in each px of a picture of the source: (C, height, width)."""
