@@ -86,7 +86,7 @@ class Picture:
     @classmethod
     def of_array(cls, image_HWC: np.ndarray, mpp: float) -> "Picture":
         """uint8 RGB (H, W, 3) as a source."""
-        if image_HWC.ndim != 3 or image_HWC.shape[2] != 3 or image_HWC.dtype != np.uint8:
+        if image_HWC.shape[2:] != (3,) or not image_HWC.size or image_HWC.dtype != np.uint8:
             raise UserError(
                 f"an image is an array of uint8 RGB (height, width, 3), not {image_HWC.dtype} {image_HWC.shape}"
             )

@@ -98,11 +98,14 @@ class Regions:
         self._rasters = [
             _Raster([self.polygons[index] for index in cluster], boxes[cluster], side) for cluster in clusters
         ]
+        self._low_N2 = np.array([raster.low_2 for raster in self._rasters])
+        self._high_N2 = np.array([raster.high_2 for raster in self._rasters])
         self.mm2 = sum(raster.px2 for raster in self._rasters) * source.mpp**2 * 1e-6
 
     def touches(self, left: float, top: float, right: float, bottom: float) -> bool:
         """See `Area`."""
-        return any(raster.touches(left, top, right, bottom) for raster in self._rasters)
+        near_N = (self._low_N2 <= (right, bottom)).all(axis=1) & (self._high_N2 >= (left, top)).all(axis=1)
+        return any(self._rasters[index].touches(left, top, right, bottom) for index in np.flatnonzero(near_N))
 
     def contains(self, points_N2: np.ndarray) -> np.ndarray:
         """See `Area`."""
@@ -123,9 +126,7 @@ class _Raster:
         self.px2 = float(self.mask.sum() * self.place_2.prod())
 
     def touches(self, left: float, top: float, right: float, bottom: float) -> bool:
-        """See `Area`."""
-        if (self.high_2 < (left, top)).any() or (self.low_2 > (right, bottom)).any():
-            return False
+        """Whether a box that overlaps the polygons' common one may hold some of them."""
         first_2 = np.floor((np.array([left, top]) - self.low_2) / self.place_2).astype(int).clip(0)
         end_2 = np.ceil((np.array([right, bottom]) - self.low_2) / self.place_2).astype(int)
         return bool(self.mask[first_2[1] : end_2[1], first_2[0] : end_2[0]].any())

@@ -48,8 +48,7 @@ class Config:
     bounds: bool = True
     """Count px from the corner of what was scanned, as QuPath does; off: from that of the slide."""
     ratio: tuple[str, ...] = ()
-    """Ratios for the summary, e.g. "Ki-67 = positive / (positive + negative)"; cells (all of them) and mm2 have a
-    value, too. A class whose name is that of another thing (1, cells) stands in quotes: '"1" / ("1" + "2")'."""
+    """e.g. "Ki-67 = positive / (positive + negative)"; cells and mm2 have values, too; classes like "1" in quotes."""
     tile: int | None = None
     """Px that the network sees at a time along a side; the result hardly depends on it (default 1024)."""
     margin: int | None = None

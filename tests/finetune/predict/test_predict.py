@@ -496,8 +496,9 @@ def test_from_python(tmp_path: Path) -> None:
     assert np.allclose(cells.points_N2, expected.points_N2[inside_N], atol=1e-3)
     assert (cells.labels_N == expected.labels_N[inside_N]).all()
     assert np.allclose(cells.scores_N, expected.scores_N[inside_N], atol=1e-5)
-    with pytest.raises(UserError, match="an image is an array of uint8 RGB"):
-        detector.predict(np.zeros((10, 10)))
+    for wrong in (np.zeros((10, 10)), np.zeros((0, 5, 3), np.uint8)):
+        with pytest.raises(UserError, match="an image is an array of uint8 RGB"):
+            detector.predict(wrong)
     for mpp in (0, -1, float("nan")):
         with pytest.raises(UserError, match="um/px makes no sense; give mpp between"):
             detector.predict(image_HWC, mpp=mpp)
