@@ -48,7 +48,7 @@ class Config:
     bounds: bool = True
     """Count px from the corner of what was scanned, as QuPath does; off: from that of the slide."""
     ratio: tuple[str, ...] = ()
-    """e.g. "Ki-67 = positive / (positive + negative)"; cells and mm2 have values, too; classes like "1" in quotes."""
+    """Such as "Ki-67 = positive / (positive + negative)", also of cells, mm2; classes like "1" in quotes."""
     tile: int | None = None
     """Px that the network sees at a time along a side; the result hardly depends on it (default 1024)."""
     margin: int | None = None
