@@ -14,7 +14,7 @@ import numpy as np
 from finetune.datasets.qupath import read_objects, read_regions
 from finetune.metrics import CellSet
 from finetune.predict.area import Area, Everywhere, Regions, TissueArea
-from finetune.predict.endings import SUMMARY, file_of, work_folder
+from finetune.predict.endings import GEOJSON, SUMMARY, file_of, work_folder
 from finetune.predict.outputs import Outputs, write_outputs
 from finetune.predict.plan import Plan, file_for, refuse_other_key
 from finetune.predict.store import CellStore, StoredCells, read_progress
@@ -69,12 +69,16 @@ class Job:
         return self.plan.key(self.path, self.regions)
 
     def check(self) -> None:
-        """Refuse to mix cells of different settings.
+        """Refuse to mix cells of different settings, and to write over what somebody has drawn.
 
         Raises:
-            UserError: there are cells of other settings, or one file of regions for several slides.
+            UserError: there are cells of other settings, one file of regions for several slides, or --out is where
+                regions or annotations lie.
         """
-        _ = self.regions, self.annotations
+        written = {file_of(self.stem, ending).resolve() for ending in GEOJSON.values()}
+        for option, drawn in (("regions", self.regions), ("annotations", self.annotations)):
+            if drawn is not None and drawn.resolve() in written:
+                raise UserError(f"--{option} {drawn} would be overwritten by the cells found; give another --out")
         if before := read_progress(self.work):
             refuse_other_key(before.key, self.key, self.work)
 

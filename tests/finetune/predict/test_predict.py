@@ -407,6 +407,16 @@ def test_annotated_cells_stand_beside_predicted_ones(predict_here: Predict, tmp_
     assert np.abs(left - right).mean() > 5
 
 
+@pytest.mark.parametrize("option", ["regions", "annotations"])
+def test_what_was_drawn_is_not_overwritten(predict_here: Predict, png: Path, tmp_path: Path, option: str) -> None:
+    drawn = tmp_path / "a slide.geojson"
+    drawn.write_text("drawn by hand")
+    for given in (drawn, tmp_path):
+        with pytest.raises(UserError, match=rf"--{option} .*a slide\.geojson would be overwritten by the cells found"):
+            predict_here(png, slide_mpp=0.25, out=tmp_path, **{option: given})
+    assert drawn.read_text() == "drawn by hand"
+
+
 def test_what_is_no_region_is_left_out(predict_here: Predict, image: Planted, png: Path, tmp_path: Path) -> None:
     """Beside a region: an empty outline and a point without a class. Beside our summary: somebody else's."""
     square = [[[0, 0], [400, 0], [400, 400], [0, 400], [0, 0]]]
