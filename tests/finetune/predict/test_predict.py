@@ -412,7 +412,7 @@ def test_what_was_drawn_is_not_overwritten(predict_here: Predict, png: Path, tmp
     drawn = tmp_path / "a slide.geojson"
     drawn.write_text("drawn by hand")
     for given in (drawn, tmp_path):
-        with pytest.raises(UserError, match=rf"--{option} .*a slide\.geojson would be overwritten by the cells found"):
+        with pytest.raises(UserError, match=rf"--{option} .*a slide\.geojson would be overwritten"):
             predict_here(png, slide_mpp=0.25, out=tmp_path, **{option: given})
     assert drawn.read_text() == "drawn by hand"
 
