@@ -1,6 +1,6 @@
 """Resampling of pictures, bicubic and antialiased or by averages of areas, at a fifth of Pillow's time.
 
-The same filters in the same order as Pillow (rows first, then columns, rounded in between), by SIMD instructions
+The same filters in the same order as Pillow (one way, then the other, rounded in between), by SIMD instructions
 and with coefficients of 16 bits: about one value in a hundred comes out one or two grey levels apart, alike on
 every processor. Where the package is not to be had (Linux on ARM), Pillow does it.
 """
@@ -28,34 +28,42 @@ def resampler() -> str:
 
 
 def resample(pixels_HW3: np.ndarray, size: tuple[int, int], box: Box) -> np.ndarray:
-    """The part `box` of an RGB picture, in px and fractions of them, as `size` (width, height) px."""
+    """The part `box` of an RGB picture, in px and fractions of them, as `size` (width, height) px; rows first."""
     if fast is None:
         picture = Image.fromarray(pixels_HW3)
         return np.asarray(picture.resize(size, Image.Resampling.BICUBIC, box, reducing_gap=2.0))
-    return _convolved(pixels_HW3, size, box, fast.FilterType.catmull_rom)
+    left, top, right, bottom = box
+    height, catmull_rom = len(pixels_HW3), fast.FilterType.catmull_rom
+    rows = _convolved(_picture(pixels_HW3), (size[0], height), (left, 0, right, height), catmull_rom)
+    return _pixels(_convolved(rows, size, (0, top, size[0], bottom), catmull_rom))
 
 
 def shrink(pixels_HW3: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """An RGB picture as `size` (width, height) px, each the average of the area that it covers."""
+    """An RGB picture as `size` (width, height) px, each the average of the area that it covers.
+
+    Columns first: that leaves less to do for the rows, which take longer.
+    """
+    height, width = pixels_HW3.shape[:2]
     if fast is None:
-        return np.asarray(Image.fromarray(pixels_HW3).resize(size, Image.Resampling.BOX))
-    height, width = pixels_HW3.shape[:2]
-    return _convolved(pixels_HW3, size, (0, 0, width, height), fast.FilterType.box)
+        columns = Image.fromarray(pixels_HW3).resize((width, size[1]), Image.Resampling.BOX)
+        return np.asarray(columns.resize(size, Image.Resampling.BOX))
+    return _pixels(_convolved(_picture(pixels_HW3), size, (0, 0, width, height), fast.FilterType.box))
 
 
-def _convolved(pixels_HW3: np.ndarray, size: tuple[int, int], box: Box, filter_type: object) -> np.ndarray:
-    """The rows and then the columns of a picture, cut to a box and resampled to the size wanted."""
-    height, width = pixels_HW3.shape[:2]
-    left, top, right, bottom = box
+def _picture(pixels_HW3: np.ndarray) -> Any:
+    """Px as a `cykooz_resizer.ImageData`."""
     assert fast is not None
-    picture = fast.ImageData(width, height, fast.PixelType.U8x3, pixels_HW3.tobytes())
-    rows = _one_way(picture, (size[0], height), (left, 0, right, height), filter_type)
-    both = _one_way(rows, size, (0, top, size[0], bottom), filter_type)
-    return np.frombuffer(both.get_buffer(), np.uint8).reshape(size[1], size[0], 3)
+    height, width = pixels_HW3.shape[:2]
+    return fast.ImageData(width, height, fast.PixelType.U8x3, pixels_HW3.tobytes())
 
 
-def _one_way(picture: Any, size: tuple[int, int], box: Box, filter_type: object) -> Any:
-    """An image, cut to a box and resampled in width or height to `size`; images are `cykooz_resizer.ImageData`."""
+def _pixels(picture: Any) -> np.ndarray:
+    """The reverse."""
+    return np.frombuffer(picture.get_buffer(), np.uint8).reshape(picture.height, picture.width, 3)
+
+
+def _convolved(picture: Any, size: tuple[int, int], box: Box, filter_type: object) -> Any:
+    """A `cykooz_resizer.ImageData`, cut to a box and resampled to `size` (width, height), columns first."""
     assert fast is not None
     left, top, right, bottom = box
     options = fast.ResizeOptions(
