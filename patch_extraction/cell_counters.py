@@ -45,13 +45,16 @@ class OneByOne:
 
 
 class HaematoxylinCounter(OneByOne):
-    """Counts spots in the haematoxylin channel, and brown ones in the red channel."""
+    """Counts spots in the haematoxylin channel, and brown ones in the red channel; not ink, if it is so told."""
 
     name = f"haematoxylin {THRESHOLD}"
 
+    def __init__(self, leave_out_ink: bool = True) -> None:
+        self._leave_out_ink = leave_out_ink
+
     def find(self, image_HW3: np.ndarray, mpp: float) -> np.ndarray:
         """See `CellCounter.find`."""
-        return find_nuclei(image_HW3, mpp)
+        return find_nuclei(image_HW3, mpp, self._leave_out_ink)
 
 
 class FunctionCounter(OneByOne):

@@ -14,7 +14,7 @@ from shared.resampling import resampler
 from shared.resolution import PLAUSIBLE
 from shared.slides import Reader, printable
 
-FORMAT = 6  # of the slide tars; raised when the same settings would give other patches
+FORMAT = 7  # of the slide tars; raised when the same settings would give other patches
 # Coarser than this, nuclei are specks that no counter tells apart (cells are counted at 1 um/px).
 COARSEST_PATCH_MPP = 1.0
 

@@ -66,6 +66,8 @@ class Plan:
     def screened(self, places_N2: np.ndarray, share: float) -> np.ndarray:
         """The places worth an exact count; the classical counter judges, whoever counts then.
 
+        It does not look for ink: on a coarse level, where colours are coarser still, nuclei can have its colours.
+
         Args:
             places_N2: Cells of the grid.
             share: How many of the places counted so far hold enough cells.
@@ -73,7 +75,8 @@ class Plan:
         cheap = isinstance(self.counter, HaematoxylinCounter)  # any other costs far more than the screen
         if not self.config.screen or (cheap and share >= DENSE):
             return places_N2
-        return places_N2[screen(self.slide, self.grid, places_N2, HaematoxylinCounter(), self.config.min_cells)]
+        judge = HaematoxylinCounter(leave_out_ink=False)
+        return places_N2[screen(self.slide, self.grid, places_N2, judge, self.config.min_cells)]
 
     def fields(self, x: int, y: int, cells: int) -> dict[str, object]:
         """What `KEY.json` says of a patch."""

@@ -25,6 +25,7 @@ from patch_extraction.fingerprints import fingerprint
 from shared.atomic import atomic_path, write_json
 
 QUALITY = 90  # of the patches' JPEG, chroma halved: the contract of the shards
+COPY_BYTES = 1 << 20  # a patch is written in one go
 LONGEST_STEM = 64  # so that keys stay below 100 characters, what a plain tar header holds
 ROWS = 128  # at a time: the sums of their bytes fit into 16 bits, and all of it into the processor's cache
 Span = tuple[int, int]  # offset and size in a tar
@@ -89,7 +90,7 @@ class SlideTar:
 
     def __enter__(self) -> "SlideTar":
         self._path = self._place.__enter__()
-        self._tar = tarfile.open(self._path, "w", format=tarfile.USTAR_FORMAT)
+        self._tar = tarfile.TarFile(self._path, "w", format=tarfile.USTAR_FORMAT, copybufsize=COPY_BYTES)
         self._sums_3 = np.zeros(3, np.int64)
         self._squares_3 = np.zeros(3, np.int64)
         self.facts: dict[str, Any] = {}  # of the record; known once the tar is closed

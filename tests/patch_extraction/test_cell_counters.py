@@ -15,6 +15,7 @@ from scipy.optimize import linear_sum_assignment
 from patch_extraction.cell_counters import HaematoxylinCounter
 from patch_extraction.haematoxylin import DENSITIES
 from shared.sample_tissue import POSITIVE, section
+from shared.slides import Slide
 
 COUNTER = HaematoxylinCounter()
 MATCH_UM = 4.0  # a found cell counts as right within about the radius of a nucleus
@@ -104,12 +105,12 @@ def unmixing(*stains: tuple[float, float, float]) -> np.ndarray:
 # textbook's recipe on held-out fields, which are not named, are F1 .625, .699, .655; error 66, -, 24; precision
 # .986, .955, .95; recall .973, 1, 1. Those of CD138 are its test fields, with matches within 3 um (next test). On
 # the fields of the other two the recipe to the letter has F1 .626 and .706, error 63 and 36, precision .939 and
-# .891, recall .986 and 1: their precision is that of a lucky choice of fields (of random quarters, one in six for
-# BRCA-M2C and one in three for CoNSeP reach it with the counter, one in eleven and in six with the recipe).
+# .891, recall .986 and 1. BRCA-M2C's .955 asks for 12 wrong fields at most. There are 26, of which 14 hold 25 to
+# 29 cells; the detector that was trained on most of them has 16 (precision .944, recall .996: cell_counters.csv).
 @pytest.mark.parametrize(
     ("names", "mpp", "least"),
     [
-        (("CoNSeP/test", "CoNSeP/train"), 0.5, {"f1": 0.64, "error": 66, "precision": 0.95, "recall": 0.985}),
+        (("CoNSeP/test", "CoNSeP/train"), 0.5, {"f1": 0.645, "error": 65, "precision": 0.9855, "recall": 0.985}),
         (("BRCA-M2C/train",), 0.5, {"f1": 0.71, "error": 36.3, "precision": 0.91, "recall": 1.0}),
         (("CD138/test",), 0.25, {"f1": 0.715, "error": 24, "precision": 0.95, "recall": 1.0}),
     ],
@@ -147,6 +148,53 @@ def test_collagen_is_not_taken_for_cells(real_data):
     assert len(COUNTER.find(image, 0.5)) < 2.5 * len(true_N2)
 
 
+@pytest.mark.parametrize(
+    ("tile", "corner"), [("train_2", (0, 0)), ("train_4", (0, 0)), ("train_4", (0, 244)), ("train_12", (0, 0))]
+)
+def test_ink_and_soot_are_not_taken_for_cells(real_data, tile, corner):
+    """Black ink, burnt edges (twice) and blue ink beside 8 to 20 nuclei; the textbook sees 73 to 105."""
+    image = np.asarray(Image.open(real_data / f"CoNSeP/train/images/{tile}.png").convert("RGB"))
+    field = image[corner[1] : corner[1] + 256, corner[0] : corner[0] + 256]
+    assert len(textbook(field, 0.5)) > 70
+    assert len(COUNTER.find(field, 0.5)) < 30
+
+
+def test_blue_grey_nuclei_of_an_ihc_slide_are_no_ink(real_data):
+    """A place between glands, no brown in it: 55 nuclei, some cut by the edge."""
+    with Slide(real_data / "slides/chromogranin_ihc_40x_region.svs") as slide:
+        image = slide.read_pixels(4048, 2530, 512, 512, 0.25, allow_upsampling=True)
+    assert 45 < len(COUNTER.find(image, 0.25)) < 70
+
+
+def dotted(image: np.ndarray, centres_N2: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    """The picture, of 0.5 um/px, with spots of a nucleus's size."""
+    inked = image.copy()
+    y, x = np.mgrid[: image.shape[0], : image.shape[1]] + 0.5
+    for centre in centres_N2:
+        inked[(x - centre[0]) ** 2 + (y - centre[1]) ** 2 < 7**2] = colour
+    return inked
+
+
+def test_spots_of_blue_ink_are_no_cells_beside_nuclei():
+    image = section(5, 128.0, 128.0).render(0.5)
+    centres_N2 = np.array([(60.0, 200.0), (120.0, 40.0), (200.0, 130.0)])
+    found_N2 = COUNTER.find(dotted(image, centres_N2, (10, 60, 150)), 0.5)
+    nuclei_N2 = COUNTER.find(image, 0.5)
+    for centre in centres_N2:
+        assert (np.hypot(*(found_N2 - centre).T) > 4).all()
+        nuclei_N2 = nuclei_N2[np.hypot(*(nuclei_N2 - centre).T) > 30]
+    assert {*map(tuple, nuclei_N2)} <= {*map(tuple, found_N2)}
+
+
+@pytest.mark.parametrize("colour", [(40, 41, 39), (120, 70, 30)])
+def test_a_dot_in_a_field_of_soot_or_of_nuclei_changes_little(real_data, colour):
+    """Neutral black and brown: neither makes cells of soot nor soot of cells."""
+    for name, place in (("train/images/train_2", (30, 30)), ("test/images/test_1", (60, 90))):
+        field = np.asarray(Image.open(real_data / f"CoNSeP/{name}.png").convert("RGB"))[:256, :256]
+        change = len(COUNTER.find(dotted(field, np.array([place]), colour), 0.5)) - len(COUNTER.find(field, 0.5))
+        assert abs(change) <= 3
+
+
 @pytest.mark.parametrize("mpp", [0.25, 0.5, 1.0])
 def test_known_cells_are_found_where_they_are(mpp):
     """Blue and brown ones, at every resolution; a shift by half a px would cost matches at 1.5 um."""
@@ -170,9 +218,9 @@ def test_the_same_tissue_at_two_resolutions_gives_the_same_count():
 
 def plainly_counted(image: np.ndarray, mpp: float) -> np.ndarray:
     """The counter's definition, step by step, for images whose sides are whole um."""
-    side = round(image.shape[0] * mpp)
-    small = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BOX), float)
-    density = -np.log10(np.maximum(small, 1) / 255)
+    side, box = round(image.shape[0] * mpp), Image.Resampling.BOX
+    columns = Image.fromarray(image).resize((image.shape[1], side), box)
+    density = -np.log10(np.maximum(np.asarray(columns.resize((side, side), box), float), 1) / 255)
     two, four = np.full(2, 1 / 2), np.full(4, 1 / 4)
     fine = functools.reduce(np.convolve, (four, four, two, two))  # variance 3.0
     coarse = functools.reduce(np.convolve, (fine, four, four, four, four, four, two))  # 9.5
@@ -182,13 +230,18 @@ def plainly_counted(image: np.ndarray, mpp: float) -> np.ndarray:
         spots.append(smooth[0] - smooth[1])
     both = np.maximum(spots[0], 0.7 * spots[1])
     rows, columns = np.nonzero((both == maximum_filter(both, 3)) & (both > 0.024))
-    return (np.stack([columns, rows], axis=1) + 0.5) / mpp
+    colours_N3 = density[rows, columns]
+    soot, brown = (colours_N3[:, 2] > share * colours_N3[:, 1] for share in (0.75, 1.0))
+    sooty = np.sum(soot & ~brown) >= 10 and np.mean(soot & ~brown) >= 0.4 and np.mean(brown) < 0.05
+    nuclei = [red <= 1.3 * green and not (sooty and blue > 0.65 * green) for red, green, blue in colours_N3]
+    return (np.stack([columns, rows], axis=1)[nuclei] + 0.5) / mpp
 
 
 @pytest.mark.parametrize("mpp", [0.25, 0.5])
 def test_what_makes_it_fast_changes_no_cell(mpp):
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (512, 512, 3), dtype=np.uint8)
+    noise[:, 256:, 2] |= 192  # purple; the other half is grey, as ink
     for image in (section(8, 512 * mpp, 512 * mpp).render(mpp), noise):
         expected = plainly_counted(image, mpp)
         assert len(expected) > 20
