@@ -2,10 +2,14 @@
 
 SLIDES is a folder with two slides of JPEG tiles, `CD34_ihc_40x.svs` and `chromogranin_ihc_40x_region.svs`. PYTHON,
 if given, is an interpreter that has hs2p[openslide], a tool that cuts the same tiles; it is left out otherwise.
+"OpenSlide" is `--reader openslide`, which resamples and encodes like the direct reader; "openslide-python, Pillow"
+is the same stage with patches read, resampled and encoded as scripts do it.
 All in seconds of processor time, so that a busy machine matters less; the best of several rounds, in which all
 take turns, everything opened anew. The CSV's first rows are ratios and their goals, the others their parts.
 """
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -17,15 +21,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
+import openslide
 import simplejpeg
 import tifffile
 from PIL import Image
 
 from patch_extraction.cell_counters import HaematoxylinCounter
 from patch_extraction.config import HarvestConfig
-from patch_extraction.harvest import harvest_slide
+from patch_extraction.harvest import Plan, harvest_slide
 from patch_extraction.slide_list import find_sources
 from patch_extraction.slide_tar import QUALITY, Record, SlideTar, add_member, as_jpeg
 from shared.jpeg_tiff import Level, write_pyramid
@@ -36,8 +42,9 @@ from tests.benchmarks.measuring import in_turn, write
 
 OUT = Path(__file__).with_suffix(".csv")
 READING, STAGE = "chromogranin_ihc_40x_region.svs", "CD34_ihc_40x.svs"
-SIDE, PATCHES, ROUNDS = 512, 100, 4
+SIDE, PATCHES, ROUNDS, WORKER_ROUNDS = 512, 100, 8, 3
 READERS: tuple[Reader, ...] = ("openslide", "auto")
+PLAIN = "openslide-python, Pillow"
 PACKAGES = ("openslide-bin", "simplejpeg", "pillow", "cykooz-resizer")
 COLUMNS = ("what", "path", "patches", "cpu_s", "per_cpu_s", "ratio", "goal", "note")
 Row = dict[str, object]
@@ -170,25 +177,54 @@ def whole_stage(path: Path, folder: Path) -> list[Row]:
 
 
 def stage_rows(path: Path, folder: Path, what: str, goal: object, **settings: object) -> list[Row]:
-    """The whole stage on one slide, by both readers."""
-    records: dict[Reader, Record] = {}
+    """The whole stage on one slide, by both readers and by plain means."""
+    records: dict[str, Record] = {}
 
-    def work(reader: Reader) -> Callable[[], None]:
+    def work(name: str, reader: Reader) -> Callable[[], None]:
         def harvest() -> None:
-            records[reader] = harvest_one(path, folder, reader, **settings)
+            with plain_means(path) if name == PLAIN else contextlib.nullcontext():
+                records[name] = harvest_one(path, folder, reader, **settings)
 
         return harvest
 
-    seconds = in_turn({reader: work(reader) for reader in READERS}, ROUNDS, time.process_time)
+    works = {reader: work(reader, reader) for reader in READERS} | {PLAIN: work(PLAIN, "openslide")}
+    seconds = in_turn(works, ROUNDS, time.process_time)
     assert records["auto"].sha256 == records["openslide"].sha256
-    rows = [row(what, "direct / OpenSlide", ratio=round(seconds["openslide"] / seconds["auto"], 2), goal=goal)]
-    for reader, each in seconds.items():
-        record = records[reader]
+    rows = [
+        row(what, f"direct / {name}", ratio=round(seconds[other] / seconds["auto"], 2), goal=goal)
+        for name, other in (("OpenSlide", "openslide"), (PLAIN, PLAIN))
+    ]
+    for name, each in seconds.items():
+        record = records[name]
         note = (
             f"{1000 * each / record.candidates:.1f} ms a candidate, {1000 * each / record.kept:.1f} a kept patch"
         )
-        rows.append(row(what, reader, patches=record.kept, cpu_s=each, note=note))
+        rows.append(row(what, name, patches=record.kept, cpu_s=each, note=note))
     return rows
+
+
+@contextlib.contextmanager
+def plain_means(path: Path) -> Iterator[None]:
+    """Within, openslide-python and Pillow read, resample and encode the patches of a slide, from level 0."""
+    slide = openslide.OpenSlide(path)
+
+    def read(plan: Plan, x: int, y: int) -> np.ndarray:
+        region = slide.read_region((x, y), 0, (plan.grid.side, plan.grid.side)).convert("RGB")
+        return np.asarray(region.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+
+    with (
+        contextlib.closing(slide),
+        mock.patch("patch_extraction.harvest.Plan.read", read),
+        mock.patch("patch_extraction.slide_tar.as_jpeg", jpeg_by_pillow),
+    ):
+        yield
+
+
+def jpeg_by_pillow(patch_HW3: np.ndarray) -> bytes:
+    """What `as_jpeg` does."""
+    stream = io.BytesIO()
+    Image.fromarray(patch_HW3).save(stream, format="JPEG", quality=QUALITY, subsampling="4:2:0")
+    return stream.getvalue()
 
 
 def harvest_one(path: Path, folder: Path, reader: Reader, **settings: object) -> Record:
@@ -268,16 +304,23 @@ def processes(path: Path, folder: Path) -> list[Row]:
     copies.mkdir()
     for number in range(8):  # told apart by a byte after the end
         (copies / f"{number}.svs").write_bytes(path.read_bytes() + bytes([number]))
+    runs = [(workers, folder / f"copies_{workers}") for workers in (1, 2)] * WORKER_ROUNDS
+    taken = [(workers, harvested(copies, out, workers)) for workers, out in runs]
     walls = []
-    for workers in (1, 2):
-        out = folder / f"copies_{workers}"
-        wall, cpu, most = watched("--wsi-dir", copies, "--out", out, "--workers", workers, "--part", "1/1")
+    for workers, out in runs[:2]:
+        wall, cpu, most = min(used for count, used in taken if count == workers)
         packing, _, _ = watched("--wsi-dir", copies, "--out", out, "--pack")
         kept = json.loads((out / "index.json").read_text())["samples"]
         note = f"wall {wall:.1f} s, then {packing:.1f} s to pack; {most:.0f} MB at most in a process"
         rows.append(row("eight slides", f"{workers} workers", patches=kept, cpu_s=cpu, note=note))
         walls.append(wall)
     return [*rows, row("eight slides", "2 workers / 1 worker, wall", ratio=round(walls[0] / walls[1], 2))]
+
+
+def harvested(wsi_dir: Path, out: Path, workers: int) -> tuple[float, float, float]:
+    """What a harvest from the beginning takes, packing aside; see `watched`."""
+    shutil.rmtree(out, ignore_errors=True)
+    return watched("--wsi-dir", wsi_dir, "--out", out, "--workers", workers, "--part", "1/1")
 
 
 def watched(*words: object) -> tuple[float, float, float]:
