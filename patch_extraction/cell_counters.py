@@ -45,7 +45,7 @@ class OneByOne:
 
 
 class HaematoxylinCounter(OneByOne):
-    """Counts spots in the haematoxylin channel, and brown ones in the red channel; not ink, if it is so told."""
+    """Counts spots in the haematoxylin channel, and brown ones in the red channel."""
 
     name = f"haematoxylin {THRESHOLD}"
 

@@ -26,7 +26,7 @@ THRESHOLD = 0.024
 # Brown nuclei hide from the haematoxylin channel; the red one sees them, weighed so that blue ones count once.
 # Measured: F1 on brown-and-blue sample tiles 0.70 -> 0.83, no change (<= 0.005) on CoNSeP, BRCA-M2C and CD138.
 RED_WEIGHT = 0.7
-# Blue ink absorbs far more red than green, annotated nuclei 1.2 times as much at most.
+# Blue ink absorbs far more red than green; of 34,700 annotated nuclei one absorbs more than 1.3 times as much.
 BLUE_INK = 1.3
 # Black ink and soot absorb .75 to 1 times as much blue as green. So does blue beside brown, which alone absorbs
 # more than 1 times as much. A picture is one of soot where so many of its spots are like that, ten at least, and
@@ -41,7 +41,13 @@ DENSITIES = np.array([-math.log10(max(value, 1) / 255) for value in range(256)],
 
 
 def find_nuclei(image_HW3: np.ndarray, mpp: float, leave_out_ink: bool = True) -> np.ndarray:
-    """Centres of dark spots in a uint8 RGB image of `mpp` um/px: [N, 2], x and y in its px, corner origin."""
+    """Centres of dark spots in a uint8 RGB image of `mpp` um/px: [N, 2], x and y in its px, corner origin.
+
+    Args:
+        image_HW3: The image.
+        mpp: Its um/px.
+        leave_out_ink: Return no spots of ink and soot.
+    """
     image_HW3, scale_2 = _reduced(image_HW3, mpp)
     densities_3HW = np.stack([DENSITIES.take(image_HW3[..., channel]) for channel in range(3)])
     spots_HW = _spots(stains(densities_3HW), mpp * float(scale_2[0])).max(axis=0)
