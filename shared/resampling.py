@@ -2,7 +2,8 @@
 
 The same filters in the same order as Pillow (one way, then the other, rounded in between), by SIMD instructions
 and with coefficients of 16 bits: about one value in a hundred comes out one or two grey levels apart, alike on
-every processor. Where the package is not to be had (Linux on ARM), Pillow does it.
+every processor; averages of areas differ where a px lies half in each of two. Where the package is not to be had
+(Linux on ARM), Pillow does it.
 """
 
 from types import ModuleType
