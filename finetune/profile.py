@@ -12,13 +12,12 @@ from typing import Any
 import torch
 import tyro
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from shared.atomic import atomic_path
 from shared.command_line import UserError, check_range, run
 from shared.detector import Config as DetectorConfig
 from shared.detector import Detector
+from shared.operations import counted_operations
 from shared.precision import autocast
 from shared.runs import provenance
 
@@ -146,14 +145,9 @@ def image_of(detector: Detector, size: int) -> torch.Tensor:
 
 def multiply_adds(detector: Detector, size: int) -> float:
     """Billions for one image; nothing is computed."""
-    with (
-        FakeTensorMode(allow_non_fake_inputs=True),
-        torch.no_grad(),
-        _norm_outputs(detector) as outputs,
-        FlopCounterMode(display=False) as flops,
-    ):
+    with torch.no_grad(), _norm_outputs(detector) as outputs, counted_operations() as operations:
         detector(image_of(detector, size))
-    return (flops.get_total_flops() / 2 + NORM_OPERATIONS * sum(outputs)) / 1e9
+    return (operations.get_total_flops() / 2 + NORM_OPERATIONS * sum(outputs)) / 1e9
 
 
 @contextmanager

@@ -1,10 +1,8 @@
 """How much of a GPU a run uses: model FLOPs utilisation and memory."""
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
+from shared.operations import counted_operations
 from ssl_pretrain.methods import Step
 from ssl_pretrain.recipe import Recipe
 
@@ -26,18 +24,14 @@ IMAGES = 2
 
 
 def flops_per_image(recipe: Recipe) -> float:
-    """Operations (two a multiply-add) of forward and backward pass for one patch; nothing is computed.
-
-    Attention is counted as the products that it is made of: not every release of torch counts its fused form.
-    """
+    """Operations (two a multiply-add) of forward and backward pass for one patch; nothing is computed."""
     crops = [crop for crop in recipe.method.crops for _ in range(crop.count)]
     with torch.random.fork_rng(devices=[]):
         method = recipe.method.build()
-        fake, products = FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.MATH)
-        with fake, products, FlopCounterMode(display=False) as flops:
+        with counted_operations() as operations:
             views = [torch.zeros(IMAGES, 3, crop.size, crop.size) for crop in crops]
             method.loss(views, Step(number=0, samples=0, total=1)).backward()
-    return flops.get_total_flops() / IMAGES
+    return operations.get_total_flops() / IMAGES
 
 
 def peak_flops(device: torch.device) -> float | None:

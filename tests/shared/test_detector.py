@@ -7,12 +7,11 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from shared import checkpoint
 from shared.command_line import UserError
 from shared.detector import Config, Detections, Detector, load_detector, save_detector, select_cells
+from shared.operations import counted_operations
 from shared.proposals import proposal_grid
 from shared.weights import read, write
 from tests.benchmarks.detector import plainly
@@ -45,9 +44,9 @@ def multiply_adds(**fields) -> float:
     """Billions for one 1024 x 1024 px image, as torch counts: without norms, activations and sampling."""
     detector = Detector(Config(classes=10, **fields)).eval()
     detector.samples_smoothing = False
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), FlopCounterMode(display=False) as flops:
+    with torch.no_grad(), counted_operations() as operations:
         detector(torch.empty(1, 3, 1024, 1024))
-    return round(flops.get_total_flops() / 2e9, 2)
+    return round(operations.get_total_flops() / 2e9, 2)
 
 
 def test_multiply_adds_are_the_authors():
@@ -221,9 +220,11 @@ def test_smoothing_where_sampled_is_used_and_saves_most_of_two_convolutions():
     """P2's 38.65 G become 2 x 2.57 G and P3's 9.66 G 2.57 G: for each proposal and sampling one output
     (2.42 G) and the interpolation of nine taps from sixteen cells (0.15 G)."""
     detector = Detector(Config(classes=10)).eval()
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), FlopCounterMode(display=False) as flops:
+    with torch.no_grad(), counted_operations() as operations:
         detector(torch.empty(1, 3, 1024, 1024))
-    assert flops.get_total_flops() / 2e9 == pytest.approx(148.98 - 38.65 - 9.66 + 3 * (2.416 + 0.151), abs=0.02)
+    assert operations.get_total_flops() / 2e9 == pytest.approx(
+        148.98 - 38.65 - 9.66 + 3 * (2.416 + 0.151), abs=0.02
+    )
 
 
 def test_refinement_decodes_every_proposal_again_and_keeps_all_sets():
