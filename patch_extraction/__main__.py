@@ -16,11 +16,11 @@ from patch_extraction.config import HarvestConfig, Source, check, common_setting
 from patch_extraction.html_report import REPORT, write_report
 from patch_extraction.launch import LAUNCH, harvest_in_slurm
 from patch_extraction.locks import one_after_another, only_harvest, only_part
-from patch_extraction.output import harvested_slides, kept_slides, refuse_foreign
+from patch_extraction.output import CONFIG, harvested_slides, kept_slides, refuse_foreign
 from patch_extraction.pack import INDEX, DamagedTarError, discard, pack
 from patch_extraction.pictures import CONTACT_SHEET, THUMBNAILS, save_contact_sheets
 from patch_extraction.preview import preview_slides
-from patch_extraction.report import summary, write_csv
+from patch_extraction.report import SLIDES_CSV, summary, write_csv
 from patch_extraction.slide_list import find_sources
 from patch_extraction.slide_tar import FAILED, Record, finished
 from patch_extraction.workers import finished_slides, harvest_slides
@@ -53,7 +53,7 @@ def main() -> int:
     counter = choose_counter(config.counter, config.detector, config.patch_mpp, config.patch_size)
     hidden: list[str] = []
     sources = find_sources(config, counter, hidden)
-    refuse_foreign(config.out)
+    refuse_foreign(config)
     if config.dry_run:
         mine = sources if config.part is None else Part.of_text(config.part).share(sources)
         records = preview_slides(mine, finished_slides(mine, config), config)
@@ -104,7 +104,7 @@ def harvest(sources: Sequence[Source], config: HarvestConfig, counter: CellCount
         records = [*harvested_slides(sources, done, config), *kept]
     else:
         records = [*harvest_slides(sources, done, config, counter), *kept]
-    write_csv(config.out / "slides.csv", records)
+    write_csv(config.out / SLIDES_CSV, records)
     if not any(record.kept for record in records):
         write_report(config.out, records, config)
         print(f"\n{summary(records)}\n", flush=True)
@@ -117,7 +117,7 @@ def harvest(sources: Sequence[Source], config: HarvestConfig, counter: CellCount
         print(f"tars of {len(error.slide_ids)} slides are damaged; those slides are harvested again", flush=True)
         intact = {record.slide_id: record for record in records if record.slide_id not in error.slide_ids}
         records = [*harvest_slides(sources, intact, config, counter), *kept]
-        write_csv(config.out / "slides.csv", records)
+        write_csv(config.out / SLIDES_CSV, records)
         index = pack_all(records, config, counter)
     save_contact_sheets(config.out, [record.slide_id for record in records], counter)
     write_report(config.out, records, config)
@@ -149,7 +149,7 @@ def start_output(config: HarvestConfig) -> None:
     """Say in the output folder, and here, what was asked for."""
     try:
         asked = dataclasses.replace(config, part=None, pack=False)  # what all parts have in common
-        write_json(config.out / "config.json", as_plain(asked))
+        write_json(config.out / CONFIG, as_plain(asked))
         write_json(config.out / "provenance.json", provenance())
     except OSError as error:
         raise UserError(f"cannot write to {config.out}: {error.strerror}; choose another --out") from error
@@ -161,7 +161,7 @@ def print_places(config: HarvestConfig, samples: int, shards: int) -> None:
     out = config.out
     print(f"shards:    {samples} patches in {shards} of {out / 'shard-*.tar'}, listed in {out / INDEX}")
     print(f"pictures:  {out / REPORT}, {out / CONTACT_SHEET}, {out / THUMBNAILS}")
-    print(f"slides:    {out / 'slides.csv'}", flush=True)
+    print(f"slides:    {out / SLIDES_CSV}", flush=True)
 
 
 if __name__ == "__main__":

@@ -128,7 +128,7 @@ def _function(place: str) -> Callable[[np.ndarray, float], np.ndarray]:
     except ImportError as error:
         raise UserError(f"--counter {place} cannot be imported ({error}); is its folder in PYTHONPATH?") from error
     except AttributeError as error:
-        raise UserError(f"--counter {place}: the module {module} has no {name}") from error
+        raise UserError(f"--counter {place}: the module {module} has no {name}; name a function of it") from error
     except Exception as error:  # whatever the lines of a user's module may do
         raise UserError(
             f"--counter {place} cannot be imported ({type(error).__name__}: {error}); mend the module"

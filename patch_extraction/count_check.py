@@ -1,7 +1,8 @@
 """`python -m patch_extraction.count_check DIR...`: how well a cell counter counts, on annotated fields.
 
-Fields are cut into squares of a patch's size in um, as the harvest judges them. Reported are the mean error of the
-counts, the F1 of single cells, and precision and recall of "at least --min-cells".
+Fields are cut into squares of a patch's size in um, as the harvest judges them; they overlap where a field is no
+multiple of that, and cells in two of them count twice. Reported are the mean error of the counts (in cells), the
+F1 of single cells, precision and recall of "at least --min-cells", and the share of squares that hold so many.
 """
 
 import csv

@@ -1,26 +1,45 @@
 """The output folder of a harvest: nobody else's files touched, nothing lost unsaid."""
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from patch_extraction.config import HarvestConfig, Source, common_settings
 from patch_extraction.fingerprints import fingerprint
+from patch_extraction.html_report import REPORT
 from patch_extraction.pack import INDEX, own_shards, read_index
+from patch_extraction.pictures import CONTACT_SHEET, REJECTED_SHEET
+from patch_extraction.report import SLIDES_CSV
 from patch_extraction.slide_tar import DUPLICATE, FAILED, KEPT, Record, read_record, tar_path
 from shared.command_line import UserError
 from shared.slides import folder_name
 
+CONFIG = "config.json"  # the settings of a harvest, which begins with writing them
 
-def refuse_foreign(out: Path) -> None:
-    """Touch nothing in a folder whose shards or index come from elsewhere.
+
+def refuse_foreign(config: HarvestConfig) -> None:
+    """Touch nothing in a folder that holds files of others by the names of a harvest's.
 
     Raises:
-        UserError: there are such files, and no sign of an earlier harvest.
+        UserError: there are such files, and no sign of an earlier harvest; or --slides would be written over.
     """
-    there = sorted(path.name for path in (*out.glob("shard-*.tar"), *out.glob(INDEX)))
-    if there and read_index(out) is None and not own_shards(out) and not _records(out):
+    out = config.out
+    if config.slides is not None and config.slides.resolve() == (out / SLIDES_CSV).resolve():
+        raise UserError(f"--slides {config.slides} is where a harvest into {out} writes its results; rename it")
+    named = [out / name for name in (INDEX, SLIDES_CSV, CONFIG, REPORT, CONTACT_SHEET, REJECTED_SHEET)]
+    there = sorted(path.name for path in (*out.glob("shard-*.tar"), *named) if path.exists())
+    if there and not _begun(out):
         raise UserError(f"{out} holds {there[0]}, which no harvest made; choose another --out")
+
+
+def _begun(out: Path) -> bool:
+    """Whether a harvest has written to a folder."""
+    try:
+        configured = "min_cells" in json.loads((out / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        configured = False
+    return configured or read_index(out) is not None or bool(own_shards(out) or _records(out))
 
 
 def kept_slides(sources: Sequence[Source], config: HarvestConfig, counter: str) -> list[Record]:

@@ -16,7 +16,7 @@ from patch_extraction.config import Source
 from patch_extraction.near_misses import near_misses_path
 from patch_extraction.slide_tar import members, read_at
 from shared.atomic import atomic_path
-from shared.pictures import contact_sheet, draw_points
+from shared.pictures import contact_sheet, draw_points, drawable
 from shared.slides import Slide
 from shared.tissue import Tissue
 
@@ -49,7 +49,7 @@ def save_thumbnail(
     pixels[_outline(mask)] = OUTLINE
     framed = Image.fromarray(pixels)
     _frame(framed, slide.mpp / mpp, side, corners, cells)
-    title = f"{source.name}   {len(cells)} patches kept; frames by cells:"
+    title = drawable(f"{source.name}   {len(cells)} patches kept; frames by cells:")
     with atomic_path(out / THUMBNAILS / f"{source.slide_id}.jpg") as temporary:
         _with_legend(framed, title).save(temporary, format="JPEG", quality=88)
 

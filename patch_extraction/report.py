@@ -9,6 +9,7 @@ from patch_extraction.slide_tar import DUPLICATE, FAILED, KEPT, NO_PATCH, Record
 from shared.atomic import atomic_path
 from shared.tables import table
 
+SLIDES_CSV = "slides.csv"
 NOT_IN_CSV = ("pixel_sums", "histogram", "source_bytes", "source_changed", "fingerprint", "wsi_dir", "settings")
 MOST_ROWS = 40  # slides listed one by one in the terminal; more are summed up by biomarker only
 

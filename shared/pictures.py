@@ -1,5 +1,6 @@
 """Pictures for people: points on images, labelled contact sheets. PIL only, no plotting library."""
 
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,6 +43,12 @@ def draw_lines(image: Image.Image, starts_N2: np.ndarray, ends_N2: np.ndarray, c
     return canvas
 
 
+def drawable(text: str) -> str:
+    """Text as Pillow's own font can draw it, on one line: letters without accents, `?` for other signs."""
+    letters = "".join(sign for sign in unicodedata.normalize("NFKD", text) if not unicodedata.combining(sign))
+    return "".join(sign if sign.isprintable() else " " for sign in letters).encode("ascii", "replace").decode()
+
+
 def contact_sheet(
     images: Sequence[Image.Image],
     columns: int,
@@ -62,12 +69,13 @@ def contact_sheet(
     sheet = Image.new("RGB", (columns * (width + 4), top + max(rows, 1) * row_height), "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(13)
+    title = drawable(title)
     draw.text((4, 3), title, fill="black", font=font)
-    _draw_legend(draw, legend, 20 + draw.textlength(title, font=font), font)
+    _draw_legend(draw, list(map(drawable, legend)), 20 + draw.textlength(title, font=font), font)
     for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
         x, y = (index % columns) * (width + 4), top + (index // columns) * row_height
         sheet.paste(_fit(image, width, height), (x, y))
-        draw.text((x + 3, y + height + 1), caption, fill="black", font=font)
+        draw.text((x + 3, y + height + 1), drawable(caption), fill="black", font=font)
     return sheet
 
 

@@ -114,7 +114,9 @@ def test_a_slide_that_was_moved_is_not_there_twice(harvest_here, wsi_dir, tmp_pa
     assert not list((tmp_path / "shards").glob("slides/plain*"))
 
 
-@pytest.mark.parametrize("name", ["shard-000000.tar", "shard-train-7.tar", "index.json"])
+@pytest.mark.parametrize(
+    "name", ["shard-000000.tar", "shard-train-7.tar", "index.json", "slides.csv", "config.json", "report.html"]
+)
 def test_foreign_files_are_not_touched(harvest_here, wsi_dir, tmp_path, name):
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / name).write_text("mine")
@@ -123,6 +125,24 @@ def test_foreign_files_are_not_touched(harvest_here, wsi_dir, tmp_path, name):
     assert f"shards holds {name}, which no harvest made; choose another --out" in error_of(done)
     assert [path.name for path in (tmp_path / "shards").iterdir()] == [name]
     assert (tmp_path / "shards" / name).read_text() == "mine"
+
+
+def test_a_list_of_slides_is_not_written_over(copy, harvest_here, wsi_dir):
+    """The results of a harvest, edited and given back to it."""
+    path = copy / "slides.csv"
+    before = path.read_bytes()
+    done = harvest_here("--wsi-dir", wsi_dir, "--out", copy, "--slides", path, *BIG)
+    assert done.returncode == 2
+    assert f"--slides {path} is where a harvest into {copy} writes its results; rename it" in error_of(done)
+    assert path.read_bytes() == before
+
+
+def test_a_harvest_killed_before_its_first_slide_goes_on(harvest_here, wsi_dir, tmp_path, undisturbed):
+    (tmp_path / "shards").mkdir()
+    shutil.copy(undisturbed[0] / "config.json", tmp_path / "shards")
+    done = harvest_here("--wsi-dir", wsi_dir, "--shard-size", 20, *BIG)
+    assert done.returncode == 0, done.stderr
+    assert digests(tmp_path / "shards") == digests(undisturbed[0])
 
 
 def test_two_harvests_at_once(undisturbed, copy, command, wsi_dir):

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from shared.pictures import contact_sheet, draw_lines, draw_points
+from shared.pictures import contact_sheet, draw_lines, draw_points, drawable
 
 
 def test_a_mark_is_centred_on_its_point() -> None:
@@ -32,3 +32,12 @@ def test_a_sheet_shows_every_image() -> None:
     sheet = np.asarray(contact_sheet(images, 2, captions=colours, side=60, title="five", legend=["a", "b"]))
     for image in images:
         assert (sheet == np.asarray(image)[0, 0]).all(-1).sum() > 60 * 35
+
+
+def test_words_are_drawn_in_signs_that_the_font_has() -> None:
+    """A sign that it lacks would be an empty box, a line break an error."""
+    assert drawable("Schnitt 1 – ä.svs") == "Schnitt 1 ? a.svs"
+    assert drawable("Ki-67/a\nb.svs") == "Ki-67/a b.svs"
+    image = Image.new("RGB", (40, 40), "red")
+    sheets = [contact_sheet([image], 1, [caption], title=caption) for caption in ("染 ü\n1", "? u 1")]
+    assert sheets[0].tobytes() == sheets[1].tobytes()
