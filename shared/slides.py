@@ -8,7 +8,6 @@ harvest nor a prediction without a word.
 import contextlib
 import math
 import os
-import stat
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -317,8 +316,6 @@ def _walk(folder: Path, unreadable: list[str]) -> Iterator[tuple[Path, list[str]
 
 def _open(path: Path) -> openslide.OpenSlide:
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise SlideError(f"{path} is no file, but a pipe or something like it; remove it")
         with path.open("rb") as file:
             magic = file.read(4)
     except OSError as error:
