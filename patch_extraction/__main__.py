@@ -16,7 +16,7 @@ from patch_extraction.config import HarvestConfig, Source, check, common_setting
 from patch_extraction.html_report import REPORT, write_report
 from patch_extraction.launch import LAUNCH, harvest_in_slurm
 from patch_extraction.locks import one_after_another, only_harvest, only_part
-from patch_extraction.output import CONFIG, harvested_slides, kept_slides, refuse_foreign
+from patch_extraction.output import harvested_slides, kept_slides, refuse_foreign
 from patch_extraction.pack import INDEX, DamagedTarError, discard, pack
 from patch_extraction.pictures import CONTACT_SHEET, THUMBNAILS, save_contact_sheets
 from patch_extraction.preview import preview_slides
@@ -35,7 +35,7 @@ from shared.command_line import (
     settings_text,
 )
 from shared.parts import Part
-from shared.runs import provenance
+from shared.runs import CONFIG, PROVENANCE, provenance
 from shared.stop_signal import leave_when_told
 
 
@@ -150,7 +150,7 @@ def start_output(config: HarvestConfig) -> None:
     try:
         asked = dataclasses.replace(config, part=None, pack=False)  # what all parts have in common
         write_json(config.out / CONFIG, as_plain(asked))
-        write_json(config.out / "provenance.json", provenance())
+        write_json(config.out / PROVENANCE, provenance())
     except OSError as error:
         raise UserError(f"cannot write to {config.out}: {error.strerror}; choose another --out") from error
     print(f"settings (in {config.out}/config.json):\n{settings_text(config)}", flush=True)

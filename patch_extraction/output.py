@@ -13,9 +13,8 @@ from patch_extraction.pictures import CONTACT_SHEET, REJECTED_SHEET
 from patch_extraction.report import SLIDES_CSV
 from patch_extraction.slide_tar import DUPLICATE, FAILED, KEPT, Record, read_record, tar_path
 from shared.command_line import UserError
+from shared.runs import CONFIG
 from shared.slides import folder_name
-
-CONFIG = "config.json"  # the settings of a harvest, which begins with writing them
 
 
 def refuse_foreign(config: HarvestConfig) -> None:
@@ -34,7 +33,7 @@ def refuse_foreign(config: HarvestConfig) -> None:
 
 
 def _begun(out: Path) -> bool:
-    """Whether a harvest has written to a folder."""
+    """Whether a harvest has written to a folder; it begins with its settings."""
     try:
         configured = "min_cells" in json.loads((out / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):

@@ -67,7 +67,7 @@ def write_slide(
         quality: Of the JPEG tiles.
     """
     images = _pyramid(Image.fromarray(specimen.render(mpp)))
-    levels = [Level(*image.size, TILE, _jpeg_tiles(image, quality)) for image in images]
+    levels = [jpeg_level(image, quality) for image in images]
     description = _aperio_description(*images[0].size, mpp if resolution else None) if aperio else ""
     with atomic_path(path) as temporary:
         write_pyramid(temporary, levels, description, 1e4 / mpp if resolution and not aperio else None)
@@ -162,6 +162,11 @@ def _pyramid(image: Image.Image) -> list[Image.Image]:
     while max(levels[-1].size) > TILE:
         levels.append(levels[-1].reduce(LEVEL_FACTOR))
     return levels
+
+
+def jpeg_level(image: Image.Image, quality: int) -> Level:
+    """A level of a slide, its chroma halved as scanners do it; what lies beyond the picture is black."""
+    return Level(*image.size, TILE, _jpeg_tiles(image, quality))
 
 
 def _jpeg_tiles(level: Image.Image, quality: int) -> Iterator[bytes]:

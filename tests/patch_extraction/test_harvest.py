@@ -8,7 +8,6 @@ import json
 import re
 import shutil
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +22,8 @@ from patch_extraction.harvest import Plan, harvest_slide
 from patch_extraction.slide_list import find_sources
 from patch_extraction.slide_tar import FAILED, HARVESTED, NO_PATCH, Record, SlideTar, tar_path
 from shared.command_line import UserError
-from shared.jpeg_tiff import Level, write_pyramid
-from shared.sample_slides import write_slide
+from shared.jpeg_tiff import write_pyramid
+from shared.sample_slides import jpeg_level, write_slide
 from shared.sample_tissue import Specimen, section
 from shared.slides import Slide, SlideError
 
@@ -158,28 +157,14 @@ def test_500_of_more_than_a_thousand(tmp_path):
     assert blocks.max() <= 21
 
 
-def jpeg_level(image: Image.Image) -> Level:
-    """A level of whole tiles, as scanners write it: quality 75, chroma halved."""
-    side = 256
-    columns, rows = image.width // side, image.height // side
-
-    def streams() -> Iterator[bytes]:
-        for row, column in itertools.product(range(rows), range(columns)):
-            stream = io.BytesIO()
-            tile = image.crop((column * side, row * side, (column + 1) * side, (row + 1) * side))
-            tile.save(stream, format="JPEG", quality=75, subsampling="4:2:0")
-            yield stream.getvalue()
-
-    return Level(columns * side, rows * side, side, streams())
-
-
 def test_the_screen_loses_no_patch_of_pale_he(real_data, tmp_path):
     """Half of chroma at 1 um/px blurs a nucleus's colour: what tells ink from nuclei there would refuse many."""
     (tmp_path / "wsi").mkdir()
     with Slide(real_data / "slides/pancreas_he_20x_region.svs") as slide:
         fine, mpp = slide.read(0, 0, 4096, 4096, slide.mpp), slide.mpp
     coarse = fine.resize((2048, 2048), Image.Resampling.BOX)
-    write_pyramid(tmp_path / "wsi" / "a.tif", map(jpeg_level, (fine, coarse)), pixels_per_centimetre=1e4 / mpp)
+    levels = [jpeg_level(image, quality=75) for image in (fine, coarse)]
+    write_pyramid(tmp_path / "wsi" / "a.tif", levels, pixels_per_centimetre=1e4 / mpp)
     settings = {"patch_mpp": 0.53, "patch_size": 240}
     with_it, without = (
         harvest(tmp_path / "wsi", tmp_path / str(screen), "a.tif", screen=screen, **settings)

@@ -1,7 +1,6 @@
 """Cells that are where we put them: red and blue squares on white, and a network that sees nothing else."""
 
-import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +12,9 @@ from torch import Tensor, nn
 from finetune.trained import Detector
 from shared.decoders import Detections
 from shared.detector import Config
-from shared.jpeg_tiff import Level, write_pyramid
+from shared.jpeg_tiff import write_pyramid
 from shared.proposals import proposal_grid
+from shared.sample_slides import jpeg_level
 
 CLASSES = ("red", "blue")
 CELL = 8  # px of the detector: one square in each cell of its grid, at most
@@ -130,14 +130,5 @@ def write_leica(
         + part("main", image.size, corner, [(image, 0), (small, 1)], 40)
         + "</collection></scn>"
     )
-    levels = [Level(*each.size, 256, _jpeg_tiles(each)) for each in (image, small, small)]
+    levels = [jpeg_level(each, quality=95) for each in (image, small, small)]
     write_pyramid(path, levels, description, 1e4 / mpp)
-
-
-def _jpeg_tiles(image: Image.Image) -> Iterator[bytes]:
-    for top in range(0, image.height, 256):
-        for left in range(0, image.width, 256):
-            stream = io.BytesIO()
-            tile = image.crop((left, top, left + 256, top + 256))
-            tile.save(stream, format="JPEG", quality=95, subsampling="4:2:0")
-            yield stream.getvalue()
