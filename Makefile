@@ -38,7 +38,7 @@ test-gpu: setup
 # The three stages by their public commands, each reading what the one before it wrote. Run again, it goes on
 # where it was interrupted; `make clean` starts anew.
 demo: setup
-	$(PY) -m shared.sample_slides $(DEMO)
+	$(PY) -m shared.samples.sample_slides $(DEMO)
 	$(PY) -m patch_extraction --wsi-dir $(DEMO)/slides --out $(DEMO)/shards
 	$(PY) -m ssl_pretrain mae_demo --shards $(DEMO)/shards --run-dir $(DEMO)/runs/mae --out $(DEMO)/mae.pth
 	$(PY) -m finetune demo --init $(DEMO)/mae.pth --data $(DEMO)/tiles --epochs 0 \

@@ -6,7 +6,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from finetune.trained import Detector
+    from finetune.detector import Detector
 
 __all__ = ["Detector"]
 
@@ -14,7 +14,7 @@ __all__ = ["Detector"]
 def __getattr__(name: str) -> Any:
     """`Detector`, when it is asked for: `python -m finetune` must not import torch before it handles signals."""
     if name == "Detector":
-        from finetune.trained import Detector
+        from finetune.detector import Detector
 
         return Detector
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

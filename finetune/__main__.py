@@ -1,7 +1,7 @@
 """`python -m finetune [RECIPE] --init WEIGHTS --data DIR`: annotated tiles in, detector.pth out."""
 
-from shared.command_line import parse_beside, run
-from shared.stop_signal import StopSignal
+from shared.cli import parse_beside, run
+from shared.signals import StopSignal
 
 DESCRIPTION = """Fine-tune DPA-P2PNet on point annotations.
 
@@ -15,7 +15,7 @@ def main() -> int:
     from finetune.launch import LAUNCH, train_in_slurm
     from finetune.recipes import RECIPES
     from finetune.train import train
-    from shared.ranks import on_all_ranks
+    from shared.training.rank_errors import on_all_ranks
 
     recipe, launch = parse_beside(RECIPES, "dpa_p2pnet", "python -m finetune", DESCRIPTION, LAUNCH)
     if launch.launcher == "slurm":

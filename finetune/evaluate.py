@@ -11,18 +11,18 @@ import torch
 import tyro
 
 from finetune.datasets import Source, load_data
-from finetune.datasets.annotated_data import AnnotatedData, Tile
+from finetune.datasets.dataset import AnnotatedData, Tile
 from finetune.datasets.wider_views import require_views
-from finetune.metrics import CellSet, Scores, score_cells
-from finetune.official import official_score
-from finetune.pictures import comparison_sheet
-from finetune.tile_loader import to_image
-from finetune.trained import Detector as TrainedDetector
-from shared.atomic import atomic_path, write_json
-from shared.command_line import UserError, as_plain, check_range, make_folder, run
-from shared.detector import Cells, Detector, select_cells
-from shared.precision import autocast
-from shared.runs import provenance
+from finetune.detector import Detector as TrainedDetector
+from finetune.scoring.challenge import official_score
+from finetune.scoring.metrics import CellSet, Scores, score_cells
+from finetune.scoring.sheets import comparison_sheet
+from finetune.training.tile_loader import to_image
+from shared.cli import UserError, as_plain, check_range, make_folder, run
+from shared.files import atomic_path, write_json
+from shared.model.dpa_p2pnet import Cells, Detector, select_cells
+from shared.training.precision import autocast
+from shared.training.run_folder import provenance
 
 # Slides of one scanner differ by less; twice the resolution makes other objects of cells.
 MPP_TOLERANCE = 0.05

@@ -3,11 +3,11 @@
 from finetune.datasets import load_data
 from finetune.recipes import Recipe, check
 from finetune.train import FREE_ON_RESUME, refuse_uneven
-from shared import checkpoint
-from shared.command_line import as_plain
-from shared.launch import Launch, wait_for_run
-from shared.slurm_jobs import Slurm
-from shared.slurm_jobs import check as check_slurm
+from shared.cli import as_plain
+from shared.jobs.launch import Launch, wait_for_run
+from shared.jobs.slurm import Slurm
+from shared.jobs.slurm import check as check_slurm
+from shared.training import checkpoint
 
 # Like the header of slurm/finetune.sh.
 LAUNCH = Launch(slurm=Slurm(gpus=1, cpus=8))

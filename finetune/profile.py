@@ -13,13 +13,13 @@ import torch
 import tyro
 from torch import nn
 
-from shared.atomic import atomic_path
-from shared.command_line import UserError, check_range, run
-from shared.detector import Config as DetectorConfig
-from shared.detector import Detector
-from shared.operations import counted_operations
-from shared.precision import autocast
-from shared.runs import provenance
+from shared.cli import UserError, check_range, run
+from shared.files import atomic_path
+from shared.model.dpa_p2pnet import Config as DetectorConfig
+from shared.model.dpa_p2pnet import Detector
+from shared.training.flops import counted_operations
+from shared.training.precision import autocast
+from shared.training.run_folder import provenance
 
 VIT = "vit_base_patch16_224"
 SINGLE = {"multi_scale": False, "deformable": False}

@@ -7,13 +7,13 @@ from typing import Annotated, Literal
 
 import tyro
 
-from finetune.augment import Config as Augment
-from finetune.criterion import Config as Criterion
 from finetune.datasets import Source
-from shared.command_line import UserError, check_range
-from shared.fields_of_view import Upsampling
-from shared.precision import Precision
-from shared.weights import check_destination
+from finetune.training.augment import Config as Augment
+from finetune.training.criterion import Config as Criterion
+from shared.cli import UserError, check_range
+from shared.model.multi_fov import Upsampling
+from shared.training.precision import Precision
+from shared.weights.weights_file import check_destination
 
 
 @dataclass(frozen=True, kw_only=True)

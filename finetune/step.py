@@ -6,13 +6,13 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from finetune.criterion import detection_loss, sums_of
 from finetune.recipes import Recipe
-from finetune.state import Training
-from finetune.tile_loader import Batch
-from shared.distributed import any_rank, exchange_gradients, mean_over_ranks
-from shared.precision import autocast
-from shared.ranks import SharedError
+from finetune.training.criterion import detection_loss, sums_of
+from finetune.training.state import Training
+from finetune.training.tile_loader import Batch
+from shared.training.distributed import any_rank, exchange_gradients, mean_over_ranks
+from shared.training.precision import autocast
+from shared.training.rank_errors import SharedError
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:

@@ -6,27 +6,27 @@ from collections.abc import Sequence
 import torch
 from tqdm import tqdm
 
-from finetune import outcome
-from finetune.capacity import check_interval
+from finetune import results
 from finetune.datasets import load_data
-from finetune.datasets.annotated_data import AnnotatedData, Tile
+from finetune.datasets.dataset import AnnotatedData, Tile
 from finetune.datasets.wider_views import require_views
+from finetune.detector import tile_to_predict
 from finetune.evaluate import predict_tiles, score_tiles
-from finetune.initialisation import held_batch_norms, initial_detector
 from finetune.recipes import Recipe, check
-from finetune.state import Training, average_of
 from finetune.step import learning_rate, update
-from finetune.tile_loader import TileStream, tile_batches
-from finetune.trained import tile_to_predict
-from shared import checkpoint, distributed
-from shared import detector as core
-from shared.command_line import UserError, as_plain
-from shared.distributed import World
-from shared.loader_workers import deaths_named
-from shared.ranks import refuse_differences, together
-from shared.runs import Run, progress, provenance
-from shared.seeds import seed_batch
-from shared.stop_signal import STOPPED, StopSignal, leave_marker
+from finetune.training.initialisation import held_batch_norms, initial_detector
+from finetune.training.proposal_count import check_interval
+from finetune.training.state import Training, average_of
+from finetune.training.tile_loader import TileStream, tile_batches
+from shared.cli import UserError, as_plain
+from shared.model import dpa_p2pnet as core
+from shared.signals import STOPPED, StopSignal, leave_marker
+from shared.training import checkpoint, distributed
+from shared.training.distributed import World
+from shared.training.rank_errors import refuse_differences, together
+from shared.training.run_folder import Run, progress, provenance
+from shared.training.seeds import seed_batch
+from shared.training.worker_errors import deaths_named
 
 # A run may be resumed with other values of these: they change where and when, not what.
 FREE_ON_RESUME = ("run_dir", "out", "workers", "max_steps", "checkpoint_every")
@@ -57,7 +57,7 @@ def train(recipe: Recipe, world: World, stop: StopSignal) -> int:
         print(f"state   {resumed or f'begins in {run.folder}'}", flush=True)
     with together(world):
         if world.is_main and not resumed:
-            outcome.draw_augmented(run, TileStream(tiles, recipe.augment, recipe.seed, recipe.views), data.classes)
+            results.draw_augmented(run, TileStream(tiles, recipe.augment, recipe.seed, recipe.views), data.classes)
             _validate(recipe, training, data, run, world)
     with deaths_named("--workers"):
         stopped = _loop(recipe, training, data, run, world, stop)
@@ -75,7 +75,7 @@ def _publish(recipe: Recipe, training: Training, data: AnnotatedData, run: Run, 
     _save_weights(recipe, training, data, run, "last")
     if not training.best_step:  # tried out for less than the steps between two scores
         _save_weights(recipe, training, data, run, "best")
-    outcome.finish(run, recipe.out, data, world.device)
+    results.finish(run, recipe.out, data, world.device)
 
 
 def _loop(
@@ -206,7 +206,7 @@ def _keep(
 
 def _validate(recipe: Recipe, training: Training, data: AnnotatedData, run: Run, world: World) -> None:
     """Score the validation tiles, keep the best weights, draw the proposals."""
-    outcome.draw_proposals(run, training.scored, data, world.device, training.step)
+    results.draw_proposals(run, training.scored, data, world.device, training.step)
     tiles = data.splits.get("val", [])
     if tiles:
         scores = score_tiles(tiles, predict_tiles(training.scored, tiles, world.device), data)

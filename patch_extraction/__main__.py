@@ -10,22 +10,21 @@ from typing import Any
 
 import tyro
 
-from patch_extraction.cell_counters import CellCounter, choose_counter
-from patch_extraction.check import CheckConfig, check_shards
 from patch_extraction.config import HarvestConfig, Source, check, common_settings
-from patch_extraction.html_report import REPORT, write_report
+from patch_extraction.counters.base import CellCounter, choose_counter
+from patch_extraction.harvesting.dry_run import preview_slides
+from patch_extraction.harvesting.slide_list import find_sources
+from patch_extraction.harvesting.workers import finished_slides, harvest_slides
 from patch_extraction.launch import LAUNCH, harvest_in_slurm
-from patch_extraction.locks import one_after_another, only_harvest, only_part
-from patch_extraction.output import harvested_slides, kept_slides, refuse_foreign
-from patch_extraction.pack import INDEX, DamagedTarError, discard, pack
-from patch_extraction.pictures import CONTACT_SHEET, THUMBNAILS, save_contact_sheets
-from patch_extraction.preview import preview_slides
-from patch_extraction.report import SLIDES_CSV, summary, write_csv
-from patch_extraction.slide_list import find_sources
-from patch_extraction.slide_tar import FAILED, Record, finished
-from patch_extraction.workers import finished_slides, harvest_slides
-from shared.atomic import write_json
-from shared.command_line import (
+from patch_extraction.packing.locks import one_after_another, only_harvest, only_part
+from patch_extraction.packing.output_folder import harvested_slides, kept_slides, refuse_foreign
+from patch_extraction.packing.pack import INDEX, DamagedTarError, discard, pack
+from patch_extraction.packing.verify import CheckConfig, check_shards
+from patch_extraction.reports.html_report import REPORT, write_report
+from patch_extraction.reports.pictures import CONTACT_SHEET, THUMBNAILS, save_contact_sheets
+from patch_extraction.reports.summary import SLIDES_CSV, summary, write_csv
+from patch_extraction.slide_store.slide_tar import FAILED, Record, finished
+from shared.cli import (
     NOTHING_FAILED,
     SOME_FAILED,
     UserError,
@@ -34,9 +33,10 @@ from shared.command_line import (
     run,
     settings_text,
 )
-from shared.parts import Part
-from shared.runs import CONFIG, PROVENANCE, provenance
-from shared.stop_signal import leave_when_told
+from shared.files import write_json
+from shared.jobs.partition import Part
+from shared.signals import leave_when_told
+from shared.training.run_folder import CONFIG, PROVENANCE, provenance
 
 
 def main() -> int:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shared.command_line import UserError, as_plain, check_range
-from shared.parts import Part
-from shared.resampling import resampler
-from shared.resolution import PLAUSIBLE
-from shared.slides import Reader, printable
+from shared.cli import UserError, as_plain, check_range
+from shared.jobs.partition import Part
+from shared.wsi.resampling import resampler
+from shared.wsi.resolution import PLAUSIBLE
+from shared.wsi.slide import Reader, printable
 
 FORMAT = 7  # of the slide tars; raised when the same settings would give other patches
 # Coarser than this, nuclei are specks that no counter tells apart (cells are counted at 1 um/px).

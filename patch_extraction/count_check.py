@@ -18,11 +18,11 @@ import tyro
 from PIL import Image, UnidentifiedImageError
 from scipy.optimize import linear_sum_assignment
 
-from patch_extraction.cell_counters import CellCounter, choose_counter
-from shared.atomic import atomic_path
-from shared.command_line import UserError, check_range, run
-from shared.resolution import PLAUSIBLE
-from shared.tables import table
+from patch_extraction.counters.base import CellCounter, choose_counter
+from shared.cli import UserError, check_range, run
+from shared.files import atomic_path
+from shared.reporting.tables import table
+from shared.wsi.resolution import PLAUSIBLE
 
 MATCH_UM = 4.0  # a found cell counts as right within about the radius of a nucleus
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")

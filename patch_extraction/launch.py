@@ -1,11 +1,11 @@
 """A harvest as an array of Slurm jobs that the command itself submits: the parts, and then one job that packs."""
 
 from patch_extraction.config import HarvestConfig
-from shared.command_line import UserError
-from shared.launch import PartsLaunch, part_tasks, typed_command, wait_in_slurm
-from shared.launcher import Task
-from shared.slurm_jobs import Slurm
-from shared.slurm_jobs import check as check_slurm
+from shared.cli import UserError
+from shared.jobs.launch import PartsLaunch, part_tasks, typed_command, wait_in_slurm
+from shared.jobs.slurm import Slurm
+from shared.jobs.slurm import check as check_slurm
+from shared.jobs.tasks import Task
 
 LAUNCH = PartsLaunch(slurm=Slurm(gpus=0, cpus=16))
 

@@ -1,7 +1,7 @@
 """`python -m ssl_pretrain [RECIPE]`: shards in, backbone weights out."""
 
-from shared.command_line import run
-from shared.stop_signal import StopSignal
+from shared.cli import run
+from shared.signals import StopSignal
 
 DESCRIPTION = """Self-supervised pre-training of a backbone on shards of patches.
 
@@ -13,9 +13,9 @@ The same command goes on where the last attempt was interrupted. Several GPUs: t
 def main() -> int:
     """Train; returns the exit code (0 finished, 2 refused, 3 failed as a job, 85 stopped at a checkpoint)."""
     stop = StopSignal()  # before torch, whose import takes seconds in which a warning would kill the process
-    from shared.ranks import on_all_ranks
+    from shared.training.rank_errors import on_all_ranks
     from ssl_pretrain.launch import LAUNCH, ranks_of, train_in_slurm
-    from ssl_pretrain.small_batch import parse_asked
+    from ssl_pretrain.recipe_fallback import parse_asked
     from ssl_pretrain.train import train
 
     asked, launch = parse_asked("python -m ssl_pretrain", DESCRIPTION, LAUNCH)

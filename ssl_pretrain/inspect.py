@@ -11,19 +11,19 @@ import tyro
 from PIL import Image
 from torch import Tensor
 
-from shared.atomic import atomic_path
-from shared.command_line import UserError, check_range, make_folder, run
-from ssl_pretrain import features
-from ssl_pretrain.attention import attention_sheet, class_attention, has_class_attention
-from ssl_pretrain.crops import Crop
-from ssl_pretrain.curves import curve_sheet
-from ssl_pretrain.monitors import SAMPLES, undisturbed
-from ssl_pretrain.report import Finding, as_table, write_csv, write_html
-from ssl_pretrain.samples import Sample, labelled_patches, sample_patches
-from ssl_pretrain.shards import ShardSet, open_shards
-from ssl_pretrain.subjects import Subject, open_subject, untrained
-from ssl_pretrain.views import Config as Augmentation
-from ssl_pretrain.views import Views
+from shared.cli import UserError, check_range, make_folder, run
+from shared.files import atomic_path
+from ssl_pretrain.data.crops import Crop
+from ssl_pretrain.data.shard_set import ShardSet, open_shards
+from ssl_pretrain.data.views import Config as Augmentation
+from ssl_pretrain.data.views import Views
+from ssl_pretrain.inspection import feature_metrics
+from ssl_pretrain.inspection.backbone_sources import Subject, open_subject, untrained
+from ssl_pretrain.inspection.curves import curve_sheet
+from ssl_pretrain.inspection.monitor import SAMPLES, undisturbed
+from ssl_pretrain.inspection.probe_patches import Sample, labelled_patches, sample_patches
+from ssl_pretrain.inspection.report import Finding, as_table, write_csv, write_html
+from ssl_pretrain.methods.attention_maps import attention_sheet, class_attention, has_class_attention
 
 # What a run may have logged, and what it is called in its chart.
 CURVES = {
@@ -65,7 +65,7 @@ def inspect(config: Config) -> None:
     if not config.places:
         raise UserError("nothing to inspect; give weights files, checkpoints or run folders")
     check_range("patches", config.patches, 2)
-    most = config.patches or features.default_patches(_device())
+    most = config.patches or feature_metrics.default_patches(_device())
     shard_set = open_shards(config.shards)
     subjects = [open_subject(place) for place in config.places]
     make_folder(config.out, "--out")
@@ -80,7 +80,7 @@ def inspect(config: Config) -> None:
     pictures = {"what the runs logged": _saved(sheet, config.out / "curves.png")} if sheet else {}
 
     sample = f"{len(sample_for(rows[0].crop).slides)} patches of {config.shards}"
-    if missing := features.missing_labels(findings[0].measures):
+    if missing := feature_metrics.missing_labels(findings[0].measures):
         sample += f" ({missing})"
     print(f"{sample}\n\n{as_table(findings)}\n")
     for finding in findings:
@@ -99,10 +99,10 @@ def _examine(
     views = Views(Augmentation(), (), subject.mean, subject.std).to(device)
     sample = sample_for(subject.crop)
     with undisturbed(subject.trunk.to(device)):
-        features_ND = features.features_of(subject.trunk, sample.patch_BCHW, views.normalise)
-    measures = features.measure(features_ND, sample)
+        features_ND = feature_metrics.features_of(subject.trunk, sample.patch_BCHW, views.normalise)
+    measures = feature_metrics.measure(features_ND, sample)
     most_rank = min(features_ND.shape)
-    remarks = list(features.alarms(measures, most_rank, subject.may_collapse).values())
+    remarks = list(feature_metrics.alarms(measures, most_rank, subject.may_collapse).values())
     shown = {} if subject.samples_seen == 0 else _pictures(subject, shard_set, views, device)
     stem = f"{number}-{re.sub(r'[^A-Za-z0-9-]+', '_', Path(subject.name).name)}"
     places = {title: _saved(image, out / f"{stem}-{title}.png") for title, image in shown.items()}

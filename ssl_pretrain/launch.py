@@ -2,13 +2,13 @@
 
 import torch
 
-from shared.distributed import World
-from shared.launch import Launch, wait_for_run
-from shared.slurm_jobs import Slurm
-from shared.slurm_jobs import check as check_slurm
-from ssl_pretrain.plan import Plan
+from shared.jobs.launch import Launch, wait_for_run
+from shared.jobs.slurm import Slurm
+from shared.jobs.slurm import check as check_slurm
+from shared.training.distributed import World
 from ssl_pretrain.recipe import Recipe
-from ssl_pretrain.start import prepare
+from ssl_pretrain.run.batch_plan import Plan
+from ssl_pretrain.run.setup import prepare
 
 # Like the headers in slurm/.
 LAUNCH = Launch(slurm=Slurm(nodes=1, gpus=8, cpus=12))

@@ -1,125 +1,206 @@
-"""What a recipe comes to on so many ranks: accumulation, steps, learning rate. As a command, see `bill`."""
+"""`python -m ssl_pretrain.plan`: what a run will take, so that it is known before the job is queued."""
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shared.command_line import UserError
-from ssl_pretrain.methods import Step
-from ssl_pretrain.recipe import Recipe
+from shared.cli import UserError, check_range, run
+from shared.reporting.tables import table
+from ssl_pretrain.data.shard_loader import MOST_WORKERS
+from ssl_pretrain.data.shard_set import ShardSet, open_shards
+from ssl_pretrain.optim.optimizers import AdamW
+from ssl_pretrain.recipe import Recipe, check
+from ssl_pretrain.recipe_fallback import Asked as Typed
+from ssl_pretrain.recipe_fallback import parse_asked
+from ssl_pretrain.recipes import RECIPES
+from ssl_pretrain.run.batch_plan import Plan
+from ssl_pretrain.run.flops import PEAKS, flops_per_image
+
+# Share of a GPU's peak that training reaches, for ViTs and ResNets (channels last, bfloat16): estimates for A100
+# from published speeds of MAE, DINO and supervised ResNet-50.
+REACHED = {"vit": 0.36, "resnet": 0.20}
+# Bytes of a patch of 512 px as it is stored, where no shards are given: the mean over harvested tissue.
+PATCH_BYTES = 60_000
+KEPT_CHECKPOINTS = 2
+DESCRIPTION = """What a pre-training run comes to: batch, steps, GPU-hours, disk, whether the shards suffice.
+
+Takes the options of `python -m ssl_pretrain`, too. Times are estimates unless the speed is given, and
+leave out what GPUs wait for each other: little on one node, most of a step that is shorter than some 30 ms."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The machine that a run is planned for."""
+
+    nodes: tuple[int, ...] = (1,)
+    """Nodes; several numbers make a table."""
+    gpus: int = 8
+    """GPUs of a node."""
+    gpu: str = "A100"
+    """Kind of GPU that the speed is estimated for."""
+    cpus: int = 12
+    """CPU cores of a GPU, of which all but one load patches."""
+    images_per_second: float | None = None
+    """Of one GPU, as measured; default: estimated from the operations an image takes."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Derived numbers of a run."""
+class Bill:
+    """What a recipe takes on a number of GPUs, if they do not slow each other down."""
 
-    recipe: Recipe
-    ranks: int
-    micro_batch: int
-    """Images of one rank in one forward pass."""
-    accumulation: int
-    """Forward passes a step."""
-    steps: int
-    """Of the whole length."""
-
-    @classmethod
-    def of(cls, recipe: Recipe, ranks: int) -> "Plan":
-        """Divide a recipe's batch among the ranks.
-
-        Raises:
-            UserError: the batch cannot be shared evenly, by the ranks or by accumulated passes of about the
-                size asked for; the warm-up is as long as the run.
-        """
-        micro, accumulation = cls.divide(recipe, ranks)
-        if recipe.optimiser.warmup_samples >= recipe.samples_seen:
-            raise UserError(
-                f"the warm-up of {recipe.optimiser.warmup_samples} images leaves nothing of the "
-                f"{recipe.samples_seen} of the run; give less with --optimiser.warmup-samples"
-            )
-        steps = math.ceil(recipe.samples_seen / recipe.batch_size)
-        return cls(recipe, ranks, micro, accumulation, steps)
-
-    @staticmethod
-    def divide(recipe: Recipe, ranks: int) -> tuple[int, int]:
-        """Images of one rank in one forward pass, and forward passes a step.
-
-        Raises:
-            UserError: the batch cannot be shared evenly, by the ranks or by passes of about the size asked for.
-        """
-        share, rest = divmod(recipe.batch_size, ranks)
-        if rest or not share:
-            raise UserError(
-                f"a batch of {recipe.batch_size} cannot be shared evenly by {ranks} ranks; "
-                f"give a multiple of {ranks} with --batch-size"
-            )
-        wanted = min(recipe.micro_batch, share)
-        micro = next(size for size in range(wanted, 0, -1) if share % size == 0)
-        if 4 * micro < wanted:
-            raise UserError(
-                f"a rank's {share} images can be handled {micro} at a time, but not about {wanted}; give a "
-                f"multiple of {ranks * wanted} with --batch-size, or another --micro-batch"
-            )
-        return micro, share // micro
+    plan: Plan
+    speed: float
+    """Images a second of one GPU."""
 
     @property
-    def last_step(self) -> int:
-        """Where this run ends."""
-        most = self.recipe.max_steps
-        return self.steps if most is None else min(self.steps, most)
+    def hours(self) -> float:
+        """From the first step to the last."""
+        return self.plan.samples(self.plan.last_step) / (self.speed * self.plan.ranks) / 3600
 
     @property
-    def images_at_once(self) -> int:
-        """What all ranks handle together in one pass: the batch that queues, Sinkhorn, centre ... see."""
-        return self.ranks * self.micro_batch
+    def gpu_hours(self) -> float:
+        """What is paid for."""
+        return self.hours * self.plan.ranks
 
-    def samples(self, step: int) -> int:
-        """Images seen after so many steps."""
-        return step * self.recipe.batch_size
+    @property
+    def step_seconds(self) -> float:
+        """Of one optimiser step."""
+        return self.plan.recipe.batch_size / (self.speed * self.plan.ranks)
 
-    def at(self, step: int) -> Step:
-        """The step after `step` steps."""
-        return Step(step, self.samples(step), self.samples(self.steps))
 
-    def learning_rate(self, step: int) -> float:
-        """The learning rate of the step after `step` steps."""
-        at = self.at(step)
-        return self.recipe.optimiser.learning_rate(at.samples, self.recipe.batch_size, at.total)
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes that a run writes."""
 
-    def weight_decay(self, step: int) -> float:
-        """The weight decay of the step after `step` steps."""
-        at = self.at(step)
-        return self.recipe.optimiser.decay(at.samples, at.total)
+    checkpoint: int
+    weights: int
 
-    def __str__(self) -> str:
-        recipe = self.recipe
-        warmup = recipe.optimiser.warmup_samples / recipe.batch_size
-        ends_early = f"; stops after {self.last_step:,}" if self.last_step < self.steps else ""
-        return (
-            f"batch   {recipe.batch_size:,} images = {self.ranks} rank(s) x {self.micro_batch} "
-            f"x {self.accumulation} accumulated{self._seen_at_once()}\n"
-            f"length  {recipe.samples_seen:,} images = {self.steps:,} steps{ends_early}\n"
-            f"lr      {recipe.optimiser.peak_lr(recipe.batch_size):.3g} after {warmup:,.0f} steps of warm-up, "
-            f"then a cosine to {recipe.optimiser.final_lr:g}{self._remarks()}"
+
+def main() -> int:
+    """Print the bill."""
+    typed, asked = parse_asked("python -m ssl_pretrain.plan", DESCRIPTION, Asked())
+    check(typed.recipe)
+    check_asked(asked)
+    ranks = [nodes * asked.gpus for nodes in asked.nodes]
+    recipe = typed.on(ranks[0]) if len(ranks) == 1 else typed.recipe
+    speed, how = speed_of(recipe, asked)
+    if len(ranks) == 1:
+        bill = Bill(Plan.of(recipe, ranks[0]), speed)
+    print(f"recipe  {recipe.name}: {recipe.method.name} with {recipe.method.arch}")
+    print(f"speed   {speed:,.0f} images/s a GPU ({how})")
+    if len(ranks) > 1:
+        print(f"\n{table_of(typed, ranks, speed)}")
+    else:
+        print(describe(bill, sizes_of(recipe)))
+        print(describe_reading(bill, asked))
+    return 0
+
+
+def check_asked(asked: Asked) -> None:
+    """Refuse numbers that make no sense.
+
+    Raises:
+        UserError: names the option and what it takes.
+    """
+    for nodes in asked.nodes:
+        check_range("nodes", nodes, 1)
+    check_range("gpus", asked.gpus, 1)
+    check_range("cpus", asked.cpus, 1)
+    check_range("images-per-second", asked.images_per_second, 1e-3)
+    if asked.gpu not in PEAKS:
+        raise UserError(
+            f"the speed of --gpu {asked.gpu} is not known; measure it for --images-per-second, or give "
+            f"one of {', '.join(PEAKS)}"
         )
 
-    def _seen_at_once(self) -> str:
-        """What accumulation means for a loss that is more than a mean over images."""
-        if self.accumulation == 1 or self.recipe.method.is_mean_over_images:
-            return ""
-        return f"; batch norms and what the loss shares among images see {self.images_at_once:,} at once"
 
-    @property
-    def note(self) -> str:
-        """That another recipe was asked for; empty otherwise."""
-        recipe = self.recipe
-        return f"this is {recipe.name}, in place of {recipe.in_place_of}" if recipe.in_place_of else ""
+def speed_of(recipe: Recipe, asked: Asked) -> tuple[float, str]:
+    """Images a second of one GPU, and where the number comes from."""
+    if asked.images_per_second is not None:
+        return asked.images_per_second, "as given"
+    flops = flops_per_image(recipe)
+    reached = REACHED["resnet" if "resnet" in recipe.method.arch else "vit"]
+    peak = 1e12 * PEAKS[asked.gpu]
+    how = (
+        f"estimated: {flops / 1e9:.1f} GFLOP an image, {reached:.0%} of an {asked.gpu}'s {peak / 1e12:.0f} TFLOP/s"
+    )
+    return reached * peak / flops, how
 
-    def _remarks(self) -> str:
-        advice = self.recipe.method.advice(self.images_at_once)
-        return (f"\nnote    {self.note}" if self.note else "") + (f"\nadvice  {advice}" if advice else "")
+
+def sizes_of(recipe: Recipe) -> Sizes:
+    """What a checkpoint and the exported weights take on the disk."""
+    method = recipe.method.build()
+    trained = sum(weight.numel() for weight in method.parameters() if weight.requires_grad)
+    moments = 2 if isinstance(recipe.optimiser, AdamW) else 1  # AdamW keeps two numbers a weight, SGD and LARC one
+    state = sum(tensor.numel() * tensor.element_size() for tensor in method.state_dict().values())
+    backbone = sum(weight.numel() for weight in method.backbone().parameters())
+    return Sizes(state + 4 * moments * trained, 4 * backbone)
+
+
+def describe(bill: Bill, sizes: Sizes) -> str:
+    """Batch, length, time and disk."""
+    plan = bill.plan
+    minutes = plan.recipe.checkpoint_every * bill.step_seconds / 60
+    hours = f"{bill.hours:.3g}" if bill.hours < 100 else f"{bill.hours:,.1f}"
+    return (
+        f"{plan}\n"
+        f"time    {hours} hours on {plan.ranks} GPU(s) = {bill.gpu_hours:,.0f} GPU-hours; "
+        f"{bill.step_seconds:.3g} s a step\n"
+        f"disk    {sizes.checkpoint / 1e9:.2f} GB a checkpoint, every {minutes:.3g} min, "
+        f"{KEPT_CHECKPOINTS} are kept; {sizes.weights / 1e9:.2f} GB of weights in {plan.recipe.out}"
+    )
+
+
+def describe_reading(bill: Bill, asked: Asked) -> str:
+    """What the shards have to deliver, and whether there are enough of them for all who read."""
+    recipe, ranks = bill.plan.recipe, bill.plan.ranks
+    workers = min(asked.cpus - 1, MOST_WORKERS) if recipe.loader.workers is None else recipe.loader.workers
+    rate = bill.speed * ranks
+    if not recipe.shards.is_dir():
+        if recipe.shards != RECIPES[recipe.name].shards:
+            raise UserError(f"there is no folder --shards {recipe.shards}; check the path")
+        text = f"{rate * PATCH_BYTES / 1e6:,.0f} MB/s to read, at {PATCH_BYTES / 1000:.0f} kB a patch of 512 px"
+        return f"shards  {text}; with --shards DIR those there are looked at"
+    shard_set = open_shards(recipe.shards)
+    bytes_each = sum(shard_set.path(n).stat().st_size for n in range(len(shard_set.shards))) / shard_set.samples
+    return (
+        f"shards  {recipe.shards}: {len(shard_set.shards)} with {shard_set.samples:,} patches of "
+        f"{bytes_each / 1000:.0f} kB; {rate * bytes_each / 1e6:,.1f} MB/s to read\n"
+        f"epochs  {recipe.samples_seen / shard_set.samples:,.1f} over these patches, "
+        f"{shard_set.samples / rate / 60:.3g} min each\n"
+        f"readers {ranks} rank(s) x {workers} workers: {_enough(bill.plan, shard_set, workers)}"
+    )
+
+
+def _enough(plan: Plan, shard_set: ShardSet, workers: int) -> str:
+    """Whether the shards suffice for everybody who reads."""
+    samples, shards = shard_set.samples, len(shard_set.shards)
+    readers = plan.ranks * max(workers, 1)
+    batches = samples // plan.images_at_once
+    if samples < plan.recipe.batch_size:
+        return f"too few patches, a batch has {plan.recipe.batch_size:,}; harvest more slides"
+    if batches < workers:
+        return f"too few patches: {batches} batches an epoch for {workers} workers; lower --loader.workers"
+    if shards < readers:
+        return f"enough; {readers} read {shards} shards, so that some share one"
+    return f"enough, a shard for each of {readers}"
+
+
+def table_of(typed: Typed, ranks: Sequence[int], speed: float) -> str:
+    """One row a number of GPUs; below, those that cannot share the batch or run another recipe."""
+    rows, remarks = [], []
+    for count in ranks:
+        try:
+            bill = Bill(Plan.of(typed.on(count), count), speed)
+        except UserError as error:
+            remarks.append(f"{count} GPUs: {error}")
+            continue
+        if note := bill.plan.note:
+            remarks.append(f"{count} GPUs: {note}")
+        hours = (f"{bill.step_seconds:.3g}", f"{bill.hours:.3g}", f"{bill.gpu_hours:,.0f}")
+        rows.append((count, bill.plan.micro_batch, bill.plan.accumulation, *hours))
+    header = ("GPUs", "images a pass", "passes a step", "s a step", "hours", "GPU-hours")
+    return "\n".join([table(header, rows), *remarks])
 
 
 if __name__ == "__main__":
-    from shared.command_line import run
-    from ssl_pretrain.bill import main
-
     run(main)

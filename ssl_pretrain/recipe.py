@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from shared.command_line import UserError, check_range
+from shared.cli import UserError, check_range
+from ssl_pretrain.data.shard_loader import Config as Loader
+from ssl_pretrain.data.views import Config as Augmentation
 from ssl_pretrain.methods import dino, mae, moco_v2, swav
-from ssl_pretrain.optimisation import LARC, SGD, AdamW
-from ssl_pretrain.shard_loader import Config as Loader
-from ssl_pretrain.views import Config as Augmentation
+from ssl_pretrain.optim.optimizers import LARC, SGD, AdamW
 
 # The recipe decides which of them it is; its options then stand under `--method.` and `--optimiser.`.
 Method = tyro.conf.AvoidSubcommands[

@@ -8,10 +8,10 @@ MAE, ViT-B, and DINO with ResNet-50.
 from dataclasses import replace
 from pathlib import Path
 
+from ssl_pretrain.data.views import Config as Augmentation
 from ssl_pretrain.methods import dino, mae, moco_v2, swav
-from ssl_pretrain.optimisation import LARC, SGD, AdamW
+from ssl_pretrain.optim.optimizers import LARC, SGD, AdamW
 from ssl_pretrain.recipe import Recipe, check
-from ssl_pretrain.views import Config as Augmentation
 
 __all__ = ["IMAGENET_EPOCH", "RECIPES", "Recipe", "check"]
 

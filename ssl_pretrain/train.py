@@ -5,24 +5,24 @@ import contextlib
 import torch
 from torch import Tensor, nn
 
-from shared.distributed import World, any_rank, exchange_gradients, replicated, wait_for_all
-from shared.precision import autocast
-from shared.ranks import together
-from shared.runs import Run
-from shared.seeds import seed_batch
-from shared.stop_signal import STOPPED, StopSignal, leave_marker
-from ssl_pretrain.export import export, is_finished
-from ssl_pretrain.meter import Meter
+from shared.signals import STOPPED, StopSignal, leave_marker
+from shared.training.distributed import World, any_rank, exchange_gradients, replicated, wait_for_all
+from shared.training.precision import autocast
+from shared.training.rank_errors import together
+from shared.training.run_folder import Run
+from shared.training.seeds import seed_batch
+from ssl_pretrain.data.shard_loader import ShardLoader
+from ssl_pretrain.data.shard_set import ShardSet
+from ssl_pretrain.data.views import Views
+from ssl_pretrain.inspection.monitor import Monitor
 from ssl_pretrain.methods import Step
-from ssl_pretrain.monitors import Monitor
-from ssl_pretrain.optimisation import set_rates
-from ssl_pretrain.plan import Plan
+from ssl_pretrain.optim.optimizers import set_rates
 from ssl_pretrain.recipe import Recipe
-from ssl_pretrain.shard_loader import ShardLoader
-from ssl_pretrain.shards import ShardSet
-from ssl_pretrain.start import begin, describe, normalisation, open_run, prepare, verify
-from ssl_pretrain.state import State
-from ssl_pretrain.views import Views
+from ssl_pretrain.run.batch_plan import Plan
+from ssl_pretrain.run.export import export, is_finished
+from ssl_pretrain.run.setup import begin, describe, normalisation, open_run, prepare, verify
+from ssl_pretrain.run.state import State
+from ssl_pretrain.run.step_logger import Meter
 
 
 def train(recipe: Recipe, world: World, stop: StopSignal) -> int:

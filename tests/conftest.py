@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from shared.command_line import run as run_stage
-from shared.stop_signal import StopSignal
+from shared.cli import run as run_stage
+from shared.signals import StopSignal
 
 REPOSITORY = Path(__file__).parent.parent
 # Processes started by tests: this checkout, no GPU, one thread each (two would spin on busy cores).

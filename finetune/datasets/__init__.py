@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from finetune.datasets import bcdata, consep, ocelot, points
-from finetune.datasets.annotated_data import AnnotatedData
+from finetune.datasets.dataset import AnnotatedData
 from finetune.datasets.description import NAME, Description, class_values, describe
-from shared.command_line import UserError, check_range
+from finetune.datasets.layouts import bcdata, consep, ocelot, points
+from shared.cli import UserError, check_range
 
 
 class Reader(Protocol):

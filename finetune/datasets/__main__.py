@@ -4,10 +4,10 @@ from typing import Annotated
 
 import tyro
 
-from finetune.datasets.importing import Import, import_annotations
-from finetune.datasets.ocelot_views import CutViews, cut_views
+from finetune.datasets.cut_views import CutViews, cut_views
+from finetune.datasets.import_qupath import Import, import_annotations
 from finetune.datasets.summary import Summary, summarise
-from shared.command_line import run
+from shared.cli import run
 
 Command = (
     Annotated[Summary, tyro.conf.subcommand("summary")]

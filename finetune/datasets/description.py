@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from finetune.datasets.annotated_data import SPLITS
-from finetune.datasets.cells import class_value
-from shared.command_line import UserError
+from finetune.datasets.annotations.cells import class_value
+from finetune.datasets.dataset import SPLITS
+from shared.cli import UserError
 
 NAME = "dataset.json"
 FIELDS = ("format", "mpp", "classes", "origin", "splits", "slides")

@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from finetune.datasets.annotated_data import IMAGE_SUFFIXES
+from finetune.datasets.dataset import IMAGE_SUFFIXES
 from finetune.datasets.wider_views import annotated_alone
-from shared.command_line import UserError
+from shared.cli import UserError
 
 
 def images_in(folder: Path) -> dict[str, Path]:

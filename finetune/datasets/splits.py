@@ -4,9 +4,9 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from finetune.datasets.annotated_data import SPLITS, Tile
+from finetune.datasets.dataset import SPLITS, Tile
 from finetune.datasets.description import NAME, Description
-from shared.command_line import UserError
+from shared.cli import UserError
 
 # The paper's shares for data sets without published splits (Experimental Setup).
 SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}

@@ -10,7 +10,7 @@ import numpy as np
 import tyro
 
 from finetune.datasets import Overrides, Source, load_data
-from finetune.datasets.annotated_data import AnnotatedData, Tile
+from finetune.datasets.dataset import AnnotatedData, Tile
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from finetune.datasets.annotated_data import Tile, image_sizes
-from finetune.datasets.cells import ListedCell, place_cells
+from finetune.datasets.annotations.cells import ListedCell, place_cells
+from finetune.datasets.dataset import Tile, image_sizes
 from finetune.datasets.description import ORIGIN_OFFSETS, Description
 from finetune.datasets.splits import slide_of
 from finetune.datasets.wider_views import wider_views

@@ -8,8 +8,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from finetune.datasets.annotated_data import IMAGE_SUFFIXES, Tile, image_sizes
-from shared.command_line import UserError
+from finetune.datasets.dataset import IMAGE_SUFFIXES, Tile, image_sizes
+from shared.cli import UserError
 
 VIEW = re.compile(r"(?P<image>.+)\.fov(?P<factor>\d+)")
 

@@ -1,16 +1,16 @@
 """`python -m finetune.predict DETECTOR SLIDE_OR_IMAGE_OR_DIR ... [--out cells/]`: slides in, cells out."""
 
-from shared.command_line import cli_beside, run
-from shared.stop_signal import StopSignal
+from shared.cli import cli_beside, run
+from shared.signals import StopSignal
 
 
 def main() -> int:
     """Predict; returns 0, 2 (nothing could be done), 3 (some slides failed) or 85 (told to stop; go on later)."""
     stop = StopSignal()  # before torch, as in finetune
+    from finetune.predict.config import Config, check
     from finetune.predict.launch import LAUNCH, predict_in_slurm
-    from finetune.predict.plan import Config, check
-    from finetune.predict.predict import predict
-    from finetune.sources import find_sources
+    from finetune.predict.run import predict
+    from shared.wsi.image_source import find_sources
 
     config, launch = cli_beside(Config, LAUNCH, "python -m finetune.predict")
     if launch.launcher == "slurm":

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from shared.launch import PartsLaunch, part_tasks, typed_command, wait_in_slurm
-from shared.slurm_jobs import Slurm
-from shared.slurm_jobs import check as check_slurm
+from shared.jobs.launch import PartsLaunch, part_tasks, typed_command, wait_in_slurm
+from shared.jobs.slurm import Slurm
+from shared.jobs.slurm import check as check_slurm
 
 LAUNCH = PartsLaunch(slurm=Slurm(gpus=1, cpus=8))
 

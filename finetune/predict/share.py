@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from shared.distributed import numbering_of_process
-from shared.parts import Part
+from shared.jobs.partition import Part
+from shared.training.distributed import numbering_of_process
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,15 @@ import signal
 
 import tyro
 
-from shared.command_line import run
-from shared.stop_signal import StopSignal
+from shared.cli import run
+from shared.signals import StopSignal
 
 
 def main() -> int:
     """Run; returns 0, 2 (refused), 3 (some runs failed) or 85 (told to stop; the same command goes on)."""
     stop = StopSignal(signal.SIGINT)  # before torch, as in finetune
-    from finetune.sweep.plan import Config
-    from finetune.sweep.sweep import sweep
+    from finetune.sweep.config import Config
+    from finetune.sweep.run import sweep
 
     return sweep(tyro.cli(Config, prog="python -m finetune.sweep"), stop)
 

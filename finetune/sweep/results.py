@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.datasets.annotated_data import AnnotatedData
+from finetune.datasets.dataset import AnnotatedData
 from finetune.profile import VARIANTS, multiply_adds
-from finetune.sweep.plan import SCORES, SweepRun, read_kept
-from finetune.sweep.tables import Row, Table
-from shared.atomic import atomic_path
-from shared.command_line import UserError
-from shared.detector import Config as DetectorConfig
-from shared.detector import Detector
+from finetune.sweep.config import SCORES, SweepRun, read_kept
+from finetune.sweep.paper_tables import Row, Table
+from shared.cli import UserError
+from shared.files import atomic_path
+from shared.model.dpa_p2pnet import Config as DetectorConfig
+from shared.model.dpa_p2pnet import Detector
 
 # The best weights are those of the best validation score; the last are those of the last step.
 COLUMNS = {

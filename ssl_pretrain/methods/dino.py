@@ -16,13 +16,13 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shared.command_line import UserError, check_range
-from shared.weights import VITS
-from ssl_pretrain.attention import attention_sheet, class_attention, has_class_attention
-from ssl_pretrain.crops import Crop
+from shared.cli import UserError, check_range
+from shared.training.schedules import cosine, linear
+from shared.weights.weights_file import VITS
+from ssl_pretrain.data.crops import Crop
 from ssl_pretrain.methods import Method, Step
+from ssl_pretrain.methods.attention_maps import attention_sheet, class_attention, has_class_attention
 from ssl_pretrain.methods.trunks import Encoder, check_arch, check_fields, check_scale, check_size, create_trunk
-from ssl_pretrain.schedules import cosine, linear
 
 # Views that the teacher sees.
 GLOBAL = 2

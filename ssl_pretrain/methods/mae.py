@@ -22,9 +22,9 @@ from lightly.models.utils import (
 from PIL import Image
 from torch import Tensor, nn
 
-from shared.command_line import UserError, check_range
-from shared.pictures import contact_sheet
-from ssl_pretrain.crops import Crop
+from shared.cli import UserError, check_range
+from shared.reporting.pictures import contact_sheet
+from ssl_pretrain.data.crops import Crop
 from ssl_pretrain.methods import Method, Step
 from ssl_pretrain.methods.trunks import PATCH, check_arch, check_scale, check_size
 

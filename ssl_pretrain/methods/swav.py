@@ -15,8 +15,8 @@ from lightly.models.utils import concat_all_gather, normalize_weight
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shared.command_line import check_range
-from ssl_pretrain.crops import Crop
+from shared.cli import check_range
+from ssl_pretrain.data.crops import Crop
 from ssl_pretrain.methods import Method, Step
 from ssl_pretrain.methods.queue import Queue
 from ssl_pretrain.methods.trunks import Encoder, check_arch, check_fields, check_scale, check_size, create_trunk

@@ -9,8 +9,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from shared.command_line import UserError, check_range
-from shared.weights import VITS
+from shared.cli import UserError, check_range
+from shared.weights.weights_file import VITS
 
 RESNETS = ("resnet50",)
 # Side of a ViT's token in px.

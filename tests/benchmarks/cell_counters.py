@@ -11,8 +11,8 @@ from pathlib import Path
 
 import tyro
 
-from patch_extraction.cell_counters import CLASSICAL, SHIPPED, CellCounter, choose_counter
 from patch_extraction.count_check import Quality, annotated_squares, measure
+from patch_extraction.counters.base import CLASSICAL, SHIPPED, CellCounter, choose_counter
 from tests.benchmarks import nuclei_fields
 from tests.benchmarks.measuring import write
 

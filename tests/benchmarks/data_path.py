@@ -19,11 +19,11 @@ from lightly.transforms import DINOTransform, MAETransform, MoCoV2Transform, Swa
 from PIL import Image as Picture
 from torch import Tensor
 
-from ssl_pretrain.crops import cut, decode
+from shared.shards.tar_reader import Image, read_images
+from ssl_pretrain.data.crops import cut, decode
+from ssl_pretrain.data.shard_set import open_shards
+from ssl_pretrain.data.views import Views
 from ssl_pretrain.recipes import RECIPES
-from ssl_pretrain.shards import open_shards
-from ssl_pretrain.tar_images import Image, read_images
-from ssl_pretrain.views import Views
 from tests.benchmarks.measuring import write
 
 OUT = Path(__file__).with_suffix(".csv")

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from shared.detector import Config, Detections, Detector
-from shared.proposals import proposal_grid
+from shared.model.dpa_p2pnet import Config, Detections, Detector
+from shared.model.proposals import proposal_grid
 from tests.benchmarks.measuring import in_turn, write
 
 SIDE = 1024

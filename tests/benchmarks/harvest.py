@@ -29,15 +29,15 @@ import simplejpeg
 import tifffile
 from PIL import Image
 
-from patch_extraction.cell_counters import HaematoxylinCounter
 from patch_extraction.config import HarvestConfig
-from patch_extraction.harvest import Plan, harvest_slide
-from patch_extraction.slide_list import find_sources
-from patch_extraction.slide_tar import QUALITY, Record, SlideTar, add_member, as_jpeg
-from shared.jpeg_tiff import Level, write_pyramid
-from shared.resampling import resample
-from shared.sample_tissue import section
-from shared.slides import Reader, Slide
+from patch_extraction.counters.base import HaematoxylinCounter
+from patch_extraction.harvesting.slide_harvest import Plan, harvest_slide
+from patch_extraction.harvesting.slide_list import find_sources
+from patch_extraction.slide_store.slide_tar import QUALITY, Record, SlideTar, add_member, as_jpeg
+from shared.samples.pyramidal_tiff import Level, write_pyramid
+from shared.samples.specimen import section
+from shared.wsi.resampling import resample
+from shared.wsi.slide import Reader, Slide
 from tests.benchmarks.measuring import in_turn, write
 
 OUT = Path(__file__).with_suffix(".csv")
@@ -214,8 +214,8 @@ def plain_means(path: Path) -> Iterator[None]:
 
     with (
         contextlib.closing(slide),
-        mock.patch("patch_extraction.harvest.Plan.read", read),
-        mock.patch("patch_extraction.slide_tar.as_jpeg", jpeg_by_pillow),
+        mock.patch("patch_extraction.harvesting.slide_harvest.Plan.read", read),
+        mock.patch("patch_extraction.slide_store.slide_tar.as_jpeg", jpeg_by_pillow),
     ):
         yield
 

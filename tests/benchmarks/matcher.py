@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from finetune.matching import Config, assign
+from finetune.training.matching import Config, assign
 from tests.benchmarks.measuring import timed, write
 
 SIDE, INTERVAL = 1024, 16  # 4096 proposals

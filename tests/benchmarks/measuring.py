@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import torch
 
-from shared.runs import git_commit, versions
+from shared.training.run_folder import git_commit, versions
 
 Result = TypeVar("Result")
 PACKAGES = ("python", "torch", "numpy", "scipy")

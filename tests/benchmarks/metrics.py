@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.metrics import CellSet, match_greedily, score_cells
-from finetune.ocelot_score import RADIUS, ocelot_score
+from finetune.scoring.metrics import CellSet, match_greedily, score_cells
+from finetune.scoring.ocelot import RADIUS, ocelot_score
 from tests.benchmarks.measuring import Result, timed, write
 from tests.finetune.literal_rules import hits_by_distances, literal_ocelot
 

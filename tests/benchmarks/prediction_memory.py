@@ -18,13 +18,13 @@ import tyro
 from PIL import Image
 from torch import Tensor, nn
 
-from finetune.predict import slide
-from finetune.predict.plan import Config, Plan
-from finetune.trained import Detector
-from shared.decoders import Detections
-from shared.detector import Config as NetworkConfig
-from shared.proposals import proposal_grid
-from shared.stop_signal import StopSignal
+from finetune.detector import Detector
+from finetune.predict import slide_job
+from finetune.predict.config import Config, Plan
+from shared.model.decoders import Detections
+from shared.model.dpa_p2pnet import Config as NetworkConfig
+from shared.model.proposals import proposal_grid
+from shared.signals import StopSignal
 from tests.benchmarks.measuring import write
 
 SPACING = 8  # px between cells
@@ -80,17 +80,17 @@ def measure(cells: int, folder: Path) -> dict[str, float]:
     """Write so many cells; memory in MB above that of the empty process, seconds, and what was counted."""
     side = round((cells**0.5) * SPACING)
     source = Blank((side, side))
-    slide.open_source = lambda *_: source
+    slide_job.open_source = lambda *_: source
     torch.set_num_threads(1)
     image = folder / "blank.png"
     image.write_bytes(b"blank")
     detector = Detector(image, Crowd(), ("a", "b", "c"), MPP, torch.device("cpu"))
     config = Config(detector=image, sources=(image,), out=folder / "out", workers=0, batch_size=1)
-    job = slide.Job(Plan(config, detector, "", ()), image, Path("blank"))
+    job = slide_job.Job(Plan(config, detector, "", ()), image, Path("blank"))
     _predict(replace(job, path=image), 1024)  # what is loaded at first use is no matter of cells
     before = peak_mb()
     start, cpu_start = time.perf_counter(), time.process_time()
-    summary = slide.predict_slide(job, StopSignal())
+    summary = slide_job.predict_slide(job, StopSignal())
     assert summary is not None
     return {
         "cells": summary["cells"],
@@ -101,12 +101,12 @@ def measure(cells: int, folder: Path) -> dict[str, float]:
     }
 
 
-def _predict(job: slide.Job, side: int) -> None:
+def _predict(job: slide_job.Job, side: int) -> None:
     """A small prediction."""
-    known = slide.open_source
-    slide.open_source = lambda *_: Blank((side, side))
-    slide.predict_slide(replace(job, name=Path("small")), StopSignal())
-    slide.open_source = known
+    known = slide_job.open_source
+    slide_job.open_source = lambda *_: Blank((side, side))
+    slide_job.predict_slide(replace(job, name=Path("small")), StopSignal())
+    slide_job.open_source = known
 
 
 def peak_mb() -> float:

@@ -12,11 +12,11 @@ import numpy as np
 import tyro
 from scipy.spatial import KDTree
 
-from finetune.predict.image import cells_of
-from finetune.predict.seams import SAME_CELL_UM
-from finetune.predict.tiling import Tiling, tiling_of
-from finetune.sources import Picture, open_source
-from finetune.trained import Detector
+from finetune.detector import Detector
+from finetune.predict.in_memory import cells_of
+from finetune.predict.search.deduplicate import SAME_CELL_UM
+from finetune.predict.search.tiling import Tiling, tiling_of
+from shared.wsi.image_source import Picture, open_source
 from tests.benchmarks.measuring import timed, write
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from shared.decoders import PYRAMID_STRIDES
-from shared.detector import pays_to_sample
-from shared.proposals import Unsmoothed, proposal_grid, sample
+from shared.model.decoders import PYRAMID_STRIDES
+from shared.model.dpa_p2pnet import pays_to_sample
+from shared.model.proposals import Unsmoothed, proposal_grid, sample
 from tests.benchmarks.measuring import in_turn, write
 
 SIDE, CHANNELS = 1024, 256

@@ -12,17 +12,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from shared.distributed import World
-from shared.precision import autocast
-from shared.weights import IMAGENET_MEAN, IMAGENET_STD
-from ssl_pretrain.efficiency import flops_per_image, memory_gb, peak_flops
-from ssl_pretrain.epochs import Layout, Position
+from shared.training.distributed import World
+from shared.training.precision import autocast
+from shared.weights.weights_file import IMAGENET_MEAN, IMAGENET_STD
+from ssl_pretrain.data.epoch_order import Layout, Position
+from ssl_pretrain.data.shard_loader import ShardLoader
+from ssl_pretrain.data.shard_set import open_shards
+from ssl_pretrain.data.views import Views
 from ssl_pretrain.methods import Method, Step
 from ssl_pretrain.recipe import Recipe
 from ssl_pretrain.recipes import RECIPES
-from ssl_pretrain.shard_loader import ShardLoader
-from ssl_pretrain.shards import open_shards
-from ssl_pretrain.views import Views
+from ssl_pretrain.run.flops import flops_per_image, memory_gb, peak_flops
 from tests.benchmarks.measuring import in_turn, write
 
 NAMES = ("moco_v2_resnet50", "swav_resnet50", "dino_resnet50", "dino_vitb", "mae_vitb")

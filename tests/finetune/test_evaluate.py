@@ -9,10 +9,10 @@ import torch
 
 from finetune.datasets import Source
 from finetune.evaluate import Config, evaluate
-from shared import detector as core
-from shared.command_line import UserError
-from shared.sample_slides import write_tiles
-from shared.weights import write
+from shared.cli import UserError
+from shared.model import dpa_p2pnet as core
+from shared.samples.sample_slides import write_tiles
+from shared.weights.weights_file import write
 from tests.conftest import Command
 
 

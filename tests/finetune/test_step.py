@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetune.criterion import Targets
 from finetune.recipes import RECIPES, Recipe
-from finetune.state import Training, average_of
 from finetune.step import learning_rate, update
-from finetune.tile_loader import Batch
-from shared.command_line import UserError
-from shared.detector import Config, Detector
+from finetune.training.criterion import Targets
+from finetune.training.state import Training, average_of
+from finetune.training.tile_loader import Batch
+from shared.cli import UserError
+from shared.model.dpa_p2pnet import Config, Detector
 from tests.conftest import ENVIRONMENT, free_port
 
 PLAIN = dataclasses.replace(RECIPES["dpa_p2pnet"], clip_norm=1e9)
@@ -54,8 +54,8 @@ AS_A_RANK = """
 import dataclasses, sys, torch
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from finetune.step import update
-from finetune.tile_loader import Batch
-from shared import distributed
+from finetune.training.tile_loader import Batch
+from shared.training import distributed
 from tests.finetune.test_step import COUNTS, PLAIN, batch, training
 
 def counting(_, bucket):

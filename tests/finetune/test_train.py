@@ -15,19 +15,19 @@ import pytest
 import timm
 import torch
 
-from finetune.augment import Config as Augment
-from finetune.criterion import Targets
 from finetune.datasets import Source, load_data
 from finetune.launch import LAUNCH
 from finetune.recipes import RECIPES
 from finetune.step import update
-from finetune.tile_loader import Batch, TileStream, tile_batches
 from finetune.train import _start, train
-from shared.command_line import UserError, parse_beside
-from shared.detector import load_detector
-from shared.distributed import World
-from shared.sample_slides import write_tiles
-from shared.stop_signal import StopSignal
+from finetune.training.augment import Config as Augment
+from finetune.training.criterion import Targets
+from finetune.training.tile_loader import Batch, TileStream, tile_batches
+from shared.cli import UserError, parse_beside
+from shared.model.dpa_p2pnet import load_detector
+from shared.samples.sample_slides import write_tiles
+from shared.signals import StopSignal
+from shared.training.distributed import World
 from tests.conftest import ENVIRONMENT, Command, free_port
 
 TINY = (

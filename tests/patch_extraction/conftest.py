@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from patch_extraction.__main__ import main
-from shared.sample_slides import write_slide
-from shared.sample_tissue import Specimen, section
+from shared.samples.sample_slides import write_slide
+from shared.samples.specimen import Specimen, section
 from tests.conftest import InProcess
 
 REPOSITORY = Path(__file__).parents[2]

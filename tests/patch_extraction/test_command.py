@@ -14,7 +14,7 @@ import pytest
 import webdataset
 from PIL import Image
 
-from shared.sample_slides import write_slide
+from shared.samples.sample_slides import write_slide
 from tests.conftest import ENVIRONMENT
 from tests.patch_extraction.conftest import BIG, REPOSITORY, digests, error_of
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from patch_extraction.cell_counters import HaematoxylinCounter
 from patch_extraction.count_check import CountCheckConfig, annotated_squares, main, measure
-from shared.command_line import UserError
-from shared.sample_slides import write_tiles
-from tests.patch_extraction.test_cell_counters import annotated, figures
+from patch_extraction.counters.base import HaematoxylinCounter
+from shared.cli import UserError
+from shared.samples.sample_slides import write_tiles
+from tests.patch_extraction.counters.test_haematoxylin import annotated, figures
 
 MPP = 0.5
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from shared import weights
-from shared.sample_slides import write_slide, write_tiles
-from shared.sample_tissue import section
+from shared.samples.sample_slides import write_slide, write_tiles
+from shared.samples.specimen import section
+from shared.weights import weights_file
 from tests.slurm.checkout import ENDS, TWO_NODES, make_checkout
 from tests.slurm.cluster import Cluster
 
@@ -54,7 +54,7 @@ def finish(slurm: Cluster, lab: Path, name: str, *words: object) -> str:
 def test_pre_training(slurm: Cluster, lab: Path, name: str):
     log = finish(slurm, lab, name, *FEW, *WORDS[name])
     assert "8 images = 2 rank(s) x 4 x 1 accumulated" in log and "finished after 3 steps" in log
-    made = weights.read(lab / ("mae.pth" if name == "mae_vitb" else f"{name}.pth"))
+    made = weights_file.read(lab / ("mae.pth" if name == "mae_vitb" else f"{name}.pth"))
     recipe = "swav_resnet50_256" if name == "swav_resnet50" else name  # for so small a batch
     assert (made.metadata["recipe"], made.metadata["steps"]) == (recipe, 3)
     assert all(tensor.isfinite().all() for tensor in made.tensors.values() if tensor.is_floating_point())

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import submitit
 
-from shared.command_line import UserError
-from shared.launcher import Task
-from shared.slurm_jobs import InJob, Slurm, are_left, run_in_slurm
-from shared.slurm_states import job_states
-from shared.stop_signal import StopSignal
+from shared.cli import UserError
+from shared.jobs.slurm import InJob, Slurm, are_left, run_in_slurm
+from shared.jobs.slurm_states import job_states
+from shared.jobs.tasks import Task
+from shared.signals import StopSignal
 from tests.conftest import REPOSITORY
 from tests.slurm.cluster import Cluster
 
@@ -23,7 +23,7 @@ ASKED = Slurm(gpus=1, cpus=1, hours=0.1)
 # Stops at a "checkpoint" when it is told to, and is done the second time. A second signal kills it on its way out.
 STOPS_ONCE = """
 import os, pathlib, signal, sys, time
-from shared.stop_signal import leave_marker
+from shared.signals import leave_marker
 def stop(*_):
     pathlib.Path("saved").touch()
     leave_marker()
@@ -102,9 +102,7 @@ def test_warned_it_is_queued_again_and_cancelled_it_stays_cancelled(
 def test_a_job_that_gets_nowhere_is_not_queued_for_ever(
     slurm: Cluster, here: Path, stop: StopSignal, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    stuck = (
-        "from shared.stop_signal import leave_marker\nleave_marker('before its first step')\nraise SystemExit(85)"
-    )
+    stuck = "from shared.signals import leave_marker\nleave_marker('before its first step')\nraise SystemExit(85)"
     assert run_in_slurm([python("stuck", stuck, here)], here / "jobs", ASKED, stop) == {"stuck": "FAILED"}
     number = json.loads((here / "jobs/jobs.json").read_text())["stuck"]
     assert slurm.history(number) == ["PENDING", "PENDING", "FAILED"]
@@ -118,15 +116,15 @@ def test_where_the_controller_does_not_answer_nothing_is_submitted(
 ) -> None:
     (here / "jobs").mkdir()
     (here / "jobs/jobs.json").write_text('{"a": "7"}')
-    monkeypatch.setattr("shared.slurm_jobs.job_states", lambda numbers: {})
-    monkeypatch.setattr("shared.slurm_jobs.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("shared.jobs.slurm.job_states", lambda numbers: {})
+    monkeypatch.setattr("shared.jobs.slurm.time.sleep", lambda seconds: None)
     with pytest.raises(UserError, match=r"Slurm does not say .*jobs\.json are .*nothing was submitted"):
         run_in_slurm([python("a", "", here)], here / "jobs", ASKED, stop)
 
 
 RANKS = """
 import os, pathlib, signal, sys, time
-from shared.stop_signal import STOPPED, leave_marker
+from shared.signals import STOPPED, leave_marker
 environment = os.environ
 rank = int(environment["SLURM_PROCID"])
 signal.signal(signal.SIGUSR2, lambda *_: (rank or leave_marker("here"), sys.exit(STOPPED)))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from shared.detector import Config, Detector, save_detector
+from shared.model.dpa_p2pnet import Config, Detector, save_detector
 from tests.slurm.checkout import ONE_CORE
 from tests.slurm.cluster import Cluster
 

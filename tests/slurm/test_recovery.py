@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from shared import weights
+from shared.weights import weights_file
 from tests.slurm.checkout import ENDS, MAE, TWO_NODES, make_checkout, metrics, wait_for_steps
 from tests.slurm.cluster import Cluster
 
@@ -28,11 +28,11 @@ def undisturbed(slurm: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dic
     folder = make_checkout(tmp_path_factory.mktemp("undisturbed") / "checkout")
     job = slurm.submit(SCRIPT, *RUN, cwd=folder, options=TWO_NODES)
     assert slurm.wait(job, *ENDS)["JobState"] == "COMPLETED"
-    return weights.read(folder / "mae.pth").tensors
+    return weights_file.read(folder / "mae.pth").tensors
 
 
 def assert_equal(folder: Path, undisturbed: dict[str, torch.Tensor]) -> None:
-    ended = weights.read(folder / "mae.pth")
+    ended = weights_file.read(folder / "mae.pth")
     assert ended.metadata["steps"] == STEPS
     assert all(torch.equal(tensor, ended.tensors[name]) for name, tensor in undisturbed.items())
     assert [line["step"] for line in metrics(folder)] == list(range(1, STEPS + 1))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from shared import weights
+from shared.weights import weights_file
 from tests.conftest import REPOSITORY
 from tests.slurm.checkout import MAE, ONE_TASK, TWO_TASKS, make_checkout, metrics, wait_for_steps
 from tests.slurm.cluster import Cluster
@@ -38,7 +38,7 @@ def test_warned_before_the_end_it_is_requeued_and_ends_with_the_same_weights(slu
     text = (folders[1] / f"mae_vitb-{warned}.out").read_text()
     assert "stopped after step" in text and "by SIGUSR2" in text and "goes on after step" in text
     assert "8 images = 2 rank(s) x 4 x 1 accumulated" in text
-    ends = [weights.read(folder / "mae.pth") for folder in folders]
+    ends = [weights_file.read(folder / "mae.pth") for folder in folders]
     assert ends[0].metadata["steps"] == 25 == ends[1].metadata["steps"]
     assert all(torch.equal(tensor, ends[1].tensors[name]) for name, tensor in ends[0].tensors.items())
     assert [line["step"] for line in metrics(folders[1])] == list(range(1, 26))

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from shared import weights
-from shared.launch import typed_command
-from shared.sample_slides import write_tiles
-from shared.slurm_jobs import Slurm, run_in_slurm
-from shared.slurm_states import job_states
-from shared.stop_signal import StopSignal
+from shared.jobs.launch import typed_command
+from shared.jobs.slurm import Slurm, run_in_slurm
+from shared.jobs.slurm_states import job_states
+from shared.samples.sample_slides import write_tiles
+from shared.signals import StopSignal
+from shared.weights import weights_file
 from tests.slurm.accounting import why_no_accounting
 from tests.slurm.checkout import MAE, ONE_CORE, make_checkout
 from tests.slurm.cluster import Cluster
@@ -88,7 +88,7 @@ def test_pre_training_in_two_ranks_that_is_waited_for(slurm: Cluster, tmp_path: 
     assert done.returncode == 0, done.stdout + done.stderr + log.read_text()
     assert "mae_vitb" in done.stdout and "COMPLETED" in done.stdout and "runs/mae_vitb.log" in done.stdout
     assert "8 images = 2 rank(s) x 4 x 1 accumulated" in log.read_text()
-    assert weights.read(folder / "mae.pth").metadata["steps"] == 3
+    assert weights_file.read(folder / "mae.pth").metadata["steps"] == 3
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import torch
 import webdataset
 from PIL import Image, ImageDraw
 
-from shared.distributed import World
+from shared.training.distributed import World
 from tests.conftest import InProcess, signals_kept
 
 Painter = Callable[[int], Image.Image]

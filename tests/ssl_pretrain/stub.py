@@ -7,12 +7,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ssl_pretrain import optimisation
-from ssl_pretrain.crops import Crop
+from ssl_pretrain.data.crops import Crop
+from ssl_pretrain.data.views import Config as Views
 from ssl_pretrain.methods import Method, Step
+from ssl_pretrain.optim import optimizers
 from ssl_pretrain.recipe import Recipe
 from ssl_pretrain.recipes import MAE_DEMO
-from ssl_pretrain.views import Config as Views
 
 SAMPLES = 40
 
@@ -75,7 +75,7 @@ class Descent(torch.optim.SGD):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optimiser(optimisation.Config):
+class Optimiser(optimizers.Config):
     """Stands in for the optimiser's config."""
 
     built: ClassVar[list[Descent]] = []

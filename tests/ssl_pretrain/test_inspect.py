@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from shared.distributed import World
-from shared.stop_signal import StopSignal
-from ssl_pretrain.curves import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, chart, curve_sheet
+from shared.signals import StopSignal
+from shared.training.distributed import World
 from ssl_pretrain.inspect import main
+from ssl_pretrain.inspection.curves import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, chart, curve_sheet
 from ssl_pretrain.train import train
 from tests.conftest import InProcess
 from tests.ssl_pretrain import tiny

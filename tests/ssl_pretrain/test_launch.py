@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from shared.command_line import UserError
-from shared.slurm_jobs import Slurm
+from shared.cli import UserError
+from shared.jobs.slurm import Slurm
 from ssl_pretrain.launch import LAUNCH, train_in_slurm
 from ssl_pretrain.recipes import RECIPES
 from tests.ssl_pretrain.conftest import tissue, write_shards
@@ -23,7 +23,7 @@ def test_the_gpus_that_count_are_the_jobs(tmp_path: Path, monkeypatch: pytest.Mo
         loader=dataclasses.replace(recipe.loader, decode="gpu"),
     )
     monkeypatch.setattr("ssl_pretrain.launch.check_slurm", lambda slurm: None)
-    monkeypatch.setattr("shared.launch.wait_in_slurm", lambda tasks, folder, slurm: 0)
+    monkeypatch.setattr("shared.jobs.launch.wait_in_slurm", lambda tasks, folder, slurm: 0)
     assert train_in_slurm(recipe, LAUNCH) == 0
     with pytest.raises(UserError, match=r"--loader\.decode gpu needs a GPU"):
         train_in_slurm(recipe, dataclasses.replace(LAUNCH, slurm=Slurm(gpus=0)))

@@ -7,14 +7,14 @@ import pytest
 import torch
 from lightly.models.utils import random_token_mask
 
-from shared.command_line import UserError, parse_beside
-from shared.distributed import World
-from shared.stop_signal import StopSignal
-from ssl_pretrain import optimisation
+from shared.cli import UserError, parse_beside
+from shared.signals import StopSignal
+from shared.training.distributed import World
 from ssl_pretrain.launch import LAUNCH
 from ssl_pretrain.methods import mae
-from ssl_pretrain.plan import Plan
+from ssl_pretrain.optim import optimizers
 from ssl_pretrain.recipes import MAE_DEMO, MAE_VITB, RECIPES, check
+from ssl_pretrain.run.batch_plan import Plan
 from ssl_pretrain.train import train
 from tests.ssl_pretrain import tiny
 from tests.ssl_pretrain.stub import changed
@@ -59,12 +59,12 @@ STEPS = {
     "mae_vitb": (4096, 2.4e-3, 0, 0, 40, 0.05, 0.05, None, False),
 }
 OPTIMISERS = {
-    "moco_v2_resnet50": (optimisation.SGD, {"momentum": 0.9}),
-    "swav_resnet50": (optimisation.LARC, {"momentum": 0.9, "trust": 0.001}),
-    "swav_resnet50_256": (optimisation.LARC, {"momentum": 0.9, "trust": 0.001}),
-    "dino_resnet50": (optimisation.SGD, {"momentum": 0.9}),
-    "dino_vitb": (optimisation.AdamW, {"betas": (0.9, 0.999)}),
-    "mae_vitb": (optimisation.AdamW, {"betas": (0.9, 0.95)}),
+    "moco_v2_resnet50": (optimizers.SGD, {"momentum": 0.9}),
+    "swav_resnet50": (optimizers.LARC, {"momentum": 0.9, "trust": 0.001}),
+    "swav_resnet50_256": (optimizers.LARC, {"momentum": 0.9, "trust": 0.001}),
+    "dino_resnet50": (optimizers.SGD, {"momentum": 0.9}),
+    "dino_vitb": (optimizers.AdamW, {"betas": (0.9, 0.999)}),
+    "mae_vitb": (optimizers.AdamW, {"betas": (0.9, 0.95)}),
 }
 METHODS = {
     "moco_v2_resnet50": {

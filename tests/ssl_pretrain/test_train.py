@@ -16,10 +16,10 @@ import timm
 import torch
 from torch import Tensor
 
-from shared import weights
-from shared.distributed import World
-from shared.stop_signal import MARKER, STOPPED, StopSignal
-from ssl_pretrain import shard_loader
+from shared.signals import MARKER, STOPPED, StopSignal
+from shared.training.distributed import World
+from shared.weights import weights_file
+from ssl_pretrain.data import shard_loader
 from ssl_pretrain.methods import Step
 from ssl_pretrain.methods.mae import MAE
 from ssl_pretrain.recipe import Recipe
@@ -52,7 +52,7 @@ def small(tmp_path: Path, shards: Path) -> Recipe:
 def run_again(recipe: Recipe, world: World, **fields: object) -> dict[str, Tensor]:
     """The weights of a run of this recipe; the folder says whether it is a new one."""
     assert train(changed(recipe, **fields), world, StopSignal()) == 0
-    return weights.read(recipe.out).tensors
+    return weights_file.read(recipe.out).tensors
 
 
 def elsewhere(recipe: Recipe, name: str) -> Recipe:
@@ -88,7 +88,7 @@ def test_a_run_learns_and_leaves_what_it_promises(tmp_path: Path, world: World, 
     pictures = sorted(path.name for path in (recipe.run_dir / "pictures").iterdir())
     assert pictures.pop(0) == "augmented-000000000.png"
     assert pictures == [f"reconstruction-{step:09d}.png" for step in (0, 25, 50, 60)]
-    exported = weights.read(recipe.out)
+    exported = weights_file.read(recipe.out)
     assert exported.metadata["samples_seen"] == 960 and exported.metadata["method"] == "mae"
     assert exported.mean == (0.7, 0.6, 0.65) and exported.arch == "vit_tiny_patch16_224"
     timm.create_model(exported.arch, img_size=64, num_classes=0).load_state_dict(exported.tensors, strict=True)
@@ -223,7 +223,7 @@ def test_killed_twice_it_ends_with_the_same_weights(tmp_path: Path):
     kill_when(start("killed"), lambda: steps_logged(folder) >= moment)
     kill_when(start("killed"), lambda: bool(list(folder.glob(".checkpoint-*.tmp"))))
     assert start("killed").wait(200) == 0 and undisturbed.wait(200) == 0
-    assert_same(*(weights.read(tmp_path / name / "out.pth").tensors for name in ("killed", "whole")))
+    assert_same(*(weights_file.read(tmp_path / name / "out.pth").tensors for name in ("killed", "whole")))
     assert not list(folder.glob(".*.tmp"))
     assert [line["step"] for line in metrics(folder)] == list(range(1, 21))
 

@@ -6,7 +6,7 @@ import timm
 from timm.models.resnet import BasicBlock, ResNet
 from timm.models.vision_transformer import VisionTransformer
 
-from shared.weights import VITS
+from shared.weights.weights_file import VITS
 from ssl_pretrain.methods import Step, trunks
 from ssl_pretrain.recipe import Recipe
 from ssl_pretrain.recipes import MAE_DEMO, RECIPES

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from finetune.datasets import Source, load_data
-from finetune.datasets.annotated_data import Tile
+from finetune.datasets.dataset import Tile
 from finetune.datasets.wider_views import require_views
-from shared.command_line import UserError
-from shared.sample_slides import write_tiles
+from shared.cli import UserError
+from shared.samples.sample_slides import write_tiles
 from tests.conftest import Command
 from tests.finetune.test_train import TINY
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from finetune.predict.plan import Config
-from finetune.predict.predict import predict
-from finetune.trained import Detector
-from shared.stop_signal import StopSignal
+from finetune.detector import Detector
+from finetune.predict.config import Config
+from finetune.predict.run import predict
+from shared.signals import StopSignal
 from tests.finetune.predict import planted
 
 Predict = Callable[..., int]

@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from finetune.trained import Detector
-from shared.decoders import Detections
-from shared.detector import Config
-from shared.jpeg_tiff import write_pyramid
-from shared.proposals import proposal_grid
-from shared.sample_slides import jpeg_level
+from finetune.detector import Detector
+from shared.model.decoders import Detections
+from shared.model.dpa_p2pnet import Config
+from shared.model.proposals import proposal_grid
+from shared.samples.pyramidal_tiff import write_pyramid
+from shared.samples.sample_slides import jpeg_level
 
 CLASSES = ("red", "blue")
 CELL = 8  # px of the detector: one square in each cell of its grid, at most

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from shared import distributed
-from shared.command_line import UserError
-from shared.distributed import World, replicated
+from shared.cli import UserError
+from shared.training import distributed
+from shared.training.distributed import World, replicated
 from ssl_pretrain.methods import Step, mae
-from ssl_pretrain.optimisation import parameter_groups
+from ssl_pretrain.optim.optimizers import parameter_groups
 from tests.conftest import ENVIRONMENT, free_port
 
 SMALL = mae.Config(arch="vit_tiny_patch16_224", image_size=64, decoder_dim=32, decoder_depth=2, decoder_heads=4)
@@ -226,7 +226,7 @@ def six_steps(world: World) -> dict[str, Tensor]:
 
 AS_A_RANK = """
 import sys, torch
-from shared import distributed
+from shared.training import distributed
 from tests.ssl_pretrain.methods.test_mae import six_steps
 world = distributed.start()
 torch.save(six_steps(world), sys.argv[1])

@@ -7,8 +7,8 @@ import timm
 import torch
 from torch import Tensor
 
-from shared import weights
-from shared.backbones import create_backbone
+from shared.model.backbones import create_backbone
+from shared.weights import weights_file
 from ssl_pretrain.methods.trunks import Encoder, create_trunk
 from ssl_pretrain.recipes import RECIPES
 from tests.ssl_pretrain import tiny
@@ -44,9 +44,9 @@ def test_exports_load_strictly_into_timm_give_the_same_features_and_start_a_dete
     for parameter in method.parameters():  # away from what a fresh network has
         parameter.mul_(1 + 0.1 * torch.randn_like(parameter))
     path, arch = tmp_path / "weights.pth", method.config.arch
-    weights.write(path, method.export(), {"kind": "backbone", "arch": arch})
+    weights_file.write(path, method.export(), {"kind": "backbone", "arch": arch})
 
-    tensors = weights.read(path).tensors
+    tensors = weights_file.read(path).tensors
     trunk = timm.create_model(arch, num_classes=0).eval()
     trunk.load_state_dict(tensors, strict=True)
     own = method.get_submodule(EXPORTED[name]).eval()
@@ -54,7 +54,7 @@ def test_exports_load_strictly_into_timm_give_the_same_features_and_start_a_dete
     torch.testing.assert_close(trunk(view_BCHW), own(view_BCHW), rtol=1e-3, atol=1e-4)
 
     detectors = create_backbone(arch).trunk
-    report = weights.load_into(detectors, weights.read(path))
+    report = weights_file.load_into(detectors, weights_file.read(path))
     assert report.missing == [] and set(report.dropped) <= {"norm.weight", "norm.bias", "cls_token"}
     for name, value in detectors.state_dict().items():
         same = name == "pos_embed" or torch.equal(value, tensors[name])  # the class token has a row in it

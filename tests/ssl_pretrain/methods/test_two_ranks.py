@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from shared import distributed
-from shared.distributed import World, replicated
+from shared.training import distributed
+from shared.training.distributed import World, replicated
 from ssl_pretrain.methods import Step
 from ssl_pretrain.methods.moco_v2 import MoCo
 from tests.conftest import ENVIRONMENT, free_port
@@ -84,7 +84,7 @@ def all_methods(world: World) -> dict[str, dict[str, Tensor]]:
 
 AS_A_RANK = """
 import sys, torch
-from shared import distributed
+from shared.training import distributed
 from tests.ssl_pretrain.methods.test_two_ranks import all_methods
 world = distributed.start()
 torch.save(all_methods(world), sys.argv[1])

@@ -1,0 +1,51 @@
+"""The annotation of one image as JSON: `[{"x", "y", "class"}, ...]`, `{class: [[x, y], ...]}`, or GeoJSON."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from finetune.datasets.annotations import geojson
+from finetune.datasets.annotations.cells import ListedCell, class_value
+from shared.cli import UserError
+
+
+def list_cells(path: Path) -> Iterator[ListedCell]:
+    """The cells in a JSON file; GeoJSON is told by what is in it, since QuPath's scripts write it as .json too.
+
+    Raises:
+        UserError: it is not JSON, or has none of the forms.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON ({error})") from error
+    features = geojson.features_of(content)
+    if features is not None:
+        yield from geojson.list_cells(path, features)
+    elif isinstance(content, list):
+        yield from _entries(path, content)
+    elif isinstance(content, dict):
+        yield from _points_by_class(path, content)
+    else:
+        raise UserError(f'{path} holds neither [{{"x", "y", "class"}}, ...] nor {{class: [[x, y], ...]}}')
+
+
+def _entries(path: Path, content: list[Any]) -> Iterator[ListedCell]:
+    for number, entry in enumerate(content, 1):
+        where = f"{path}, entry {number}"
+        if not (isinstance(entry, dict) and entry.keys() >= {"x", "y", "class"}):
+            raise UserError(f'{where}: it is not an object with "x", "y" and "class"')
+        value = entry["class"]
+        yield ListedCell(where, entry["x"], entry["y"], "" if value is None else class_value(str(value)))
+
+
+def _points_by_class(path: Path, content: dict[str, Any]) -> Iterator[ListedCell]:
+    for name, points in content.items():
+        if not isinstance(points, list):
+            raise UserError(f"{path}: what stands under {name!r} is not a list of points [x, y]")
+        for number, point in enumerate(points, 1):
+            where = f"{path}, {name!r}, point {number}"
+            if not (isinstance(point, list) and len(point) == 2):
+                raise UserError(f"{where}: it is not a point [x, y]")
+            yield ListedCell(where, point[0], point[1], class_value(name))

@@ -1,0 +1,170 @@
+"""What every reader of annotated data returns: tiles with their cells, in one convention."""
+
+import hashlib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from shared.cli import UserError
+
+SPLITS = ("train", "val", "test")
+# What training leaves out where a split is missing.
+LEFT_OUT = {
+    "val": "training chooses no weights by their validation score but publishes the last",
+    "test": "nothing is scored at its end",
+}
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+# Pillow's modes that become RGB without changing a colour: 16-bit images would be cut off at 255.
+EIGHT_BIT = ("RGB", "RGBA", "L", "P", "1")
+# Matching distance of the scores where a data set has no published one, um (paper, Table 2: 6 px at 0.5 um/px).
+RADIUS_UM = 3.0
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One annotated image. Points are px with the outer corner of the first pixel as origin."""
+
+    image: Path
+    slide: str
+    """Key of the slide it was cut from: tiles of one slide stay in one split."""
+    size: tuple[int, int]
+    """Width and height in px, as `read` returns them."""
+    points_N2: np.ndarray
+    labels_N: np.ndarray
+    """Class of each cell, 0..C-1."""
+    reduction: int = 1
+    """By how much the file is finer: each px of the tile is the mean of reduction x reduction px of it."""
+    wider: tuple[Path, ...] = ()
+    """Images of ..., 4 and 2 times the width around the same centre, widest first."""
+
+    def read(self) -> np.ndarray:
+        """The image as uint8 (H, W, 3)."""
+        return self._pixels(self.image)
+
+    def views(self, count: int) -> tuple[Path, ...]:
+        """The annotated image, last, and `count` - 1 that show more around it, widest first."""
+        return (*self.wider[len(self.wider) - count + 1 :], self.image)
+
+    def read_views(self, count: int) -> np.ndarray:
+        """The views as uint8 (K, H, W, 3)."""
+        return np.stack([self._pixels(path) for path in self.views(count)])
+
+    def _pixels(self, path: Path) -> np.ndarray:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB").reduce(self.reduction))
+
+
+@dataclass(frozen=True)
+class OfficialRule:
+    """The score that a data set's own challenge ranks by, as `finetune.scoring.challenge` knows it."""
+
+    name: str
+    labels: tuple[int, ...] = ()
+    """The score's classes in its own order, as labels of ours."""
+    absent: str = ""
+    """Why these data cannot be scored by it; empty if they can."""
+
+
+@dataclass(frozen=True)
+class AnnotatedData:
+    """Tiles per split, with what is true of all of them."""
+
+    folder: Path
+    mpp: float
+    """Resolution of the images, um/px."""
+    classes: tuple[str, ...]
+    splits: dict[str, list[Tile]]
+    radius_um: float = RADIUS_UM
+    """Matching distance of the published scores, um."""
+    official: OfficialRule | None = None
+    """The score of the data set's own challenge, if it has one with a rule of its own."""
+    classes_found: bool = False
+    """Whether nobody has named the classes: they are those that stand in the annotations."""
+
+    def digest(self, views: int = 1) -> str:
+        """Tells other tiles, sizes, splits, cells and classes apart; the pixels are not looked at.
+
+        Args:
+            views: Fields of view that are used.
+        """
+        summed = hashlib.sha256(f"{self.mpp} {self.classes}".encode())
+        for name, tiles in self.splits.items():
+            for tile in tiles:
+                path = tile.image.relative_to(self.folder).as_posix()
+                wider = " ".join(view.name for view in tile.views(views)[:-1])
+                summed.update(f"{name} {path} {tile.slide} {tile.size} {wider}".encode())
+                summed.update(tile.points_N2.tobytes() + tile.labels_N.tobytes())
+        return summed.hexdigest()
+
+    def __str__(self) -> str:
+        parts = [
+            f"{name} {len(tiles)} tiles / {sum(len(tile.labels_N) for tile in tiles):,} cells"
+            for name, tiles in self.splits.items()
+        ]
+        summary = f"{self.folder}: {', '.join(parts)}; {', '.join(self.classes)}; {self.mpp:g} um/px"
+        return "\n".join([summary, *self.notes()])
+
+    def notes(self) -> list[str]:
+        """What the splits lack, a line each, for whoever trains on them."""
+        notes = []
+        missing = [name for name in LEFT_OUT if "train" in self.splits and name not in self.splits]
+        if missing:
+            effects = ", and ".join(LEFT_OUT[name] for name in missing)
+            tiles = " and no ".join(f"{name} tiles" for name in missing)
+            notes.append(f"note: {self.folder} has no {tiles}: {effects}; add tiles of other slides for that")
+        if rare := self._rare_classes() if self.classes_found else []:
+            notes.append(
+                f"note: of the classes found in {self.folder}, these are in one split alone or not in train: "
+                f"{', '.join(rare)}; correct misspelt ones, or name the classes in dataset.json or with --classes"
+            )
+        return notes
+
+    def _rare_classes(self) -> list[str]:
+        """Classes that one of several splits has, or some but not the training split: perhaps misspelt."""
+        rare = []
+        for label, name in enumerate(self.classes):
+            having = [
+                split for split, tiles in self.splits.items() if any(label in tile.labels_N for tile in tiles)
+            ]
+            untrained = "train" in self.splits and "train" not in having
+            if len(self.splits) > 1 and (untrained or len(having) == 1):
+                rare.append(f"{name!r} (in {' and '.join(having)})")
+        return rare
+
+
+def image_sizes(paths: Iterable[Path]) -> list[tuple[int, int]]:
+    """Width and height of every image, each decoded once to find a damaged one now rather than in an hour.
+
+    Raises:
+        UserError: as `image_size`.
+    """
+    with ThreadPoolExecutor() as threads:
+        return list(threads.map(image_size, paths))
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height in px of an image that can be decoded as 8-bit RGB.
+
+    Raises:
+        UserError: the file is not an image, is cut short, or holds other pixels.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except Image.DecompressionBombError as error:
+        raise UserError(
+            f"{path} is too large an image for a tile; cut it up "
+            "(`python -m finetune.datasets import` cuts tiles from slides)"
+        ) from error
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise UserError(f"{path} cannot be opened as an image; remove it or write it again") from error
+    if image.mode not in EIGHT_BIT:
+        raise UserError(
+            f"{path} has pixels of mode {image.mode}, which do not convert to 8-bit RGB without loss; "
+            "write it as an 8-bit RGB image"
+        )
+    return image.size

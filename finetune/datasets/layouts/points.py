@@ -1,0 +1,81 @@
+"""The plain layout: `{train,val,test}/{images,points}` or a flat `{images,points}`, one annotation an image."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from finetune.datasets.annotations import csv_file, json_file
+from finetune.datasets.annotations.cells import ListedCell, ordered_values
+from finetune.datasets.dataset import SPLITS, AnnotatedData
+from finetune.datasets.description import Description, checked
+from finetune.datasets.pairing import by_stem, images_in, paired
+from finetune.datasets.splits import arrange
+from finetune.datasets.tiles import read_tiles
+from shared.cli import UserError
+
+KNOWN = Description()
+LAYOUT = "{train,val,test}/{images,points} or a flat {images,points} with one .csv, .json or .geojson an image"
+# How the cells of an annotation are listed, by its suffix in lower case.
+LISTERS: Mapping[str, Callable[[Path], Iterator[ListedCell]]] = {
+    ".csv": csv_file.list_cells,
+    ".json": json_file.list_cells,
+    ".geojson": json_file.list_cells,
+}
+
+
+def recognises(folder: Path) -> bool:
+    """Whether the folder has this layout."""
+    return any((root / "images").is_dir() and (root / "points").is_dir() for root in _roots(folder).values())
+
+
+def load(folder: Path, description: Description) -> AnnotatedData:
+    """Read every annotation, and every image once.
+
+    Raises:
+        UserError: no resolution; a folder, image or annotation that belongs to nothing; a slide in two
+            splits; a bad row; an image that cannot be decoded.
+    """
+    mpp = checked(folder, description)
+    roots = {name: root for name, root in _roots(folder).items() if (root / "images").is_dir()}
+    _refuse_other_folders(folder, roots)
+    pairs = {name: _pairs(root) for name, root in roots.items()}
+    values = description.classes or _values_in([points for each in pairs.values() for _, points in each])
+    if not values:
+        raise UserError(f"no annotation in {folder} has a cell, so there are no classes; name them with --classes")
+    tiles = {name: read_tiles(folder, each, _list_cells, values, description) for name, each in pairs.items()}
+    splits = arrange(folder, tiles, description)
+    return AnnotatedData(folder, mpp, tuple(values), splits, classes_found=not description.classes)
+
+
+def _roots(folder: Path) -> dict[str, Path]:
+    """Folders that hold images and points: one per split, or the data folder itself under ''."""
+    split = {name: folder / name for name in SPLITS if (folder / name).is_dir()}
+    return split or {"": folder}
+
+
+def _refuse_other_folders(folder: Path, roots: Mapping[str, Path]) -> None:
+    """Images beside the folders that are read would be left out without a word."""
+    beside = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
+    for path in beside:
+        if path not in roots.values() and (path / "images").is_dir():
+            raise UserError(
+                f"{path / 'images'} is not read, because {folder} is divided into {', '.join(roots)}; "
+                f"move it out, or into one of {', '.join(SPLITS)}"
+            )
+
+
+def _pairs(root: Path) -> list[tuple[Path, Path]]:
+    """Images with their annotations."""
+    annotations = by_stem(
+        path for path in sorted((root / "points").glob("[!.]*")) if path.suffix.lower() in LISTERS
+    )
+    missing = f"{root / 'points'}/{{stem}}.csv, .json or .geojson (without cells: a CSV with x,y,class alone?)"
+    return paired(images_in(root / "images"), annotations, missing)
+
+
+def _list_cells(path: Path) -> Iterator[ListedCell]:
+    return LISTERS[path.suffix.lower()](path)
+
+
+def _values_in(paths: list[Path]) -> dict[str, str]:
+    """Classes as found in the files."""
+    return ordered_values({cell.value for path in paths for cell in _list_cells(path)} - {""})

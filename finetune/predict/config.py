@@ -1,0 +1,184 @@
+"""What a prediction is asked to do."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from finetune.datasets.annotations.qupath import SUFFIXES
+from finetune.detector import Detector
+from finetune.predict.outputs.ratios import Ratio, parse_ratio
+from finetune.predict.outputs.writers import import_parquet
+from finetune.predict.search.tiling import Tiling, tiling_of
+from shared.cli import UserError, check_range
+from shared.training.precision import Precision
+from shared.wsi.image_source import Source, size_at
+
+# um/px that an image may have.
+LEAST_MPP, MOST_MPP = 0.01, 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Find the cells of slides and images; write them for QuPath, spreadsheets and people.
+
+    The same command goes on where it was interrupted, and repeats nothing that is done.
+    """
+
+    detector: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DETECTOR")]
+    """Detector file (finetune writes detector.pth)."""
+    sources: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SLIDE_OR_IMAGE_OR_DIR ...")]
+    """Slides that OpenSlide reads, PNG, JPEG or TIFF images, or folders of them."""
+    out: Path = Path("cells")
+    """Where NAME.geojson, NAME.csv, NAME.summary.json, pictures and NAME.html are written."""
+    slide_mpp: float | None = None
+    """um/px of level 0, for slides that do not say it or say it wrongly, and for images."""
+    everywhere: bool = False
+    """Look at the whole slide, not just at its tissue (of an image always all is looked at)."""
+    regions: Path | None = None
+    """Look only inside the polygons of QuPath's GeoJSON; a folder of NAME.geojson for several slides."""
+    region_class: str | None = None
+    """Take only the regions of this class."""
+    annotations: Path | None = None
+    """Annotated cells (GeoJSON, or a folder of NAME.geojson), to be shown beside the predicted ones."""
+    bounds: bool = True
+    """Count px from the corner of what was scanned, as QuPath does; off: from that of the slide."""
+    ratio: tuple[str, ...] = ()
+    """Such as "Ki-67 = positive / (positive + negative)", also of cells, mm2; classes like "1" in quotes."""
+    tile: int | None = None
+    """Px that the network sees at a time along a side; the result hardly depends on it (default 1024)."""
+    margin: int | None = None
+    """Px of a tile's sides that are only looked at, its neighbours answering for them (default 128)."""
+    batch_size: int = 4
+    """Tiles at a time."""
+    workers: int = 2
+    """Processes that read ahead."""
+    precision: Precision = "auto"
+    """Of convolutions and matrix products: float32, bfloat16, or auto: bfloat16 on a GPU."""
+    compress: Literal["no", "zip", "gzip"] = "no"
+    """The GeoJSON: to NAME.zip, which QuPath opens as it is, or to NAME.geojson.gz, which it does not."""
+    csv: bool = True
+    """Write the table of cells."""
+    parquet: bool = False
+    """Write the table of cells as Parquet, too (needs pyarrow)."""
+    report: bool = True
+    """Write the pictures and the HTML report."""
+    part: str | None = None
+    """I/N, as 3/16: look only at this part of the slides, other processes looking at the others."""
+
+
+def check(config: Config) -> None:
+    """Refuse numbers and options that make no sense.
+
+    Raises:
+        UserError: names the option and what it takes.
+    """
+    if not config.sources:
+        raise UserError("there is nothing to look at; give slides, images or folders after the detector")
+    check_range("slide-mpp", config.slide_mpp, LEAST_MPP, MOST_MPP)
+    check_range("tile", config.tile, 64, 2**15)
+    check_range("margin", config.margin, 0, 2**14)
+    check_range("batch-size", config.batch_size, 1, 4096)
+    check_range("workers", config.workers, 0, 256)
+    if config.everywhere and config.regions:
+        raise UserError("--everywhere and --regions exclude each other; give one of them")
+    if config.region_class is not None and config.regions is None:
+        raise UserError("--region-class chooses among regions; give them with --regions")
+    for option, path in (("regions", config.regions), ("annotations", config.annotations)):
+        if path is not None and not path.exists():
+            raise UserError(f"there is no file or folder --{option} {path}; check the path")
+    if config.parquet:
+        import_parquet()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What holds for all slides."""
+
+    config: Config
+    detector: Detector
+    detector_digest: str
+    ratios: tuple[Ratio, ...]
+
+    def tiling(self, source: Source) -> Tiling:
+        """The tiles of a source."""
+        config, detector = self.config, self.detector
+        size = size_at(source, detector.mpp)
+        return tiling_of(*size, detector.network.config, detector.tile, config.tile, config.margin)
+
+    def key(self, path: Path, regions: Path | None) -> dict[str, Any]:
+        """What the cells of a slide depend on."""
+        config, stat = self.config, path.stat()
+        return {
+            "detector": self.detector_digest,
+            "slide": [stat.st_size, stat.st_mtime_ns],
+            "slide_mpp": config.slide_mpp,
+            "area": "everywhere" if config.everywhere else digest_of(regions) if regions else "default",
+            "region_class": config.region_class,
+            "region_bounds": config.bounds if regions else None,
+            "tile": config.tile,
+            "margin": config.margin,
+            "batch_size": config.batch_size,
+            "precision": f"{config.precision} on {self.detector.device.type}",
+        }
+
+    def output_key(self, annotations: Path | None) -> dict[str, Any]:
+        """What else the files depend on."""
+        config = self.config
+        names = ("bounds", "ratio", "compress", "csv", "parquet", "report")
+        options = json.loads(json.dumps({name: getattr(config, name) for name in names}))
+        return {**options, "annotations": digest_of(annotations) if annotations else None}
+
+
+def make_plan(config: Config, device: str | None) -> Plan:
+    """Load the detector and read the ratios.
+
+    Raises:
+        UserError: an option makes no sense, or the detector cannot be used.
+    """
+    check(config)
+    detector = Detector.load(config.detector, device)
+    tiling_of(1, 1, detector.network.config, detector.tile, config.tile, config.margin)
+    ratios = tuple(parse_ratio(line, detector.classes) for line in config.ratio)
+    return Plan(config, detector, digest_of(config.detector), ratios)
+
+
+def digest_of(path: Path) -> str:
+    """Tells one content of a file from another."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def file_for(folder_or_file: Path | None, name: Path, several: bool, option: str) -> Path | None:
+    """The file of a slide among those given with an option; None where there is none for it.
+
+    Raises:
+        UserError: one file for several slides.
+    """
+    if folder_or_file is None:
+        return None
+    if folder_or_file.is_file():
+        if several:
+            raise UserError(
+                f"--{option} {folder_or_file} is one file for several slides; give a folder of NAME.geojson"
+            )
+        return folder_or_file
+    paths = [folder_or_file / f"{name}{suffix}" for suffix in SUFFIXES]
+    return next((path for path in paths if path.is_file()), None)
+
+
+def refuse_other_key(before: Mapping[str, Any], now: Mapping[str, Any], what: Path) -> None:
+    """Compare what cells depend on.
+
+    Raises:
+        UserError: they were made by another detector or with other settings.
+    """
+    for name in now:
+        if before.get(name) != now[name]:
+            raise UserError(
+                f"{what} was made with another {name.replace('_', ' ')}; give another --out, or remove it"
+            )

@@ -1,0 +1,1 @@
+"""What a prediction writes: cells, summaries, pictures, the report."""

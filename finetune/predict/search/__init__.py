@@ -1,0 +1,1 @@
+"""From an area to its cells: tiles, inference, deduplication, cell store."""

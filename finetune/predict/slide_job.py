@@ -1,0 +1,239 @@
+"""One slide from its pixels to its files: tiles, cells, seams, outputs; goes on where a process ended."""
+
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune.datasets.annotations.qupath import read_objects, read_regions
+from finetune.predict.config import Plan, file_for, refuse_other_key
+from finetune.predict.outputs.file_names import GEOJSON, SUMMARY, file_of, work_folder
+from finetune.predict.outputs.write_all import Outputs, write_outputs
+from finetune.predict.search.area import Area, Everywhere, Regions, TissueArea
+from finetune.predict.search.cell_store import CellStore, StoredCells, read_progress
+from finetune.predict.search.inference import WindowReader, find_cells
+from finetune.predict.search.tiling import Tiling
+from finetune.scoring.metrics import CellSet
+from shared.cli import UserError, make_folder
+from shared.signals import StopSignal
+from shared.training.run_folder import progress
+from shared.wsi.image_source import Source, bounds_corner, is_slide, open_source, require_fine
+from shared.wsi.slide import Slide, SlideError
+
+
+@dataclass(frozen=True)
+class Job:
+    """A slide that was asked for."""
+
+    plan: Plan
+    path: Path
+    name: Path
+    """Of its outputs, below --out and without suffix."""
+    several: bool = False
+    """Whether it is one of several."""
+
+    @property
+    def stem(self) -> Path:
+        """What the names of its files begin with."""
+        return self.plan.config.out / self.name
+
+    @property
+    def work(self) -> Path:
+        """Folder of its cells as they are kept."""
+        return work_folder(self.stem)
+
+    @property
+    def summary(self) -> Path:
+        """The file that is written last."""
+        return file_of(self.stem, SUMMARY)
+
+    @property
+    def regions(self) -> Path | None:
+        """Where to look; None: not said."""
+        return file_for(self.plan.config.regions, self.name, self.several, "regions")
+
+    @property
+    def annotations(self) -> Path | None:
+        """Cells to show beside those found."""
+        return file_for(self.plan.config.annotations, self.name, self.several, "annotations")
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What its cells depend on."""
+        return self.plan.key(self.path, self.regions)
+
+    def check(self) -> None:
+        """Refuse to mix cells of different settings, and to write over what somebody has drawn.
+
+        Raises:
+            UserError: there are cells of other settings, one file of regions for several slides, or --out is where
+                regions or annotations lie.
+        """
+        written = {file_of(self.stem, ending).resolve() for ending in GEOJSON.values()}
+        for option, drawn in (("regions", self.regions), ("annotations", self.annotations)):
+            if drawn is not None and drawn.resolve() in written:
+                raise UserError(f"--{option} {drawn} would be overwritten by the cells found; give another --out")
+        if before := read_progress(self.work):
+            refuse_other_key(before.key, self.key, self.work)
+
+    def is_done(self) -> bool:
+        """Whether all of its files are there as they are asked for now."""
+        try:
+            summary = json.loads(self.summary.read_text(encoding="utf-8"))
+            made, endings = summary["made_with"], summary["files"]
+        except (OSError, ValueError, KeyError):
+            return False
+        return bool(made == self.made_with) and all(file_of(self.stem, each).is_file() for each in endings)
+
+    @property
+    def made_with(self) -> dict[str, Any]:
+        """Everything that its files depend on."""
+        return {"cells": self.key, "outputs": self.plan.output_key(self.annotations)}
+
+
+def predict_slide(job: Job, stop: StopSignal) -> dict[str, Any] | None:
+    """Find and write the cells of one slide; returns its summary, or None if it was told to stop before the end.
+
+    Raises:
+        UserError: the slide cannot be read, or nothing can be written.
+    """
+    make_folder(job.work, "of cells")
+    with _alone(job), closing(_open(job)) as source:
+        require_fine(source, job.plan.detector.mpp)
+        corner = bounds_corner(source)
+        annotated = _annotated(job, corner)
+        tiling, area = job.plan.tiling(source), _area(job, source, corner)
+        batches = tiling.batches(
+            _touched(tiling, area, job.plan.detector.mpp / source.mpp), job.plan.config.batch_size
+        )
+        store = CellStore(job.work, job.key)
+        try:
+            if _fill(store, job, tiling, area, batches, source, stop):
+                return None
+        finally:
+            store.close()
+        known = store.progress
+        asked = sum(map(len, batches))
+        if asked and len(known.failures) == asked:
+            raise SlideError(f"{job.path}: none of its {asked} tiles can be read ({known.failures[0]})")
+        cells = StoredCells(job.work, job.plan.detector.mpp)
+        outputs = Outputs(job.plan, job.path, job.stem, source, area, cells, corner, tiling)
+        return write_outputs(outputs, annotated, known, asked, job.made_with)
+
+
+def _fill(
+    store: CellStore,
+    job: Job,
+    tiling: Tiling,
+    area: Area,
+    batches: list[list[int]],
+    source: Source,
+    stop: StopSignal,
+) -> bool:
+    """Do the batches that are not done; returns whether it was told to stop."""
+    config, detector = job.plan.config, job.plan.detector
+    done = store.progress.batches
+    reader = WindowReader(
+        partial(open_source, job.path, config.slide_mpp),
+        tiling,
+        batches,
+        detector.mpp,
+        detector.network.config.views,
+    )
+    first = sum(map(len, batches[:done]))
+    left = range(done, len(batches))
+    with progress(sum(map(len, batches)), "tile", first, job.name.name) as bar:
+        for found in find_cells(detector, reader, left, config.precision, min(config.workers, len(left))):
+            store.append(_inside(found.cells, area, detector.mpp / source.mpp), found.failures)
+            bar.set_postfix(cells=f"{store.progress.owned:,}", refresh=False)
+            bar.update(found.tiles)
+            if stop.received and found.number + 1 < len(batches):
+                return True
+    return False
+
+
+def _inside(cells: np.ndarray, area: Area, scale: float) -> np.ndarray:
+    """The cells in the area; which tiles were looked at must not show in the result."""
+    points_N2 = np.stack([cells["x"], cells["y"]], axis=1) * scale
+    return cells[area.contains(points_N2)]
+
+
+def _touched(tiling: Tiling, area: Area, scale: float) -> list[int]:
+    """Tiles whose cores may hold some of the area, with what points may move beyond them."""
+    reach = tiling.step
+    found = []
+    for index in range(len(tiling)):
+        left, top, right, bottom = tiling.core_of(index)
+        box = ((left - reach) * scale, (top - reach) * scale, (right + reach) * scale, (bottom + reach) * scale)
+        if area.touches(*box):
+            found.append(index)
+    return found
+
+
+def _open(job: Job) -> Source:
+    return open_source(job.path, job.plan.config.slide_mpp)
+
+
+def _annotated(job: Job, corner: tuple[int, int]) -> CellSet | None:
+    """Cells to show beside those found, in px of level 0.
+
+    Raises:
+        UserError: the file cannot be read, or has a class that the detector does not know.
+    """
+    if job.annotations is None:
+        return None
+    objects = read_objects(job.annotations, corner if job.plan.config.bounds else (0, 0))
+    label_of = {name: label for label, name in enumerate(job.plan.detector.classes)}
+    if unknown := sorted(set(objects.names) - label_of.keys()):
+        raise UserError(
+            f"{job.annotations} has cells of class {unknown[0]!r}, but the detector knows {', '.join(label_of)}; "
+            "rename them"
+        )
+    labels_N = np.array([label_of[name] for name in objects.names], np.int64)
+    return CellSet(objects.points_N2, labels_N, np.ones(len(labels_N)))
+
+
+def _area(job: Job, source: Source, corner: tuple[int, int]) -> Area:
+    """Where to look.
+
+    Raises:
+        UserError: there is no tissue, or no region for this slide.
+    """
+    config = job.plan.config
+    if config.regions is not None:
+        if job.regions is None:
+            raise SlideError(f"{config.regions} has no {job.name}.geojson with the regions of {job.path}; add it")
+        offset = corner if config.bounds else (0, 0)
+        regions = read_regions(job.regions, offset)
+        chosen = [each.polygon for each in regions if config.region_class in (None, each.name)]
+        if not regions:
+            raise SlideError(f"{job.regions} has no regions; draw and export polygons, or leave --regions out")
+        if not chosen:
+            names = ", ".join(sorted({each.name or "(no class)" for each in regions}))
+            raise SlideError(f"{job.regions} has no region of class {config.region_class!r}, only {names}")
+        return Regions(chosen, source)
+    if config.everywhere or not is_slide(source):
+        return Everywhere(source)
+    assert isinstance(source, Slide)
+    return TissueArea(source)
+
+
+@contextmanager
+def _alone(job: Job) -> Iterator[None]:
+    """One process at a slide at a time; the system lifts the lock when the process ends, however it does.
+
+    Raises:
+        UserError: another process is at it.
+    """
+    with (job.work / ".lock").open("w", encoding="utf-8") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise UserError(f"another process looks at {job.path}, see {job.work}; wait for it") from error
+        yield

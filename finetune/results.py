@@ -1,0 +1,57 @@
+"""What a run leaves behind: pictures on the way, and at the end the test scores and the published weights."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from finetune.datasets.dataset import AnnotatedData
+from finetune.evaluate import predict_tiles, score_tiles, to_batch
+from finetune.scoring.sheets import annotated_sheet, comparison_sheet, proposals_sheet
+from finetune.training.tile_loader import TileStream
+from shared.files import write_json
+from shared.model.dpa_p2pnet import Detector, load_detector
+from shared.training.run_folder import Run
+from shared.weights.weights_file import publish
+
+
+def draw_augmented(run: Run, stream: TileStream, classes: Sequence[str], count: int = 8) -> None:
+    """The first samples of the stream as the network will get them."""
+    samples = [stream[position] for position in range(count)]
+    sheet = annotated_sheet(
+        [views for views, _, _ in samples], [(xy, labels) for _, xy, labels in samples], classes
+    )
+    run.picture("augmented", sheet)
+
+
+@torch.inference_mode()
+def draw_proposals(run: Run, detector: Detector, data: AnnotatedData, device: torch.device, step: int) -> None:
+    """Proposals that became cells on the first validation tile (else training tile)."""
+    tile = (data.splits.get("val") or data.splits["train"])[0]
+    views_KHWC = tile.read_views(detector.config.views)
+    detector.eval()
+    found = detector(to_batch(views_KHWC, device))
+    labels_N = found.logits_BNC[0].argmax(-1)
+    kept = labels_N != len(data.classes)
+    stages = (found.proposals_N2, found.deformed_BN2[0], found.points_BN2[0])
+    before, after, final = (points_N2[kept].cpu().numpy() for points_N2 in stages)
+    sheet = proposals_sheet(views_KHWC[-1], before, after, final, labels_N[kept].cpu().numpy(), data.classes)
+    run.picture(f"proposals-{step:06d}", sheet)
+
+
+def finish(run: Run, out: Path, data: AnnotatedData, device: torch.device) -> None:
+    """Score best and last weights on the test split once, publish the best, say where everything is."""
+    tiles = data.splits.get("test", [])
+    scores = {}
+    for name in ("last", "best") if tiles else ():
+        detector, metadata = load_detector(run.folder / f"{name}.pth")
+        found = predict_tiles(detector.to(device), tiles, device)
+        scores[name] = score_tiles(tiles, found, data)
+        print(f"\n{name} weights (step {metadata['step']}) on the test tiles, within {data.radius_um:g} um:")
+        print(scores[name].table())
+        run.picture(f"comparison-{name}", comparison_sheet(tiles, found, data.classes))
+    if scores:
+        write_json(run.folder / "test_scores.json", {name: each.as_dict() for name, each in scores.items()})
+    publish(run.folder / "best.pth", out)
+    print(f"\ndetector: {out}\ncurves: {run.folder}/metrics.jsonl and {run.folder}/tensorboard")
+    print(f"pictures: {run.folder}/pictures (augmented, proposals-*, comparison-*)")

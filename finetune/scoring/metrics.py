@@ -1,0 +1,214 @@
+"""F1 and average precision of point detections: pooled over images, macro-averaged over classes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from scipy.spatial import KDTree
+
+
+@dataclass(frozen=True)
+class CellSet:
+    """Cells of one image as arrays: predicted ones, or annotated ones (whose scores do not matter)."""
+
+    points_N2: np.ndarray
+    labels_N: np.ndarray
+    scores_N: np.ndarray
+
+    def of_class(self, label: int | None) -> "CellSet":
+        """The cells of one class, or all of them for None."""
+        if label is None:
+            return self
+        chosen = self.labels_N == label
+        return CellSet(self.points_N2[chosen], self.labels_N[chosen], self.scores_N[chosen])
+
+
+@dataclass(frozen=True)
+class Score:
+    """Counts and rates of one class over a whole set of images."""
+
+    true_positives: int
+    predicted: int
+    annotated: int
+    average_precision: float
+    """Not a number where no cell is annotated."""
+
+    @property
+    def precision(self) -> float:
+        """Share of predicted cells that are right (0 without predictions)."""
+        return self.true_positives / max(self.predicted, 1)
+
+    @property
+    def recall(self) -> float:
+        """Share of annotated cells that were found (0 without annotations)."""
+        return self.true_positives / max(self.annotated, 1)
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of precision and recall."""
+        return 2 * self.true_positives / max(self.predicted + self.annotated, 1)
+
+
+class OfficialScore(Protocol):
+    """What the data set's own challenge makes of the same predictions (`finetune.scoring.challenge`)."""
+
+    def table(self) -> str:
+        """For people."""
+
+    def as_dict(self) -> dict[str, float]:
+        """Values under the challenge's names."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores per class, and of detection regardless of class."""
+
+    classes: dict[str, Score]
+    detection: Score
+    official: OfficialScore | None = None
+
+    @property
+    def macro_f1(self) -> float:
+        """Mean F1 over the classes that are annotated at all."""
+        return _mean([score.f1 for score in self.classes.values() if score.annotated])
+
+    @property
+    def macro_ap(self) -> float:
+        """Mean average precision over the classes that are annotated at all."""
+        return _mean([score.average_precision for score in self.classes.values() if score.annotated])
+
+    def table(self) -> str:
+        """One line per class, the macro mean and the class-agnostic detection, in percent; the official score."""
+        lines = [f"{'class':<20}{'cells':>8}{'found':>8}{'P':>8}{'R':>8}{'F1':>8}{'AP':>8}"]
+        rows = {**self.classes, "any cell": self.detection}
+        for name, score in rows.items():
+            rates = (score.precision, score.recall, score.f1, score.average_precision)
+            percents = "".join(f"{100 * rate:>8.1f}" for rate in rates)
+            lines.append(f"{name:<20}{score.annotated:>8}{score.predicted:>8}{percents}")
+        lines.insert(-1, f"{'macro mean':<20}{'':>32}{100 * self.macro_f1:>8.1f}{100 * self.macro_ap:>8.1f}")
+        return "\n".join([*lines, "", self.official.table()] if self.official else lines)
+
+    def as_dict(self) -> dict[str, float]:
+        """Flat names and values for a log."""
+        values = {"macro_f1": self.macro_f1, "macro_ap": self.macro_ap, "detection_f1": self.detection.f1}
+        for name, score in self.classes.items():
+            values |= {f"f1/{name}": score.f1, f"ap/{name}": score.average_precision}
+        official = self.official.as_dict() if self.official else {}
+        return values | {f"official/{name}": value for name, value in official.items()}
+
+
+def score_cells(
+    predicted: Sequence[CellSet], annotated: Sequence[CellSet], classes: Sequence[str], radius: float
+) -> Scores:
+    """Score predictions against annotations, image by image, within `radius` px (inclusive)."""
+    found, cells = pool(predicted, annotated, radius)
+    per_class = {name: _score(found, cells, label, radius) for label, name in enumerate(classes)}
+    return Scores(per_class, _score(found, cells, None, radius))
+
+
+def pool(predicted: Sequence[CellSet], annotated: Sequence[CellSet], radius: float) -> tuple[CellSet, CellSet]:
+    """All images as one: a third coordinate keeps those of different images too far apart to match.
+
+    One search tree over everything is much faster than one per image, and a match within an image does not
+    depend on other images.
+    """
+    if len(predicted) != len(annotated):
+        raise ValueError(f"predictions for {len(predicted)} images, annotations for {len(annotated)}")
+    return _stacked(predicted, 4 * radius + 1), _stacked(annotated, 4 * radius + 1)
+
+
+def match_greedily(predicted: CellSet, annotated: CellSet, radius: float) -> np.ndarray:
+    """For every prediction whether it is right: by falling score, each takes the nearest cell still free.
+
+    This is the rule of OCELOT's official score (Ryu et al. 2023), which the paper follows. Equal scores
+    keep their order; of equally near cells the first is taken.
+    """
+    return _claim_free(len(predicted.labels_N), len(annotated.labels_N), *_near(predicted, annotated, radius))
+
+
+def match_nearest(predicted: CellSet, annotated: CellSet, radius: float) -> np.ndarray:
+    """For every prediction whether it is right under the rule of average precision.
+
+    Each looks only at its nearest cell, taken or not (the detection challenge's VOC rule, which the
+    authors' public code uses for AP): right if that is within `radius` and no higher score claimed it.
+    """
+    return _claim_nearest(len(predicted.labels_N), *_near(predicted, annotated, radius))
+
+
+def average_precision(right_N: np.ndarray, scores_N: np.ndarray, annotated: int) -> float:
+    """Area under the monotone envelope of the precision-recall curve (all points, not eleven).
+
+    Detections of equal score form one step of the curve, so that the order of rows does not matter.
+    """
+    if annotated == 0:
+        return float("nan")
+    if len(right_N) == 0:
+        return 0.0
+    order = np.argsort(-scores_N, kind="stable")
+    last_of_step = np.append(np.diff(scores_N[order]) != 0, True)
+    hits = np.cumsum(right_N[order])[last_of_step]
+    precision = hits / (np.flatnonzero(last_of_step) + 1)
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    return float(np.sum(np.diff(hits / annotated, prepend=0.0) * envelope))
+
+
+def _score(predicted: CellSet, annotated: CellSet, label: int | None, radius: float) -> Score:
+    found, cells = predicted.of_class(label), annotated.of_class(label)
+    count, annotations = len(found.labels_N), len(cells.labels_N)
+    near = _near(found, cells, radius)
+    return Score(
+        true_positives=int(_claim_free(count, annotations, *near).sum()),
+        predicted=count,
+        annotated=annotations,
+        average_precision=average_precision(_claim_nearest(count, *near), found.scores_N, annotations),
+    )
+
+
+def _stacked(sets: Sequence[CellSet], gap: float) -> CellSet:
+    """The cells of all images, each image in a plane of its own."""
+    planes_N1 = np.repeat(np.arange(len(sets)) * gap, [len(each.labels_N) for each in sets])[:, None]
+    points_N2 = np.concatenate([each.points_N2 for each in sets] or [np.empty((0, 2))])
+    labels_N = np.concatenate([each.labels_N for each in sets] or [np.empty(0, int)])
+    scores_N = np.concatenate([each.scores_N for each in sets] or [np.empty(0)])
+    return CellSet(np.hstack([points_N2, planes_N1]), labels_N, scores_N)
+
+
+def _near(predicted: CellSet, annotated: CellSet, radius: float) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of a prediction and a cell within `radius`: by falling score, then by distance."""
+    if not (len(predicted.labels_N) and len(annotated.labels_N)):
+        return np.empty(0, int), np.empty(0, int)
+    trees = (KDTree(predicted.points_N2), KDTree(annotated.points_N2))
+    pairs = trees[0].sparse_distance_matrix(trees[1], _inclusive(radius), output_type="ndarray")
+    rank_N = np.empty(len(predicted.labels_N), int)
+    rank_N[np.argsort(-predicted.scores_N, kind="stable")] = np.arange(len(rank_N))
+    order_M = np.lexsort((pairs["j"], pairs["v"], rank_N[pairs["i"]]))
+    return pairs["i"][order_M], pairs["j"][order_M]
+
+
+def _claim_free(predicted: int, annotated: int, index_M: np.ndarray, cell_M: np.ndarray) -> np.ndarray:
+    """Which predictions get a cell if each takes its first one that is still free; pairs as from `_near`."""
+    right, taken = bytearray(predicted), bytearray(annotated)
+    for index, cell in zip(index_M.tolist(), cell_M.tolist(), strict=True):
+        if not right[index] and not taken[cell]:
+            right[index] = taken[cell] = True
+    return np.frombuffer(right, bool)
+
+
+def _claim_nearest(predicted: int, index_M: np.ndarray, cell_M: np.ndarray) -> np.ndarray:
+    """Which predictions get a cell if each asks for its first one only; pairs as from `_near`."""
+    right = np.zeros(predicted, bool)
+    first_of_prediction = np.diff(index_M, prepend=-1) != 0
+    claims, claimed = index_M[first_of_prediction], cell_M[first_of_prediction]
+    _, first_claim = np.unique(claimed, return_index=True)
+    right[claims[first_claim]] = True
+    return right
+
+
+def _inclusive(radius: float) -> float:
+    """The radius with room for rounding, so that a distance of exactly `radius` counts."""
+    return radius * (1 + 1e-9)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else 0.0

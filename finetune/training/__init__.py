@@ -1,0 +1,1 @@
+"""Parts of a training step and its state; knows no recipe."""

@@ -1,0 +1,65 @@
+"""What changes from step to step, and so belongs into a checkpoint."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from shared.model.dpa_p2pnet import Detector
+
+
+@dataclass
+class Training:
+    """A detector in training."""
+
+    detector: Detector
+    optimiser: torch.optim.Optimizer
+    held: list[nn.Module]
+    """Batch norms that stay in eval mode."""
+    average: ModelEmaV3 | None = None
+    """Moving average of the weights."""
+    step: int = 0
+    best_f1: float = -1.0
+    """Macro F1 of the best weights on the validation tiles."""
+    best_step: int = 0
+
+    @property
+    def scored(self) -> Detector:
+        """The detector that is scored and written: the moving average, if there is one."""
+        return self.detector if self.average is None else self.average.module
+
+    def state(self) -> dict[str, Any]:
+        """Everything as tensors and plain values."""
+        return {
+            "detector": self.detector.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "average": {} if self.average is None else self.average.module.state_dict(),
+            "best_f1": self.best_f1,
+            "best_step": self.best_step,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to a checkpoint."""
+        self.detector.load_state_dict(state["detector"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        if self.average is not None:
+            self.average.module.load_state_dict(state["average"])
+        self.step, self.best_f1, self.best_step = state["step"], state["best_f1"], state["best_step"]
+
+    def training_mode(self) -> None:
+        """Train mode, but for the batch norms that are held."""
+        self.detector.train()
+        for module in self.held:
+            module.eval()
+
+
+def average_of(detector: Detector, decay: float) -> ModelEmaV3 | None:
+    """A moving average that begins at the detector's weights; None for decay 0.
+
+    At step t it keeps min(decay, 1 - 1 / (t + 1)) of itself (authors' public code).
+    """
+    if not decay:
+        return None
+    return ModelEmaV3(detector, decay=decay, use_warmup=True, warmup_gamma=1.0, warmup_power=1.0)

@@ -1,0 +1,89 @@
+"""An endless, seeded stream of augmented tiles: the n-th sample of a run is the same whoever loads it."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from finetune.datasets.dataset import Tile
+from finetune.training.augment import Config as AugmentConfig
+from finetune.training.augment import augment
+from finetune.training.criterion import Targets
+from shared.training.distributed import World, ignore_signals_in_worker
+
+
+class Batch(NamedTuple):
+    """Images as uint8 (B, 3, H, W), or (B, K, 3, H, W) with K > 1 views of each, with the cells of each."""
+
+    image_BCHW: Tensor
+    targets: list[Targets]
+
+    def parts(self, count: int) -> list["Batch"]:
+        """The batch in `count` equal parts."""
+        size = len(self.targets) // count
+        images = self.image_BCHW.split(size)
+        return [Batch(image, self.targets[i * size : (i + 1) * size]) for i, image in enumerate(images)]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device."""
+        targets = [Targets(*(tensor.to(device, non_blocking=True) for tensor in each)) for each in self.targets]
+        return Batch(self.image_BCHW.to(device, non_blocking=True), targets)
+
+
+class TileStream(Dataset[tuple[np.ndarray, np.ndarray, np.ndarray]]):
+    """Position n of the stream: tile n of a sequence of permutations, augmented by a generator of (seed, n).
+
+    A sample is K images (K, H, W, 3), the annotated one last, with the points and labels of its cells.
+    """
+
+    def __init__(self, tiles: Sequence[Tile], config: AugmentConfig, seed: int, views: int = 1) -> None:
+        self.tiles = tiles
+        self.config = config
+        self.seed = seed
+        self.views = views
+
+    def __getitem__(self, position: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        epoch, place = divmod(position, len(self.tiles))
+        order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.tiles))
+        tile = self.tiles[order[place]]
+        random = np.random.default_rng([self.seed, 1, position])
+        return augment(self.config, tile.read_views(self.views), tile.points_N2, tile.labels_N, random)
+
+
+def tile_batches(stream: TileStream, batch_size: int, steps: range, world: World, workers: int) -> Iterable[Batch]:
+    """One batch a step; the global batch is dealt out to the ranks, so any number of them sees the same.
+
+    Args:
+        stream: The samples.
+        batch_size: Global batch, a multiple of the number of ranks.
+        steps: The steps to load; step s holds positions s * batch_size and following.
+        world: This process among the ranks.
+        workers: Loader processes of this rank.
+    """
+    positions = range(steps.start * batch_size + world.rank, steps.stop * batch_size, world.size)
+    return DataLoader(
+        stream,
+        batch_size=batch_size // world.size,
+        sampler=positions,
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=world.device.type == "cuda",
+        worker_init_fn=ignore_signals_in_worker,
+        generator=torch.Generator(),  # else the loader draws from the global one, and a resumed run once more
+    )
+
+
+def _collate(samples: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Batch:
+    image_BCHW = torch.stack([to_image(views_KHWC) for views_KHWC, _, _ in samples])
+    return Batch(
+        image_BCHW, [Targets(torch.from_numpy(xy), torch.from_numpy(labels)) for _, xy, labels in samples]
+    )
+
+
+def to_image(views_KHWC: np.ndarray) -> Tensor:
+    """Views as the detector takes them: uint8 (3, H, W), or (K, 3, H, W) if there are several."""
+    views_KCHW = torch.tensor(views_KHWC).permute(0, 3, 1, 2).contiguous()  # a copy: some arrays are read-only
+    return views_KCHW[0] if len(views_KCHW) == 1 else views_KCHW

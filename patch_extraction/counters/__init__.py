@@ -1,0 +1,1 @@
+"""Cell counters: their interface, the classical one, the detector."""

@@ -1,0 +1,196 @@
+"""Which slides to harvest: all below a folder, or those of a CSV; each with its biomarker and resolution."""
+
+import csv
+import dataclasses
+import io
+import stat
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from patch_extraction.config import HarvestConfig, Source, overrides, pixel_settings
+from patch_extraction.counters.base import CellCounter
+from patch_extraction.slide_store.fingerprint import MANY_FILES, fingerprint
+from patch_extraction.slide_store.slide_tar import finished, slide_id
+from shared.cli import UserError
+from shared.wsi.resolution import PLAUSIBLE
+from shared.wsi.slide import SUFFIXES, find_slides, printable
+
+COLUMNS = ("slide", "slide_mpp", "biomarker")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the CSV; None where a field is empty."""
+
+    line: int
+    slide: str
+    slide_mpp: float | None
+    biomarker: str | None
+
+
+def find_sources(config: HarvestConfig, counter: CellCounter, hidden: list[str] | None = None) -> list[Source]:
+    """The slides to harvest, in the order of their paths or of --slides.
+
+    Args:
+        config: What is asked for.
+        counter: Its name is part of the settings.
+        hidden: Takes a sentence for every folder that cannot be listed.
+
+    Raises:
+        UserError: there are none; --slide-mpp or --slides name one that is not there; the CSV is wrong.
+    """
+    paths = find_slides(config.wsi_dir, hidden)
+    if not paths:
+        endings = ", ".join(sorted(SUFFIXES))
+        raise UserError(f"{config.wsi_dir} holds no slides; files with one of these endings are read: {endings}")
+    by_name = {printable(path.relative_to(config.wsi_dir).as_posix()): path for path in paths}
+    mpps = overrides(config, list(by_name))
+    rows = (
+        dict.fromkeys(by_name) if config.slides is None else select(config.slides, list(by_name), config.wsi_dir)
+    )
+    sources = [_source(config, counter, name, by_name[name], mpps.get(name), row) for name, row in rows.items()]
+    return without_twins(sources, config.out)
+
+
+def _source(
+    config: HarvestConfig, counter: CellCounter, name: str, path: Path, mpp: float | None, row: Row | None
+) -> Source:
+    """A slide with what is known of it: the CSV goes before the options, and those before the folder."""
+    folder = name.split("/")[-2] if "/" in name else ""
+    biomarker = folder if config.biomarker is None else config.biomarker
+    if row is not None:
+        biomarker = biomarker if row.biomarker is None else row.biomarker
+        mpp = mpp if row.slide_mpp is None else row.slide_mpp
+    return Source(path, name, slide_id(name), biomarker, mpp, pixel_settings(config, counter.name, biomarker, mpp))
+
+
+def select(path: Path, names: Sequence[str], wsi_dir: Path) -> dict[str, Row | None]:
+    """The rows of a CSV by the slide's name, in its order.
+
+    Raises:
+        UserError: it cannot be read, names a slide that is not among `names`, several, or one twice.
+    """
+    known = _by_spelling(names)
+    chosen: dict[str, Row | None] = {}
+    for row in read_rows(path):
+        fitting = known.get(_composed(row.slide), [])
+        if not fitting:
+            raise UserError(
+                f"{path}, line {row.line}: there is no slide {row.slide} in {wsi_dir}; correct or remove the line"
+            )
+        if len(fitting) > 1:
+            raise UserError(
+                f"{path}, line {row.line}: {row.slide} may be {fitting[0]} or {fitting[1]}; "
+                f"give the path below {wsi_dir}"
+            )
+        if fitting[0] in chosen:
+            raise UserError(f"{path}, line {row.line}: {row.slide} is named twice; remove one of the lines")
+        chosen[fitting[0]] = row
+    return chosen
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a CSV of slides, separated by comma, semicolon or tab.
+
+    Raises:
+        UserError: it cannot be read, has no column `slide`, no rows, or a resolution that is none.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"cannot read --slides {path}: {error.strerror}; check the path") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"--slides {path} is not UTF-8 text; save it as CSV in UTF-8") from error
+    header = text.partition("\n")[0]
+    reader = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=header.count), skipinitialspace=True)
+    columns = [name.strip() for name in reader.fieldnames or ()]
+    reader.fieldnames = columns
+    if "slide" not in columns:
+        raise UserError(
+            f"--slides {path} has no column `slide` (its columns: {', '.join(columns) or 'none'}); "
+            f"the first line must name the columns: {', '.join(COLUMNS)}"
+        )
+    if other := [name for name in columns if name not in COLUMNS]:
+        print(f"note: these columns of {path} are not used: {', '.join(other)}")
+    try:
+        rows = [_row(path, reader.line_num, fields) for fields in reader if (fields["slide"] or "").strip()]
+    except csv.Error as error:
+        raise UserError(f"{path}, after line {reader.line_num}: {error}; close all quotation marks") from error
+    if not rows:
+        raise UserError(f"--slides {path} names no slide; give one a line")
+    return rows
+
+
+def _row(path: Path, line: int, fields: Mapping[str | None, Any]) -> Row:
+    slide, mpp, biomarker = ((fields.get(name) or "").strip() for name in COLUMNS)
+    if any(fields.get(None) or ()):  # where `csv` puts what is beyond the last column
+        raise UserError(
+            f"{path}, line {line} has more fields than there are columns; put quotation marks around a field that "
+            "holds a separator"
+        )
+    try:
+        value = float(mpp) if mpp else None
+    except ValueError:
+        value = 0.0
+    if value is not None and not PLAUSIBLE[0] <= value <= PLAUSIBLE[1]:
+        raise UserError(
+            f"{path}, line {line}: slide_mpp {mpp} is not a resolution; give um/px "
+            f"from {PLAUSIBLE[0]} to {PLAUSIBLE[1]}, or leave it empty"
+        )
+    return Row(line, slide, value, biomarker or None)
+
+
+def _by_spelling(names: Sequence[str]) -> dict[str, list[str]]:
+    """Which names a word of the CSV may mean: its path, else its file's name, else that without the ending."""
+    found: list[dict[str, list[str]]] = [defaultdict(list) for _ in range(3)]
+    for name in names:
+        for spellings, word in zip(found, (name, Path(name).name, Path(name).stem), strict=True):
+            spellings[_composed(word)].append(name)
+    paths, files, stems = found
+    return {**stems, **files, **paths}
+
+
+def _composed(text: str) -> str:
+    """One of the several ways in which Unicode writes the same letters."""
+    return unicodedata.normalize("NFC", text)
+
+
+def without_twins(sources: Sequence[Source], out: Path) -> list[Source]:
+    """The same, with `twin` set where a slide is the same file as one that is harvested.
+
+    Of several copies the one that is finished is harvested, else the first.
+    """
+    by_size: dict[int, list[Source]] = defaultdict(list)
+    for source in sources:
+        if source.path.suffix.lower() not in MANY_FILES and (size := _size(source.path)):
+            by_size[size].append(source)
+    twin_of = {}
+    for alike in by_size.values():
+        for copies in _copies(alike) if len(alike) > 1 else ():
+            original = next((copy for copy in copies if finished(out, copy)), copies[0])
+            twin_of.update({copy.slide_id: original.name for copy in copies if copy is not original})
+    return [dataclasses.replace(source, twin=twin_of.get(source.slide_id, "")) for source in sources]
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; 0 for what is none or cannot be looked at."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0
+    return status.st_size if stat.S_ISREG(status.st_mode) else 0
+
+
+def _copies(sources: Sequence[Source]) -> Iterator[list[Source]]:
+    """Those of equally large files that hold the same."""
+    by_content: dict[str, list[Source]] = defaultdict(list)
+    for source in sources:
+        try:
+            by_content[fingerprint(source.path)].append(source)
+        except OSError:
+            continue  # the harvest will say why
+    return (alike for alike in by_content.values() if len(alike) > 1)

@@ -1,0 +1,1 @@
+"""Summaries of a harvest: CSV, HTML page, pictures."""

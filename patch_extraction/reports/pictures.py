@@ -1,0 +1,151 @@
+"""What a harvest looked at and what it kept, for people."""
+
+import io
+import json
+import math
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from patch_extraction.config import Source
+from patch_extraction.counters.base import CellCounter
+from patch_extraction.harvesting.near_misses import near_misses_path
+from patch_extraction.slide_store.slide_tar import members, read_at
+from shared.files import atomic_path
+from shared.reporting.pictures import contact_sheet, draw_points, drawable
+from shared.wsi.slide import Slide
+from shared.wsi.tissue import Tissue
+
+THUMBNAILS = "thumbnails"
+CONTACT_SHEET, REJECTED_SHEET = "contact_sheet.png", "rejected.png"
+KEPT_SHOWN, REJECTED_SHOWN, COLUMNS = 40, 16, 8
+LONG_SIDE = 1200  # px of a thumbnail, at least
+OUTLINE = (0, 0, 0)
+# Patches are framed by how many cells they hold: below which count, in which colour (Okabe & Ito's palette).
+STEPS = ((60, "#0072B2"), (120, "#009E73"), (200, "#E69F00"), (math.inf, "#D55E00"))
+LEGEND_HEIGHT = 24
+NUCLEUS_UM = 4.0  # radius of the circles around counted cells
+
+
+def save_thumbnail(
+    out: Path,
+    source: Source,
+    slide: Slide,
+    tissue: Tissue,
+    side: int,
+    corners: Sequence[tuple[int, int]],
+    cells: Sequence[int],
+) -> None:
+    """Write `thumbnails/SLIDE_ID.jpg`: the slide, its tissue outlined, the kept patches framed."""
+    mpp, picture = _overview(slide, tissue)
+    pixels = np.array(picture)
+    right, bottom = np.minimum(np.array(picture.size) * mpp / tissue.mpp, tissue.overview.size)
+    box = (0, 0, float(right), float(bottom))
+    mask = np.asarray(Image.fromarray(tissue.mask).resize(picture.size, Image.Resampling.NEAREST, box))
+    pixels[_outline(mask)] = OUTLINE
+    framed = Image.fromarray(pixels)
+    _frame(framed, slide.mpp / mpp, side, corners, cells)
+    title = drawable(f"{source.name}   {len(cells)} patches kept; frames by cells:")
+    with atomic_path(out / THUMBNAILS / f"{source.slide_id}.jpg") as temporary:
+        _with_legend(framed, title).save(temporary, format="JPEG", quality=88)
+
+
+def save_contact_sheets(out: Path, slide_ids: Sequence[str], counter: CellCounter) -> None:
+    """Write pictures of some patches that were kept, and of some that just failed, counted cells marked."""
+    kept = first_samples(out / "shard-000000.tar", KEPT_SHOWN)  # a shard is a random choice of all
+    title = f"{len(kept)} patches as stored, chosen at random; circles: cells that were counted"
+    _save(out / CONTACT_SHEET, sheet_of_patches(kept, counter, title))
+    there = [path for path in (near_misses_path(out, slide_id) for slide_id in slide_ids) if path.exists()]
+    chosen = there[:: max(1, len(there) // REJECTED_SHOWN)][:REJECTED_SHOWN]
+    each = -(-REJECTED_SHOWN // max(1, len(chosen)))
+    rejected = [sample for path in chosen for sample in _intact_samples(path, each)][:REJECTED_SHOWN]
+    (out / REJECTED_SHEET).unlink(missing_ok=True)
+    if rejected:
+        title = (
+            f"{len(rejected)} patches that were left out for a few cells too few; circles: cells that were counted"
+        )
+        _save(out / REJECTED_SHEET, sheet_of_patches(rejected, counter, title))
+
+
+def sheet_of_patches(
+    samples: Sequence[tuple[Image.Image, dict[str, Any]]], counter: CellCounter, title: str
+) -> Image.Image:
+    """Patches with their counted cells marked; below each its slide and count."""
+    images, captions = [], []
+    for image, fields in samples:
+        points_N2 = counter.find(np.asarray(image), fields["mpp"])
+        images.append(draw_points(image, points_N2, radius=NUCLEUS_UM / fields["mpp"]))
+        captions.append(f"{fields['cells']} cells  {Path(fields['slide']).name}"[:38])
+    return contact_sheet(images, COLUMNS, captions, title=title)
+
+
+def first_samples(shard: Path, count: int) -> list[tuple[Image.Image, dict[str, Any]]]:
+    """The first `count` patches of a shard with what their JSON says."""
+    with shard.open("rb") as file:
+        contents = [read_at(file, span) for _, span in members(file, 2 * count)]
+    images = [Image.open(io.BytesIO(content)).convert("RGB") for content in contents[0::2]]
+    return list(zip(images, map(json.loads, contents[1::2]), strict=True))
+
+
+def _intact_samples(shard: Path, count: int) -> list[tuple[Image.Image, dict[str, Any]]]:
+    """The same of a shard that nobody has checked; none if it is damaged: it is only to be looked at."""
+    try:
+        return first_samples(shard, count)
+    except (OSError, ValueError, tarfile.TarError):
+        return []
+
+
+def _save(path: Path, picture: Image.Image) -> None:
+    with atomic_path(path) as temporary:
+        picture.save(temporary, format="PNG", compress_level=1)  # four times as fast, a tenth larger
+
+
+def _overview(slide: Slide, tissue: Tissue) -> tuple[float, Image.Image]:
+    """The slide and its um/px: the picture behind the mask, or a larger one where that is small."""
+    if max(tissue.overview.size) >= LONG_SIDE:
+        return tissue.mpp, tissue.overview
+    mpp = max(slide.mpp, max(slide.size) * slide.mpp / LONG_SIDE)
+    return mpp, slide.overview(mpp)
+
+
+def _outline(mask: np.ndarray) -> np.ndarray:
+    """The px on both sides of a mask's edge, and along the picture's border those of the mask."""
+    mask = np.pad(mask, 1)
+    edge = np.zeros_like(mask)
+    for one, other, differ in (
+        (edge[1:], edge[:-1], mask[1:] != mask[:-1]),
+        (edge[:, 1:], edge[:, :-1], mask[:, 1:] != mask[:, :-1]),
+    ):
+        one |= differ
+        other |= differ
+    return edge[1:-1, 1:-1]
+
+
+def _frame(
+    picture: Image.Image, scale: float, side: int, corners: Sequence[tuple[int, int]], cells: Sequence[int]
+) -> None:
+    draw = ImageDraw.Draw(picture)
+    for (x, y), count in zip(corners, cells, strict=True):
+        colour = next(colour for limit, colour in STEPS if count < limit)
+        box = (x * scale, y * scale, (x + side) * scale - 1, (y + side) * scale - 1)
+        draw.rectangle(box, outline=colour, width=2 if side * scale > 12 else 1)
+
+
+def _with_legend(picture: Image.Image, title: str) -> Image.Image:
+    """The picture under a line of text and the colours' meaning."""
+    font = ImageFont.load_default(14)
+    sheet = Image.new("RGB", (max(picture.width, 700), picture.height + LEGEND_HEIGHT), "white")
+    sheet.paste(picture, (0, LEGEND_HEIGHT))
+    draw = ImageDraw.Draw(sheet)
+    draw.text((4, 3), title, fill="black", font=font)
+    x = 12 + draw.textlength(title, font=font)
+    for limit, colour in STEPS:
+        text = f"< {limit}" if limit < math.inf else "more"
+        draw.rectangle((x, 5, x + 14, 19), fill=colour, outline="black")
+        draw.text((x + 18, 3), text, fill="black", font=font)
+        x += 70
+    return sheet

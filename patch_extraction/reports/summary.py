@@ -1,0 +1,81 @@
+"""The summary of a harvest: a table in the terminal and `slides.csv`, failures with their reasons."""
+
+import csv
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from patch_extraction.slide_store.slide_tar import DUPLICATE, FAILED, KEPT, NO_PATCH, Record
+from shared.files import atomic_path
+from shared.reporting.tables import table
+
+SLIDES_CSV = "slides.csv"
+NOT_IN_CSV = ("pixel_sums", "histogram", "source_bytes", "source_changed", "fingerprint", "wsi_dir", "settings")
+MOST_ROWS = 40  # slides listed one by one in the terminal; more are summed up by biomarker only
+
+
+def write_csv(path: Path, records: Sequence[Record]) -> None:
+    """Write one row a slide."""
+    columns = [field.name for field in dataclasses.fields(Record) if field.name not in NOT_IN_CSV]
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows([getattr(record, column) for column in columns] for record in records)
+
+
+def summary(records: Sequence[Record]) -> str:
+    """Slides, biomarkers with their slides and patches (the paper's Table 1), and what went wrong."""
+    parts = [_slides_table(records)] if len(records) <= MOST_ROWS else []
+    if any(record.kept for record in records):
+        parts.append(table(("biomarker", "slides", "patches"), biomarker_rows(records)))
+    parts.append("\n".join(remarks(records)))
+    return "\n\n".join(part for part in parts if part)
+
+
+def _slides_table(records: Sequence[Record]) -> str:
+    header = ("slide", "biomarker", "status", "um/px", "tissue mm2", "places", "counted", "patches", "seconds")
+    rows = [
+        (
+            record.slide,
+            record.biomarker,
+            record.status,
+            record.slide_mpp if record.slide_mpp is not None else "",
+            round(record.tissue_mm2, 1) if record.slide_mpp is not None else "",
+            record.candidates,
+            record.counted,
+            record.kept,
+            round(record.seconds, 1),
+        )
+        for record in records
+    ]
+    return table(header, rows)
+
+
+def biomarker_rows(records: Sequence[Record]) -> list[tuple[str, int, int]]:
+    """Biomarker, slides that gave patches, patches; and all together."""
+    rows = []
+    for biomarker in sorted({record.biomarker for record in records}):
+        kept = [record.kept for record in records if record.biomarker == biomarker and record.kept]
+        rows.append((biomarker or "(none)", len(kept), sum(kept)))
+    return [*rows, ("all", sum(row[1] for row in rows), sum(row[2] for row in rows))]
+
+
+def remarks(records: Sequence[Record]) -> list[str]:
+    """Failures first, then slides without a patch, then warnings; one line each."""
+    lines = [f"failed: {record.reason}" for record in records if record.status == FAILED]
+    lines += [f"no patch: {record.slide}: {record.reason}" for record in records if record.status == NO_PATCH]
+    lines += [
+        f"kept from an earlier run: {record.slide}: it is gone or not chosen, its {record.kept} patches stay"
+        for record in records
+        if record.status == KEPT
+    ]
+    lines += [f"duplicate: {record.slide}: {record.reason}" for record in records if record.status == DUPLICATE]
+    lines += [f"note: {record.slide}: {record.warning}" for record in records if record.warning]
+    lines += [
+        f"note: {record.slide}: {record.unreadable} of {record.counted} places could not be decoded, left out"
+        for record in records
+        if record.unreadable and record.status != FAILED
+    ]
+    if any("--slide-mpp" in record.reason for record in records):
+        lines.append("hint: --slide-mpp NAME=0.25 sets the resolution of one slide, --slide-mpp 0.25 of all")
+    return lines

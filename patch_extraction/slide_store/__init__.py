@@ -1,0 +1,1 @@
+"""What a harvested slide leaves on disk: its record, its tar, its fingerprint."""

@@ -1,0 +1,181 @@
+"""From the command line to a frozen config; wrong input ends in one sentence and exit code 2."""
+
+import dataclasses
+import errno
+import math
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import tyro
+
+from shared.signals import ignore_from_now_on
+
+Config = TypeVar("Config")
+Beside = TypeVar("Beside")
+# Exit codes; 3: some slides or jobs failed, and the rest is done. The 85 of a stopped one is in `stop_signal`.
+NOTHING_FAILED, REFUSED, SOME_FAILED = 0, 2, 3
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+class UserError(Exception):
+    """Input that only the user can mend; the message is one sentence with the file and the fix."""
+
+
+def run(command: Callable[[], int | None]) -> NoReturn:
+    """Call a stage's main function and leave the process with its exit code (None means 0)."""
+    try:
+        code = _code_of(command)
+        sys.stdout.flush()  # at the interpreter's exit a closed pipe would be complained about
+    except BrokenPipeError:  # the reader of our output (`| head`) went away
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())
+        code = 141
+    finally:
+        # Loader workers ignore the signal by which Python would end them, and it would wait for them for ever.
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        ignore_from_now_on()
+    sys.exit(code)
+
+
+def _code_of(command: Callable[[], int | None]) -> int | str | None:
+    try:
+        return command() or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return REFUSED
+    except OSError as error:
+        if error.filename is None and error.errno not in DISK_FULL:
+            raise  # no file that the user could look after
+        place = error.filename or "what was being written"
+        print(f"error: cannot read or write {place}: {error.strerror}; mend it and start again", file=sys.stderr)
+        return REFUSED
+    except KeyboardInterrupt:
+        print("interrupted; a run or harvest goes on from what it saved last", file=sys.stderr)
+        return 130
+    except SystemExit as left:  # after --help, or from the parser of options
+        return left.code
+
+
+def parse_beside(
+    recipes: Mapping[str, Config],
+    default: str,
+    prog: str,
+    description: str,
+    beside: Beside,
+    args: Sequence[str] | None = None,
+) -> tuple[Config, Beside]:
+    """Read `prog [RECIPE] [--flag value ...]`: a named config, and another dataclass whose options stand beside.
+
+    Raises:
+        UserError: the first word is not the name of a recipe.
+    """
+    recipe, words = _chosen(recipes, default, args)
+    usage = _usage(recipes, default, description)
+    return cli_beside(type(recipe), beside, f"{prog} [RECIPE]", usage, default=recipe, args=words)
+
+
+def cli_beside(
+    kind: type[Config],
+    beside: Beside,
+    prog: str,
+    description: str | None = None,
+    default: Config | None = None,
+    args: Sequence[str] | None = None,
+) -> tuple[Config, Beside]:
+    """Read a config, with the options of another dataclass beside its own.
+
+    Args:
+        kind: The config.
+        beside: Defaults of the other.
+        prog: What the command is called.
+        description: Of the command; by default the config's.
+        default: Of the config, if it has one.
+        args: Words instead of those that were typed.
+    """
+    unnamed = tyro.conf.arg(name="")
+    first: Any = dataclasses.field() if default is None else dataclasses.field(default=default)
+    both = dataclasses.make_dataclass(
+        "both",
+        [
+            ("config", Annotated[kind, unnamed], first),
+            ("beside", Annotated[type(beside), unnamed], dataclasses.field(default=beside)),
+        ],
+        frozen=True,
+    )
+    told: Any = tyro.cli(both, prog=prog, description=description or kind.__doc__, args=args)
+    return told.config, told.beside
+
+
+def _chosen(recipes: Mapping[str, Config], default: str, args: Sequence[str] | None) -> tuple[Config, list[str]]:
+    """The recipe that the first word names, and the other words."""
+    words = list(sys.argv[1:] if args is None else args)
+    name = words.pop(0) if words and not words[0].startswith("-") else default
+    if name not in recipes:
+        raise UserError(f"there is no recipe {name!r}; choose one of {', '.join(recipes)}")
+    return recipes[name], words
+
+
+def _usage(recipes: Mapping[str, Config], default: str, description: str) -> str:
+    return f"{description}\n\nRecipes (first word, default {default}): {', '.join(recipes)}."
+
+
+def check_range(option: str, value: float | None, least: float, most: float = math.inf) -> None:
+    """Refuse a number that makes no sense; None, an option that was left alone, is fine.
+
+    Raises:
+        UserError: names the option and what it takes.
+    """
+    if value is None or least <= value <= most:
+        return
+    limits = f"from {least:.10g} to {most:.10g}" if math.isfinite(most) else f"of at least {least:.10g}"
+    raise UserError(f"--{option} {value} is out of range; give a number {limits}")
+
+
+def make_folder(folder: Path, what: str) -> None:
+    """Make a folder for what a command writes.
+
+    Raises:
+        UserError: it cannot be made; `what` says whose folder it is.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "it is a file" if folder.is_file() else error.strerror
+        raise UserError(f"cannot make the folder {what} {folder}: {reason}; give another") from error
+
+
+def settings_text(config: object) -> str:
+    """A config for people: one `name = value` line a field, nested fields under dotted names."""
+    return "\n".join(f"  {name} = {value}" for name, value in flat(as_plain(config)))
+
+
+def as_plain(config: object) -> dict[str, object]:
+    """A config as plain JSON-able values: nested dataclasses become dicts, paths become strings."""
+    if not dataclasses.is_dataclass(config) or isinstance(config, type):
+        raise TypeError(f"{config!r} is not a dataclass instance")
+    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+
+
+def flat(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Nested settings as pairs of dotted name and value."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _plain(value: object) -> object:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return as_plain(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

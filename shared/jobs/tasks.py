@@ -1,0 +1,83 @@
+"""Command lines with names and logs, run one after another on this machine; `shared.jobs.slurm` queues them."""
+
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from shared.cli import make_folder
+from shared.signals import STOPPED, StopSignal
+
+
+@dataclass(frozen=True)
+class Task:
+    """A command line with a name."""
+
+    name: str
+    words: tuple[str, ...]
+    log: Path
+    """What the command prints is appended here."""
+
+    def __str__(self) -> str:
+        """The command line as one would type it."""
+        own = self.words[0] == sys.executable
+        return shlex.join(["python", *self.words[1:]] if own else self.words)
+
+
+def run_task(task: Task, stop: StopSignal) -> int:
+    """Run a command to its end, passing on the order to stop; returns its exit code (negative: its signal)."""
+    make_folder(task.log.parent, "of logs")
+    with task.log.open("ab") as log:
+        log.write(f"$ {task}\n".encode())
+        log.flush()
+        # Ctrl-C reaches the whole group, but is meant for us: the command gets TERM and checkpoints.
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            process = subprocess.Popen(task.words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        finally:
+            signal.signal(signal.SIGINT, handler)
+    told = False
+    while True:
+        try:
+            return process.wait(0.2)
+        except subprocess.TimeoutExpired:
+            if stop.received and not told:
+                process.terminate()
+                told = True
+
+
+def run_here(tasks: Sequence[Task], stop: StopSignal, ended: Callable[[Task, int], None]) -> bool:
+    """Run tasks one after another; returns whether a signal ended that, in which case the rest was not begun.
+
+    Args:
+        tasks: In order.
+        stop: The wish to stop.
+        ended: Told of each task and its exit code, but not of one that was stopped.
+    """
+    for number, task in enumerate(tasks, 1):
+        if stop.received:
+            return True
+        print(f"[{number}/{len(tasks)}] {task.name}: {task}", flush=True)
+        code = run_task(task, stop)
+        if code == STOPPED or (code and stop.received):
+            return True
+        ended(task, code)
+    return False
+
+
+def failed_line(task: Task, code: int = 0) -> str:
+    """Why a task failed: the signal that killed it, or the last line of its log; and where the log is."""
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name} ({task.log})"
+    return f"{last_line(task.log) or 'it printed nothing'} ({task.log})"
+
+
+def last_line(path: Path) -> str:
+    """The last line that says something, without the progress bars that were drawn over it."""
+    if not path.exists():
+        return ""
+    lines = path.read_bytes()[-8192:].decode(errors="replace").replace("\r", "\n").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")

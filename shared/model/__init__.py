@@ -1,0 +1,1 @@
+"""The detector network and its parts: modules that know tensors and no files."""

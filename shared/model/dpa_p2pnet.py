@@ -1,0 +1,275 @@
+"""P2PNet and DPA-P2PNet: an image in, classified points out (Shui et al., AAAI 2024).
+
+    image -> backbone (C2..C5) -> feature pyramid (P2..P6) -> decoder (proposals -> points and logits)
+
+Points are (x, y) in px of the image; (0, 0) is the outer corner of its first pixel. Classes are 0..C-1 and
+background is C.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from shared.cli import UserError, as_plain
+from shared.model.backbones import create_backbone
+from shared.model.decoders import (
+    GRID_STRIDE,
+    PYRAMID_STRIDES,
+    Detections,
+    GridDecoder,
+    PointDecoder,
+    RefiningDecoder,
+)
+from shared.model.fpn import FeaturePyramid, SummedPyramid
+from shared.model.multi_fov import FieldOfViewFusion, Upsampling
+from shared.model.proposals import Level, lead, proposal_grid
+from shared.weights.safe_load import first_line
+from shared.weights.weights_file import IMAGENET_MEAN, IMAGENET_STD, Weights, read, write
+
+# Smoothing a level under one point costs about as much as smoothing so many cells of it (2.6-3.1 measured on
+# a CPU, tests/benchmarks/smoothing.csv).
+SAMPLING_COST = 3
+
+__all__ = ["Cells", "Config", "Detections", "Detector", "load_detector", "save_detector", "select_cells"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Which member of the family; the defaults are DPA-P2PNet with ResNet-50."""
+
+    arch: str = "resnet50"
+    """Backbone: resnet50, a plain ViT of timm with 16 px patches, such as vit_base_patch16_224, or regnetx_002."""
+    classes: int = 1
+    """Cell classes, background not counted."""
+    interval: int = 16
+    """Pixels between proposals (paper: 8 for CoNSeP; 16 for BCData, PD-L1 and OCELOT)."""
+    multi_scale: bool = True
+    """Decode from all levels of the pyramid (MSD); off: from the stride-16 map, as P2PNet does."""
+    deformable: bool = True
+    """Deform the proposals before decoding (DPP)."""
+    summed: bool = False
+    """Without multi-scale decoding: bring all levels to stride 16 and add them, as E2E does."""
+    refinements: int = 0
+    """Without deformation: decode again so many times from where the last decoding ended."""
+    views: int = 1
+    """Concentric images of one field of view each (the paper's K): the last is annotated, others wider."""
+    upsampling: Upsampling = "transposed"
+    """How maps of wider views are enlarged: `transposed` (learnt) or `bilinear` (paper, Table 4)."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    """Channel means (RGB in 0..1) that the backbone was pre-trained with."""
+    std: tuple[float, float, float] = IMAGENET_STD
+    """Channel standard deviations that the backbone was pre-trained with."""
+    channels: int = 256
+    """Channels of the pyramid (authors' code; Lin et al. 2017)."""
+    hidden: int = 256
+    """Hidden width of the MLPs (authors' code; the paper's parameter counts need it)."""
+    dropout: float = 0.1
+    """Dropout rate of the MLPs (authors' code; the paper gives none)."""
+    drop_path: float = 0.0
+    """Stochastic depth of the backbone (0.1 in ViT-Adapter's recipe for MAE weights)."""
+
+    def __post_init__(self) -> None:
+        if self.interval < 1 or self.classes < 1:
+            raise UserError(
+                f"a detector needs at least one class and one pixel between its proposals, "
+                f"not {self.classes} and {self.interval}"
+            )
+        if self.deformable and not self.multi_scale:
+            raise UserError(
+                "deformable proposals need multi-scale decoding: P2PNet's grid decoder cannot follow "
+                "proposals that move; switch both off, or only the deformation"
+            )
+        if self.refinements and (self.deformable or not self.multi_scale):
+            raise UserError("refinements are for multi-scale decoding without deformation: add --no-deformable")
+        if self.summed and self.multi_scale:
+            raise UserError("levels are summed for single-level decoding: add --no-multi-scale --no-deformable")
+        if self.views < 1 or self.refinements < 0:
+            raise UserError(f"there cannot be {self.views} views and {self.refinements} refinements")
+        if not self.multi_scale and GRID_STRIDE % self.interval:
+            raise UserError(
+                f"without multi-scale decoding the interval must divide {GRID_STRIDE}, "
+                f"which {self.interval} does not; use 8 or 16"
+            )
+
+
+class View(nn.Module):
+    """Trunk and neck of one field of view: an image in, its pyramid out."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.backbone = create_backbone(config.arch, config.drop_path)
+        self.neck = _neck(config, self.backbone.channels)
+
+    def forward(self, image_BCHW: Tensor) -> list[Tensor]:
+        """Standardised image with sides divisible by 64 -> levels of the pyramid."""
+        return self.neck(self.backbone(image_BCHW))
+
+
+class Detector(nn.Module):
+    """The whole network (Fig. 1, and Fig. 3 with several views), for images of any size."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.samples_smoothing = True
+        """Whether in eval mode the finest levels are only smoothed where they are sampled."""
+        self.backbone = create_backbone(config.arch, config.drop_path)
+        self.neck = _neck(config, self.backbone.channels)
+        self.wider = nn.ModuleList(View(config) for _ in range(config.views - 1))
+        if config.views > 1:
+            self.fusion = FieldOfViewFusion(len(_strides(config)), config.channels, config.upsampling)
+        self.decoder = _decoder(config)
+        self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
+
+    def forward(self, image_BCHW: Tensor) -> Detections:
+        """RGB in 0..1, any height and width -> detections; proposals cover the image, not its padding.
+
+        With K views the input is B x K x 3 x H x W, widest first; detections are those in the last.
+        """
+        height, width = image_BCHW.shape[-2:]
+        top, left = (lead(side, self.config.interval) for side in (height, width))
+        lead_2 = image_BCHW.new_tensor([left, top], dtype=torch.float32)
+        grid_RS2 = proposal_grid(height, width, self.config.interval, image_BCHW.device) + lead_2
+        *wider, own_BCHW = image_BCHW.unbind(1) if self.wider else [image_BCHW]
+        pyramid = self._pyramid(self._prepare(own_BCHW, left, top), grid_RS2)
+        if wider:
+            pyramids = [view(self._prepare(each, left, top)) for view, each in zip(self.wider, wider, strict=True)]
+            # The views' common centre lies as far from the corner as that of larger images without a lead.
+            pyramid = self.fusion([*pyramids, pyramid], _strides(self.config), height + 2 * top, width + 2 * left)
+        # 2 % of the work; in half precision coordinates would be wrong by up to half a pixel.
+        with torch.autocast(image_BCHW.device.type, enabled=False):
+            return self.decoder([level.float() for level in pyramid], grid_RS2).moved(-lead_2)
+
+    def trunks(self) -> list[nn.Module]:
+        """The timm trunks of all views, that of the annotated image first."""
+        return [self.backbone.trunk, *(cast(View, view).backbone.trunk for view in self.wider)]
+
+    def _pyramid(self, image_BCHW: Tensor, grid_RS2: Tensor) -> Sequence[Level]:
+        maps = self.backbone(image_BCHW)
+        if self.training or self.wider or not self.config.multi_scale or not self.samples_smoothing:
+            return self.neck(maps)
+        proposals = grid_RS2.shape[0] * grid_RS2.shape[1] * (self.config.refinements + 1)
+        samplings = [1 + self.config.deformable] + [1] * (len(maps) - 1)
+        pays = [pays_to_sample(times * proposals, feature) for times, feature in zip(samplings, maps, strict=True)]
+        return cast(FeaturePyramid, self.neck).to_sample(maps, unsmoothed=[*pays, False].index(False))
+
+    def _prepare(self, image_BCHW: Tensor, left: int, top: int) -> Tensor:
+        """Standardise, then pad with zeros: as asked for, and behind so that every level halves exactly.
+
+        Convolutions keep the layout of what they are given, and are faster with the channels last.
+        """
+        height, width = image_BCHW.shape[-2:]
+        step = PYRAMID_STRIDES[-1]
+        padding = (left, -(left + width) % step, top, -(top + height) % step)
+        padded_BCHW = F.pad((image_BCHW - self.mean) / self.std, padding)
+        return padded_BCHW.contiguous(memory_format=torch.channels_last)
+
+
+def pays_to_sample(points: int, map_BCHW: Tensor) -> bool:
+    """Whether smoothing a level under so many points is cheaper than smoothing the whole of it."""
+    return points * SAMPLING_COST <= map_BCHW.shape[-2] * map_BCHW.shape[-1]
+
+
+def _strides(config: Config) -> tuple[int, ...]:
+    """Of the pyramid that the decoder gets."""
+    return PYRAMID_STRIDES if config.multi_scale else (GRID_STRIDE,)
+
+
+def _neck(config: Config, channels: Sequence[int]) -> nn.Module:
+    if config.multi_scale:
+        return FeaturePyramid(channels, config.channels)
+    if config.summed:
+        return SummedPyramid(channels, config.channels)
+    return FeaturePyramid(channels, config.channels, first=2, outputs=1, extra=False)
+
+
+def _decoder(config: Config) -> PointDecoder | RefiningDecoder | GridDecoder:
+    if not config.multi_scale:
+        return GridDecoder(config.classes, config.interval, config.channels)
+    widths = (config.channels, config.hidden, config.dropout)
+    if config.refinements:
+        return RefiningDecoder(config.classes, config.refinements, *widths)
+    return PointDecoder(config.classes, config.deformable, *widths)
+
+
+@dataclass
+class Cells:
+    """The cells detected in one image."""
+
+    points_N2: Tensor
+    """(x, y) in px."""
+    labels_N: Tensor
+    """Class, 0..C-1."""
+    scores_N: Tensor
+    """Probability of that class."""
+
+
+def select_cells(detections: Detections, height: int, width: int) -> list[Cells]:
+    """Per image, the proposals that are most probably a cell and whose point lies inside the image.
+
+    No score threshold and no suppression of neighbours: one-to-one matching makes both unnecessary.
+    """
+    scores_BN, labels_BN = detections.logits_BNC.softmax(-1).max(-1)
+    background = detections.logits_BNC.shape[-1] - 1
+    x_BN, y_BN = detections.points_BN2.unbind(-1)
+    inside_BN = (x_BN >= 0) & (x_BN < width) & (y_BN >= 0) & (y_BN < height)
+    keep_BN = inside_BN & (labels_BN != background)
+    images = zip(detections.points_BN2, labels_BN, scores_BN, keep_BN, strict=True)
+    return [Cells(points[keep], labels[keep], scores[keep]) for points, labels, scores, keep in images]
+
+
+def save_detector(path: Path, detector: Detector, metadata: Mapping[str, Any]) -> None:
+    """Write a detector atomically; the file holds its config, so that it can be built again.
+
+    `metadata` is what else is known: `classes` (names), `mpp` it was trained at, `recipe`, `metrics`,
+    `run_id`, `git_commit`.
+    """
+    write(path, detector.state_dict(), {**metadata, "kind": "detector", "config": as_plain(detector.config)})
+
+
+def load_detector(path: Path) -> tuple[Detector, dict[str, Any]]:
+    """A detector (on the CPU, in eval mode) and its metadata.
+
+    Raises:
+        UserError: the file is missing, damaged, or something else.
+    """
+    weights = read(path)
+    if weights.metadata.get("kind") != "detector":
+        raise UserError(
+            f"{path} holds {_contents(weights)}, not a detector; give the detector.pth that "
+            "python -m finetune writes"
+        )
+    try:
+        detector = Detector(_config(weights.metadata["config"]))
+        detector.load_state_dict(weights.tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"{path} is no detector that this version can build ({type(error).__name__}: {first_line(error)}); "
+            "train it again, or use the version that wrote it"
+        ) from error
+    # The layout that `_prepare` gives the maps: convolutions then need not reorder their weights for every image.
+    return detector.to(memory_format=torch.channels_last).eval(), weights.metadata
+
+
+def _config(fields: Mapping[str, Any]) -> Config:
+    """The config as JSON kept it: without tuples."""
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+    }
+    return Config(**values)
+
+
+def _contents(weights: Weights) -> str:
+    try:
+        return f"a {weights.arch} backbone (python -m finetune --init takes that)"
+    except UserError:
+        return f"weights of something else ({', '.join(sorted(weights.tensors)[:3])})"

@@ -1,0 +1,1 @@
+"""Procedural slides and annotated tiles for the demo and the tests."""

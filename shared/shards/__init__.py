@@ -1,0 +1,1 @@
+"""The format of shards, which both stages that touch them share."""

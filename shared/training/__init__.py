@@ -1,0 +1,1 @@
+"""What training runs share: run folder, checkpoints, ranks, seeds, precision, schedules."""

@@ -1,0 +1,187 @@
+"""Ranks: the process group from SLURM, torchrun or a single process, and the wish to stop."""
+
+import contextlib
+import datetime
+import inspect
+import os
+import platform
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from shared.cli import UserError
+from shared.signals import StopSignal, ignore_signals_in_worker
+
+# How long ranks wait for each other before they give up: the first one scores, draws and writes alone.
+PATIENCE = datetime.timedelta(minutes=30)
+
+__all__ = [
+    "Numbering",
+    "StopSignal",
+    "World",
+    "any_rank",
+    "exchange_gradients",
+    "ignore_signals_in_worker",
+    "mean_over_ranks",
+    "numbering_of_process",
+    "replicated",
+    "start",
+    "stop",
+    "wait_for_all",
+]
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the others."""
+
+    rank: int
+    local_rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes files and draws the progress bar."""
+        return self.rank == 0
+
+
+class Numbering(NamedTuple):
+    """The number of a process among all, among those of its node, and how many there are."""
+
+    rank: int
+    local_rank: int
+    size: int
+
+
+def numbering_of_process(environment: Mapping[str, str] = os.environ) -> Numbering | None:
+    """From the variables of torchrun, or of SLURM where the launcher set them; None: started by neither."""
+    if "RANK" in environment:
+        local_rank = int(environment.get("LOCAL_RANK", 0))
+        return Numbering(int(environment["RANK"]), local_rank, int(environment["WORLD_SIZE"]))
+    if "SLURM_PROCID" in environment and "MASTER_ADDR" in environment:
+        local_rank = int(environment["SLURM_LOCALID"])
+        return Numbering(int(environment["SLURM_PROCID"]), local_rank, int(environment["SLURM_NTASKS"]))
+    return None
+
+
+def start() -> World:
+    """Join the process group that the environment describes: torchrun's variables, SLURM's, or none.
+
+    Under SLURM, MASTER_ADDR and MASTER_PORT come from the sbatch script.
+
+    Raises:
+        UserError: several SLURM tasks that do not know each other, more ranks on a node than GPUs, or no way to
+            the first rank.
+    """
+    environment = os.environ
+    numbering = numbering_of_process()
+    if numbering is None and int(environment.get("SLURM_PROCID", 0)) > 0:
+        raise UserError(
+            "several SLURM tasks were started without MASTER_ADDR and MASTER_PORT, so each would train by "
+            "itself; start them with the scripts in slurm/, or ask for one task"
+        )
+    rank, local_rank, size = numbering or Numbering(rank=0, local_rank=0, size=1)
+    device = _device(local_rank)
+    if size > 1:
+        # Data-loader workers and libraries look for the rank in torchrun's variables.
+        environment.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(local_rank))
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        gpu = device if device.type == "cuda" else None
+        try:
+            dist.init_process_group(backend, device_id=gpu, timeout=PATIENCE)
+        except dist.DistNetworkError as error:
+            raise UserError(_why_no_meeting(error)) from error
+    return World(rank, local_rank, size, device)
+
+
+def stop() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def wait_for_all() -> None:
+    """Go on only when every rank has come here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def mean_over_ranks(value: torch.Tensor) -> torch.Tensor:
+    """The mean of a tensor over all ranks (itself in a single process)."""
+    if dist.is_initialized():
+        value = value.clone()
+        dist.all_reduce(value)
+        value /= dist.get_world_size()
+    return value
+
+
+def replicated(module: nn.Module, world: World, some_unused: bool = False, send_buffers: bool = True) -> nn.Module:
+    """The module as a training loop calls it: averaging gradients among the ranks, if there are several.
+
+    `some_unused`: parameters may get no gradient; looking for them takes time. `send_buffers`: the first rank's
+    buffers replace the others' before every pass; not needed where ranks keep equal ones or use none of them.
+    """
+    if world.size == 1:
+        return module
+    devices = [world.device] if world.device.type == "cuda" else None
+    # torch 2.15 has another name for it and warns of the old one.
+    known = inspect.signature(DistributedDataParallel).parameters
+    sending = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    return DistributedDataParallel(
+        module,
+        device_ids=devices,
+        **{sending: send_buffers},  # type: ignore[arg-type]
+        gradient_as_bucket_view=True,
+        find_unused_parameters=some_unused,
+    )
+
+
+def exchange_gradients(module: nn.Module, only_if: bool) -> AbstractContextManager[None]:
+    """Lets the ranks of a `replicated` module exchange gradients in the last of the accumulated passes only."""
+    if isinstance(module, DistributedDataParallel) and not only_if:
+        return module.no_sync()
+    return contextlib.nullcontext()
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is up on any rank; every rank gets the same answer."""
+    if not dist.is_initialized():
+        return flag
+    value = torch.tensor(float(flag), device=device)
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return bool(value.item())
+
+
+def _why_no_meeting(error: Exception) -> str:
+    address, port = (os.environ.get(f"MASTER_{name}") for name in ("ADDR", "PORT"))
+    if "EADDRINUSE" in str(error):
+        return f"port {port} of {address}, where the ranks meet, is in use; set MASTER_PORT to a free one"
+    reason = str(error).splitlines()[0]
+    return f"a rank could not reach the first one at {address}:{port}, see MASTER_ADDR and MASTER_PORT ({reason})"
+
+
+def _device(local_rank: int) -> torch.device:
+    """The rank's GPU; the only one if the launcher shows each task just its own."""
+    if not torch.cuda.is_available():
+        asked_for_cpu = os.environ.get("CUDA_VISIBLE_DEVICES") == ""
+        if os.environ.get("SLURM_GPUS_ON_NODE", "0") != "0" and not asked_for_cpu:
+            raise UserError(
+                f"the job was given GPUs, but torch finds none on {platform.node()}: see nvidia-smi there, and "
+                "whether torch is built for CUDA; CUDA_VISIBLE_DEVICES= trains on the CPU"
+            )
+        return torch.device("cpu")
+    gpus = torch.cuda.device_count()
+    if local_rank >= gpus > 1:
+        raise UserError(
+            f"task {local_rank} of this node has no GPU, there are {gpus}; start one task for each GPU"
+        )
+    device = torch.device("cuda", 0 if gpus == 1 else local_rank)
+    torch.cuda.set_device(device)
+    return device

@@ -1,0 +1,99 @@
+"""What several ranks do as one: they see the same files, and what fails on one fails on all, with one sentence."""
+
+import atexit
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+from shared.cli import UserError
+from shared.training import distributed
+from shared.training.distributed import World
+
+# How gloo says that the process at the other end is gone (NCCL's watchdog ends the process itself).
+GONE = re.compile(r"gloo/transport.*(closed by peer|reset by peer|Broken pipe)")
+
+
+class SharedError(UserError):
+    """An error that every rank raises at the same place: all can leave, and one says why."""
+
+
+def on_all_ranks(train: Callable[[World], int]) -> int:
+    """Join the process group, train, leave it; returns the exit code of this rank.
+
+    Raises:
+        SharedError: on the first rank, which says it; the others just end with code 2.
+        UserError: on a rank that alone found a reason to end; and on the ranks that were left waiting for it.
+    """
+    world = distributed.start()
+    try:
+        code = train(world)
+    except SharedError:
+        # Only where all ranks leave: one that left the group alone would wait for the others' goodbye.
+        distributed.stop()
+        if world.is_main:
+            raise
+        return 2
+    except UserError:
+        if world.size > 1:
+            atexit.register(_leave_at_once)
+        raise
+    except RuntimeError as error:
+        if not GONE.search(str(error)):
+            raise
+        atexit.register(_leave_at_once)
+        raise UserError("another rank has ended, and says why; this one cannot go on without it") from error
+    distributed.stop()
+    return code
+
+
+def _leave_at_once() -> None:
+    """End with code 2 before Python clears up: of a group that is still up, gloo's threads could abort that."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(2)
+
+
+@contextmanager
+def together(world: World) -> Iterator[None]:
+    """Around what each rank does by itself, without waiting for others: nobody goes on if it fails on one.
+
+    Raises:
+        SharedError: on every rank, with the sentence of the first rank that failed.
+    """
+    sentence = ""
+    try:
+        yield
+    except UserError as error:
+        sentence = str(error)
+    for said in texts_of_ranks(sentence, world):
+        if said:
+            raise SharedError(said)
+
+
+def refuse_differences(mine: str, world: World, sentence: str) -> None:
+    """Compare what the ranks found.
+
+    Raises:
+        SharedError: on every rank, with `sentence`, if `mine` is not the same on all.
+    """
+    if len(set(texts_of_ranks(mine, world))) > 1:
+        raise SharedError(sentence)
+
+
+def texts_of_ranks(text: str, world: World) -> list[str]:
+    """What each rank passes here, by rank; all get the same list."""
+    if not dist.is_initialized():
+        return [text]
+    content = torch.tensor(list(text.encode()), dtype=torch.uint8, device=world.device)
+    lengths = torch.zeros(world.size, dtype=torch.int64, device=world.device)
+    lengths[world.rank] = len(content)
+    dist.all_reduce(lengths)
+    rows = torch.zeros(world.size, int(lengths.max()) + 1, dtype=torch.uint8, device=world.device)
+    rows[world.rank, : len(content)] = content
+    dist.all_reduce(rows)  # the others' rows are zeros
+    return [bytes(row[:length]).decode() for row, length in zip(rows.tolist(), lengths.tolist(), strict=True)]

@@ -1,0 +1,185 @@
+"""A run's folder: what was asked for, with which versions, what was measured, what it looked like."""
+
+import datetime
+import fcntl
+import functools
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+from typing import Any, TextIO
+
+from PIL import Image
+from tqdm import tqdm
+
+from shared.cli import UserError, as_plain, make_folder, settings_text
+from shared.files import atomic_path, without_nan, write_json
+
+CONFIG, PROVENANCE, LOCK = "config.json", "provenance.json", ".lock"
+PACKAGES = ("torch", "torchvision", "timm", "lightly", "webdataset", "openslide-python", "numpy", "scipy")
+
+
+@functools.cache
+def git_commit() -> str:
+    """The commit of the code that runs, `-dirty` if it was changed since; "unknown" outside a checkout."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        here = Path(__file__).parent
+        done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.strip()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages whose behaviour shows in the numbers."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def provenance() -> dict[str, Any]:
+    """Where an output comes from: command, commit, versions, machine, UTC time."""
+    return {
+        "command": sys.orig_argv,
+        "git_commit": git_commit(),
+        "versions": versions(),
+        "machine": f"{platform.node()} {platform.machine()}",
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def progress(total: int, unit: str, initial: int = 0, description: str = "", hidden: bool = False) -> tqdm:
+    """A progress bar with ETA; where no terminal watches, one line every half minute for the log."""
+    watched = sys.stderr.isatty()
+    return tqdm(
+        total=total,
+        initial=initial,
+        unit=unit,
+        desc=description,
+        disable=hidden,
+        dynamic_ncols=watched,
+        mininterval=0.2 if watched else 30.0,
+        maxinterval=10.0 if watched else 60.0,
+        file=sys.stderr,
+    )
+
+
+class Run:
+    """The folder of one training run; only the first rank writes and speaks.
+
+    Files: `config.json` (the resolved config), `provenance.json`, `metrics.jsonl` (one JSON object a step),
+    `tensorboard/`, `pictures/`. Opened again by a resumed run it is continued: lines of steps that the
+    checkpoint does not know are cut off.
+    """
+
+    def __init__(self, folder: Path, config: object, writes: bool = True) -> None:
+        """Open the folder, making it if need be.
+
+        Raises:
+            UserError: it cannot be written, holds something else, or another process trains in it.
+        """
+        self.folder = folder
+        self.writes = writes
+        self._board: Any = None
+        self._begins: int | None = None
+        if writes:
+            _refuse_other_contents(folder)
+            make_folder(folder, "--run-dir")
+            self._lock = _only_process(folder)
+            run_id = self.id if (folder / PROVENANCE).exists() else uuid.uuid4().hex[:12]
+            print(f"settings (in {folder}/{CONFIG}):\n{settings_text(config)}")
+            write_json(folder / PROVENANCE, {"run_id": run_id, **provenance()})
+            write_json(folder / CONFIG, as_plain(config))
+
+    @property
+    def id(self) -> str:
+        """What tells this run's exports from another's; kept when the run is resumed."""
+        path = self.folder / PROVENANCE
+        try:
+            return str(json.loads(path.read_text(encoding="utf-8"))["run_id"])
+        except KeyError as error:
+            raise UserError(f"{self.folder} is no run folder, but a harvest's; give another --run-dir") from error
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path} is damaged; give another run folder with --run-dir") from error
+
+    def rewind(self, step: int) -> None:
+        """Forget what was logged after `step` (-1: everything); the run will log it again."""
+        self._begins = max(step + 1, 0)
+        path = self.folder / "metrics.jsonl"
+        if not self.writes or not path.exists():
+            return
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+        with atomic_path(path) as temporary:
+            temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+    def log(self, step: int, **values: Any) -> None:
+        """Append one line to `metrics.jsonl` and the scalars among the values to TensorBoard."""
+        if not self.writes:
+            return
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(without_nan({"step": step, **values})) + "\n")
+        for name, value in values.items():
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                self._tensorboard().add_scalar(name, value, step)
+
+    def picture(self, name: str, image: Image.Image) -> Path:
+        """Write `pictures/NAME.png`, atomically; returns its path."""
+        path = self.folder / "pictures" / f"{name}.png"
+        if self.writes:
+            with atomic_path(path) as temporary:
+                image.save(temporary, format="PNG")
+        return path
+
+    def close(self) -> None:
+        """Flush TensorBoard and let other processes into the folder."""
+        if self._board is not None:
+            self._board.close()
+        if self.writes:
+            self._lock.close()
+
+    def _tensorboard(self) -> Any:
+        if self._board is None:  # imported here: it takes 1-2 s, and a harvest never logs
+            from torch.utils.tensorboard import SummaryWriter
+
+            # What an earlier attempt wrote for steps after the one it goes on from is hidden.
+            self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._begins)
+        return self._board
+
+
+def _refuse_other_contents(folder: Path) -> None:
+    """A folder of slides, shards or tiles is not written into."""
+    names = sorted(path.name for path in folder.glob("[!.]*"))
+    if names and PROVENANCE not in names:
+        raise UserError(f"{folder} is no run folder (it holds {', '.join(names[:3])}); give another --run-dir")
+
+
+def _only_process(folder: Path) -> TextIO:
+    """A lock on the folder, which the system lifts when this process ends, however it does.
+
+    A POSIX lock: loader workers, which outlive a killed parent for seconds, do not inherit it.
+    """
+    try:
+        file = (folder / LOCK).open("w", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}; give another --run-dir") from error
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        raise UserError(f"another process trains in {folder}; wait for it, or give another --run-dir") from error
+    return file
+
+
+def _step_of(line: str) -> float:
+    """The step of a logged line; infinite for a line that a dying process cut short."""
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return float("inf")

@@ -1,0 +1,1 @@
+"""Weights files: reading ours and other projects', writing ours, fitting shapes."""

@@ -1,0 +1,1 @@
+"""Slides and images: opening them, reading pixels, resolution, tissue, geometry."""

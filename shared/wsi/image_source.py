@@ -1,0 +1,239 @@
+"""What cells are looked for in: slides, and pictures (PNG, JPEG, plain TIFF) whose resolution is given.
+
+Positions are px of level 0 (of a picture: its px), (0, 0) = outer corner of the first pixel.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import openslide
+from PIL import Image, UnidentifiedImageError
+
+from finetune.predict.outputs.file_names import drawn_by_prediction
+from shared.cli import UserError
+from shared.wsi.slide import MOST_UPSAMPLING, Slide, SlideError, find_slides, printable
+from shared.wsi.subpixel_blend import on_white
+
+PICTURES = (".png", ".jpg", ".jpeg")
+TIFFS = (".tif", ".tiff")
+# Pillow's modes that become RGB without changing a colour, transparent ones on white.
+EIGHT_BIT = ("RGB", "RGBA", "L", "LA", "P", "PA", "1", "CMYK", "YCbCr")
+
+
+class Source(Protocol):
+    """Something with pixels of a known size; `shared.wsi.slide.Slide` is one."""
+
+    path: Path
+    size: tuple[int, int]
+    """Width and height in px of level 0."""
+
+    @property
+    def mpp(self) -> float:
+        """um/px of level 0."""
+
+    def read(self, x: float, y: float, width: int, height: int, mpp: float) -> Image.Image:
+        """`width` x `height` px of `mpp` um from (`x`, `y`) px of level 0 on; white outside."""
+
+    def overview(self, mpp: float) -> Image.Image:
+        """The whole at `mpp` um/px, or its own where that is coarser."""
+
+    def close(self) -> None:
+        """Close the file."""
+
+
+class Picture:
+    """An image in memory."""
+
+    def __init__(self, image: Image.Image, mpp: float, path: Path = Path("image")) -> None:
+        """Keep the image as RGB; what is transparent is white, as on slides.
+
+        Raises:
+            SlideError: it holds other than 8-bit pixels.
+        """
+        if image.mode not in EIGHT_BIT:
+            raise SlideError(f"{path} has pixels of mode {image.mode}; write it as an 8-bit RGB image")
+        self.path = path
+        self.mpp = mpp
+        self.size: tuple[int, int] = image.size
+        if image.has_transparency_data:
+            self._image = Image.fromarray(on_white(np.asarray(image.convert("RGBA"))))
+        else:
+            self._image = image.convert("RGB")
+
+    @classmethod
+    def open(cls, path: Path, slide_mpp: float | None) -> "Picture":
+        """Read a file.
+
+        Raises:
+            SlideError: it is no image, too large for one, holds other than 8-bit pixels, or its resolution is
+                not given.
+        """
+        if slide_mpp is None:
+            raise SlideError(f"{path} does not say how large its pixels are; give their um with --slide-mpp")
+        try:
+            with Image.open(path) as image:
+                return cls(image, slide_mpp, path)
+        except Image.DecompressionBombError as error:
+            raise SlideError(
+                f"{path} is too large for a plain image; write it as a tiled TIFF with a pyramid for OpenSlide"
+            ) from error
+        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+            raise SlideError(f"{path} cannot be opened as an image; remove it or write it again") from error
+
+    @classmethod
+    def of_array(cls, image_HWC: np.ndarray, mpp: float) -> "Picture":
+        """uint8 RGB (H, W, 3) as a source."""
+        if image_HWC.shape[2:] != (3,) or not image_HWC.size or image_HWC.dtype != np.uint8:
+            raise UserError(
+                f"an image is an array of uint8 RGB (height, width, 3), not {image_HWC.dtype} {image_HWC.shape}"
+            )
+        return cls(Image.fromarray(image_HWC), mpp)
+
+    def read(self, x: float, y: float, width: int, height: int, mpp: float) -> Image.Image:
+        """See `Source`; shrinking is antialiased, enlarging by more than 1.25 refused.
+
+        White is not mixed in at the edges: px that show some of the image show nothing else.
+        """
+        factor = mpp / self.mpp
+        require_fine(self, mpp)
+        canvas = Image.new("RGB", (width, height), "white")
+        if factor == 1 and float(x).is_integer() and float(y).is_integer():
+            canvas.paste(self._image, (-int(x), -int(y)))
+            return canvas
+        columns = _inside(x, width, factor, self.size[0])
+        rows = _inside(y, height, factor, self.size[1])
+        if columns and rows:
+            box = (x + columns.start * factor, y + rows.start * factor)
+            part = self._resampled((*box, x + columns.stop * factor, y + rows.stop * factor), columns, rows)
+            canvas.paste(part, (columns.start, rows.start))
+        return canvas
+
+    def overview(self, mpp: float) -> Image.Image:
+        """See `Source`."""
+        mpp = max(mpp, self.mpp)
+        width, height = (math.ceil(side * self.mpp / mpp) for side in self.size)
+        return self.read(0, 0, width, height, mpp)
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+    def _resampled(self, box: tuple[float, float, float, float], columns: range, rows: range) -> Image.Image:
+        """A part, which reaches less than a px of the result beyond the image, as so many columns and rows."""
+        margin = math.ceil(2 * max(1.0, (box[2] - box[0]) / len(columns)))  # what the bicubic filter reaches
+        left, top = (max(0, math.floor(start) - margin) for start in box[:2])
+        right, bottom = (min(side, math.ceil(end) + margin) for end, side in zip(box[2:], self.size, strict=True))
+        part = self._image.crop((left, top, right, bottom))
+        before = (max(0, math.ceil(top - box[1])), max(0, math.ceil(left - box[0])))
+        after = (max(0, math.ceil(box[3] - bottom)), max(0, math.ceil(box[2] - right)))
+        if any(before + after):
+            widths = ((before[0], after[0]), (before[1], after[1]), (0, 0))
+            part = Image.fromarray(np.pad(np.asarray(part), widths, mode="edge"))
+        x, y = before[1] - left, before[0] - top
+        inside = (box[0] + x, box[1] + y, box[2] + x, box[3] + y)
+        return part.resize((len(columns), len(rows)), Image.Resampling.BICUBIC, inside)
+
+
+def _inside(start: float, count: int, factor: float, side: int) -> range:
+    """Which of `count` px, `factor` px of an image wide each, from `start` on, show some of its `side` px."""
+    first, end = (round(edge / factor, 6) for edge in (-start, side - start))
+    return range(max(0, math.floor(first)), min(count, math.ceil(end)))
+
+
+def open_source(path: Path, slide_mpp: float | None = None) -> Source:
+    """Open a slide, or a picture.
+
+    Raises:
+        SlideError: it is neither, or its resolution is neither stated nor given.
+    """
+    suffix = path.suffix.lower()
+    if suffix in PICTURES or (suffix in TIFFS and path.is_file() and not openslide.OpenSlide.detect_format(path)):
+        return Picture.open(path, slide_mpp)
+    return Slide(path, slide_mpp)
+
+
+def require_fine(source: Source, mpp: float) -> None:
+    """Refuse an image whose px would have to be enlarged by more than 1.25.
+
+    Raises:
+        SlideError: it is that coarse.
+    """
+    if source.mpp > mpp * MOST_UPSAMPLING:
+        raise SlideError(
+            f"{source.path} has {source.mpp:.3g} um/px and cannot be read at {mpp:.3g} um/px; take a finer one"
+        )
+
+
+def size_at(source: Source, mpp: float) -> tuple[float, float]:
+    """Width and height in px of `mpp` um, which need not be whole; up to what floats cannot tell from whole."""
+    width, height = (round(side * source.mpp / mpp, 6) for side in source.size)
+    return width, height
+
+
+def is_slide(source: Source) -> bool:
+    """Whether it may show glass beside its tissue."""
+    return isinstance(source, Slide)
+
+
+def bounds_corner(source: Source) -> tuple[int, int]:
+    """Where QuPath counts from, px of level 0: the corner of what was scanned, where the slide says it."""
+    if not isinstance(source, Slide):
+        return (0, 0)
+    with openslide.OpenSlide(source.path) as handle:
+        x, y = (handle.properties.get(f"openslide.bounds-{axis}", "0") for axis in "xy")
+    return int(x), int(y)
+
+
+def find_sources(paths: Sequence[Path]) -> dict[Path, Path]:
+    """Slides and pictures: those given, and those below the folders given; each with its name without suffix.
+
+    Below a folder the name is the path from there on, so that no two files share one. Pictures that a prediction
+    has drawn are passed over, wherever they lie.
+
+    Raises:
+        UserError: a path does not exist, a folder holds nothing, two files would have one name.
+    """
+    found: dict[Path, Path] = {}
+    for path in paths:
+        if not path.exists():
+            raise UserError(printable(f"there is no slide, image or folder {path}; check the path"))
+        below = _in_folder(path) if path.is_dir() else [path]
+        if not below:
+            raise UserError(printable(f"{path} holds neither slides nor images; check the path"))
+        found.update(
+            {
+                file: file.relative_to(path) if path.is_dir() else Path(file.name)
+                for file in below
+                if not drawn_by_prediction(file)
+            }
+        )
+    if paths and not found:
+        raise UserError(printable(f"{paths[0]} holds only what a prediction drew; give slides or images"))
+    return _named(found)
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    pictures = (path for path in visible_files(folder) if path.suffix.lower() in PICTURES)
+    return sorted([*find_slides(folder), *pictures])
+
+
+def visible_files(folder: Path) -> list[Path]:
+    """Files below a folder, sorted, without hidden ones and those in hidden folders."""
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in paths if not any(p.startswith(".") for p in path.relative_to(folder).parts))
+
+
+def _named(found: dict[Path, Path]) -> dict[Path, Path]:
+    """Names without suffix; with it, where two files differ in nothing else."""
+    stems = [name.with_suffix("") for name in found.values()]
+    names = {
+        path: name if stems.count(name.with_suffix("")) > 1 else name.with_suffix("")
+        for path, name in found.items()
+    }
+    for path, name in names.items():
+        others = [other for other in names if names[other] == name and other != path]
+        if others:
+            raise UserError(printable(f"{path} and {others[0]} share one name; give them one --out each"))
+    return names

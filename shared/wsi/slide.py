@@ -1,0 +1,338 @@
+"""Whole-slide images: finding them, opening them, reading them at a given um/px.
+
+Positions are px of level 0, (0, 0) = outer corner of the first pixel. Sizes of what is read are px of the
+result. Every error is a `SlideError` with the file and the reason, so that one bad slide ends neither a
+harvest nor a prediction without a word.
+"""
+
+import contextlib
+import math
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import openslide
+from PIL import Image
+
+from shared.cli import UserError
+from shared.wsi.dicom import series_of
+from shared.wsi.jpeg_tile_reader import NotReadError, TiledTiff
+from shared.wsi.resampling import resample
+from shared.wsi.resolution import Resolution, UnknownResolutionError, resolve
+from shared.wsi.subpixel_blend import on_white
+
+# Endings of the formats that OpenSlide 4 reads.
+SUFFIXES = frozenset(
+    (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".czi", ".dcm")
+)
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# Largest factor by which pixels may be enlarged: 0.293 um/px passes for 0.25, 0.5 does not.
+MOST_UPSAMPLING = 1.25
+# A level counts as fine enough if it is coarser than wanted by less than this; the difference is invisible.
+LEVEL_TOLERANCE = 1.005
+# OpenSlide reads more px than this in pieces. Where a level is not smaller by a whole number it rounds the place
+# of each.
+OPENSLIDE_PIECE = 4096
+BLOCK = 2048  # px of a level read at a time for an overview: 16 MB
+SMALLEST_BLOCK = 256  # px of a level; one that cannot be read is halved down to this, the size of a tile
+
+
+# Who decodes: `auto` reads plain tiles of JPEG directly and leaves all else to OpenSlide; the pixels are the same.
+Reader = Literal["auto", "openslide"]
+
+
+class SlideError(UserError):
+    """A slide that cannot be opened, read or measured; one sentence with the file and the fix."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(printable(sentence))
+
+
+@dataclass(frozen=True)
+class Window:
+    """How a read is done: `level`, and how many of its px make one px of the result (below 1: enlarged)."""
+
+    level: int
+    factor: float
+
+
+def printable(text: str) -> str:
+    r"""Text with file names in it, fit for UTF-8: bytes of names that are not UTF-8 become `\xfc`."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def folder_name(folder: Path) -> str:
+    """A folder as files name it, whatever the current folder is."""
+    return printable(str(folder.resolve()))
+
+
+def find_slides(folder: Path, unreadable: list[str] | None = None) -> list[Path]:
+    """Files below `folder` whose ending is a slide format's, sorted; linked folders are followed.
+
+    Hidden files are left out. The .dcm files of one series in one folder are one DICOM slide; its first file
+    stands for it.
+
+    Args:
+        folder: Where to look.
+        unreadable: Takes a sentence for every folder below that cannot be listed; all are also said on stderr.
+
+    Raises:
+        UserError: there is no such folder, or it cannot be listed itself.
+    """
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; give the folder that it lies in")
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}; check the path")
+    found: list[Path] = []
+    for parent, names in _walk(folder, [] if unreadable is None else unreadable):
+        slides = [name for name in names if Path(name).suffix.lower() in SUFFIXES]
+        dicom = [parent / name for name in slides if name.lower().endswith(".dcm")]
+        found += [parent / name for name in slides if parent / name not in dicom]
+        found += {series_of(path): path for path in reversed(dicom)}.values() if len(dicom) > 1 else dicom
+    return sorted(found)
+
+
+class Slide:
+    """An open slide.
+
+    Attributes:
+        path: The file.
+        resolution: um/px of level 0 and its source.
+        size: Width and height in px of level 0.
+        level_mpps: um/px of every level, finest first.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        slide_mpp: float | None = None,
+        trust_objective: bool = False,
+        reader: Reader = "auto",
+    ) -> None:
+        """Open `path`.
+
+        Args:
+            path: The file.
+            slide_mpp: um/px of level 0, overriding what the file states.
+            trust_objective: Take the resolution from the objective's power if nothing better is stated.
+            reader: Who decodes.
+
+        Raises:
+            SlideError: no such file, not a slide, cut short, or no usable resolution.
+        """
+        self.path = path
+        self._handle = _open(path)
+        self.resolution = self._resolve(slide_mpp, trust_objective)
+        self.size: tuple[int, int] = self._handle.dimensions
+        self._level_sizes: tuple[tuple[int, int], ...] = self._handle.level_dimensions
+        self._downsamples: tuple[float, ...] = self._handle.level_downsamples
+        self.level_mpps = tuple(self.mpp * downsample for downsample in self._downsamples)
+        self._tiles = self._open_tiles() if reader == "auto" else None
+
+    def __enter__(self) -> "Slide":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._handle.close()
+        if self._tiles is not None:
+            self._tiles.close()
+
+    @property
+    def mpp(self) -> float:
+        """um/px of level 0."""
+        return self.resolution.mpp
+
+    def window(self, mpp: float, allow_upsampling: bool = False) -> Window:
+        """The coarsest level that is still as fine as `mpp`; level 0 if none is.
+
+        Raises:
+            SlideError: level 0 is so coarse that it would have to be enlarged by more than 1.25.
+        """
+        fine_enough = [i for i, level in enumerate(self.level_mpps) if level <= mpp * LEVEL_TOLERANCE]
+        level = max(fine_enough, default=0)
+        factor = mpp / self.level_mpps[level]
+        if 1 / factor > MOST_UPSAMPLING and not allow_upsampling:
+            raise SlideError(
+                f"{self.path} was scanned at {self.mpp:.3g} um/px and cannot be read at {mpp:.3g} um/px; "
+                "take a slide that was scanned finer"
+            )
+        return Window(level, factor)
+
+    def read(
+        self, x: float, y: float, width: int, height: int, mpp: float, allow_upsampling: bool = False
+    ) -> Image.Image:
+        """A picture of `read_pixels`."""
+        return Image.fromarray(self.read_pixels(x, y, width, height, mpp, allow_upsampling))
+
+    def read_pixels(
+        self, x: float, y: float, width: int, height: int, mpp: float, allow_upsampling: bool = False
+    ) -> np.ndarray:
+        """Read `width` x `height` px of `mpp` um whose outer corner lies at (`x`, `y`) px of level 0: uint8 RGB.
+
+        What lies outside the slide or was not scanned is white. Shrinking is antialiased.
+
+        Raises:
+            SlideError: the pixels cannot be decoded (the slide stays usable), or see `window`.
+        """
+        window = self.window(mpp, allow_upsampling)
+        downsample, factor = self._downsamples[window.level], window.factor
+        left, top = round(x / downsample, 6), round(y / downsample, 6)  # a whole px is meant to be whole
+        right, bottom = left + width * factor, top + height * factor
+        if abs(factor - 1) < 1e-9 and left.is_integer() and top.is_integer():
+            return self._read_level(window.level, (int(left), int(top)), (width, height))
+        margin = math.ceil(2 * max(1.0, factor))  # what the bicubic filter reaches beyond the box
+        columns, rows = self._level_sizes[window.level]
+        first_x, end_x = _with_margin(left, right, margin, columns)
+        first_y, end_y = _with_margin(top, bottom, margin, rows)
+        pixels_HW3 = self._read_level(window.level, (first_x, first_y), (end_x - first_x, end_y - first_y))
+        lacking = (max(0, math.ceil(bottom) - end_y), max(0, math.ceil(right) - end_x))
+        if any(lacking):
+            pixels_HW3 = np.pad(pixels_HW3, ((0, lacking[0]), (0, lacking[1]), (0, 0)), mode="edge")
+        box = (left - first_x, top - first_y, right - first_x, bottom - first_y)
+        return resample(pixels_HW3, (width, height), box)
+
+    def overview(self, mpp: float) -> Image.Image:
+        """The whole slide at `mpp` um/px (or its own, where that is coarser); unreadable parts are white.
+
+        Read block by block, so the memory does not depend on the slide's levels.
+
+        Raises:
+            SlideError: no part of it can be read.
+        """
+        mpp = max(mpp, self.mpp)
+        width, height = (math.ceil(side * self.mpp / mpp) for side in self.size)
+        block = max(64, int(BLOCK / self.window(mpp).factor))
+        image = Image.new("RGB", (width, height), "white")
+        boxes = [
+            (left, top, min(left + block, width), min(top + block, height))
+            for top in range(0, height, block)
+            for left in range(0, width, block)
+        ]
+        errors: list[SlideError] = []
+        readable = [self._paste_block(image, box, mpp, errors) for box in boxes]
+        if not any(readable):
+            raise errors[0]
+        return image
+
+    def _paste_block(
+        self, image: Image.Image, box: tuple[int, int, int, int], mpp: float, errors: list[SlideError]
+    ) -> bool:
+        """Read a block of an overview, or what of its quarters can be read; whether anything could."""
+        left, top, right, bottom = box
+        try:
+            part = self.read(left * mpp / self.mpp, top * mpp / self.mpp, right - left, bottom - top, mpp)
+        except SlideError as error:
+            errors.append(error)
+            if max(right - left, bottom - top) * self.window(mpp).factor < SMALLEST_BLOCK:
+                return False
+            x, y = (left + right + 1) // 2, (top + bottom + 1) // 2
+            quarters = [(left, top, x, y), (x, top, right, y), (left, y, x, bottom), (x, y, right, bottom)]
+            filled = [quarter for quarter in quarters if quarter[0] < quarter[2] and quarter[1] < quarter[3]]
+            readable = [self._paste_block(image, quarter, mpp, errors) for quarter in filled]
+            return any(readable)
+        image.paste(part, (left, top))
+        return True
+
+    def _read_level(self, level: int, corner: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+        """Px of a level, white where nothing was scanned; `corner` is in px of the level too."""
+        if min(corner) < 0:  # from there OpenSlide reads levels that are smaller by no whole number px too far off
+            left, top = (max(0, -place) for place in corner)
+            pixels_HW3 = np.full((size[1], size[0], 3), 255, np.uint8)
+            if left < size[0] and top < size[1]:
+                inside = (size[0] - left, size[1] - top)
+                pixels_HW3[top:, left:] = self._read_level(level, (corner[0] + left, corner[1] + top), inside)
+            return pixels_HW3
+        downsample = self._downsamples[level]
+        at = (round(corner[0] * downsample), round(corner[1] * downsample))
+        if self._tiles is not None and self._in_one_piece(level, size):
+            with contextlib.suppress(NotReadError):
+                return self._tiles.read(level, (at[0] / downsample, at[1] / downsample), size)
+        try:
+            region = self._handle.read_region(at, level, size)
+        except openslide.OpenSlideError as error:
+            # After one error OpenSlide refuses every further read of the handle.
+            self._handle.close()
+            self._handle = _open(self.path)
+            raise SlideError(
+                f"{self.path} has unreadable parts ({_reason(error, self.path)}); copy or scan it again"
+            ) from error
+        return on_white(np.asarray(region))
+
+    def _in_one_piece(self, level: int, size: tuple[int, int]) -> bool:
+        """Whether OpenSlide reads the px of a level from a single place, which it does not round again."""
+        return self._downsamples[level].is_integer() or max(size) <= OPENSLIDE_PIECE
+
+    def _open_tiles(self) -> TiledTiff | None:
+        try:
+            return TiledTiff(self.path, self._handle.properties, self._level_sizes)
+        except (NotReadError, OSError):
+            return None
+
+    def _resolve(self, slide_mpp: float | None, trust_objective: bool) -> Resolution:
+        try:
+            return resolve(self._handle.properties, slide_mpp, trust_objective)
+        except UnknownResolutionError as error:
+            self._handle.close()
+            raise SlideError(f"{self.path} {error}; say how many um/px it has with --slide-mpp") from error
+
+
+def _with_margin(start: float, end: float, margin: int, side: int) -> tuple[int, int]:
+    """The whole px around a stretch of a level and a margin of them; up to the level's edge if it lies inside.
+
+    A level's sides are whole px: what lies inside of the slide may reach up to a px beyond a coarser level.
+    """
+    first, last = math.floor(start) - margin, math.ceil(end) + margin
+    return (max(first, 0) if start >= 0 else first), (min(last, side) if end < side + 1 else last)
+
+
+def _walk(folder: Path, unreadable: list[str]) -> Iterator[tuple[Path, list[str]]]:
+    """Every folder from `folder` downwards with the names of its visible files; each real folder once."""
+
+    def refused(error: OSError) -> None:
+        sentence = printable(f"{error.filename} cannot be listed: {error.strerror}")
+        if Path(error.filename) == folder:
+            raise UserError(f"{sentence}; mend that first") from error
+        unreadable.append(sentence)
+        print(f"warning: {sentence}; slides below it are left out", file=sys.stderr)
+
+    seen = set()
+    for parent, folders, names in os.walk(folder, onerror=refused, followlinks=True):
+        folders.sort()
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield Path(parent), sorted(name for name in names if not name.startswith("."))
+
+
+def _open(path: Path) -> openslide.OpenSlide:
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise SlideError(f"{path} cannot be opened: {error.strerror}") from error
+    if not magic:
+        raise SlideError(f"{path} is empty; copy it again")
+    try:
+        return openslide.OpenSlide(path)
+    except openslide.OpenSlideUnsupportedFormatError as error:
+        looks = "is a TIFF, but cut short or not from a scanner" if magic in TIFF_MAGIC else "is not a slide"
+        raise SlideError(f"{path} {looks}: OpenSlide cannot read it; copy it again or remove it") from error
+    except openslide.OpenSlideError as error:
+        raise SlideError(
+            f"{path} cannot be read by OpenSlide ({_reason(error, path)}); copy it again or remove it"
+        ) from error
+
+
+def _reason(error: Exception, path: Path) -> str:
+    """OpenSlide's words without the file's name, which is said already."""
+    return str(error).removeprefix(f"Reading {path}: ")

@@ -1,0 +1,258 @@
+"""From shards to batches of uint8 crops, in an order that is random, exact and can be resumed anywhere.
+
+An epoch is a permutation of the shards drawn from (seed, epoch). Their images in that order form one
+sequence, which is cut into equal runs, one for each rank, and each rank's into one for each of its workers.
+A worker reads its run from the disk in order, shuffles raw bytes in a buffer, then decodes and crops.
+Nothing is repeated: in an epoch no image is seen twice by anybody, every rank gets the same number of
+batches, and less than one global batch is left out, a different part each time.
+
+Every random number comes from (seed, epoch, place in the epoch), so the number of batches taken so far is
+the whole state: a resumed loader reads on with the next unseen image and decodes none of the earlier ones.
+"""
+
+import itertools
+import multiprocessing
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from shared.cli import UserError, check_range
+from shared.shards.tar_reader import Image, read_images
+from shared.signals import ignore_signals_in_worker
+from shared.training.distributed import World
+from shared.training.worker_errors import deaths_named
+from ssl_pretrain.data.crops import Crop, cut_batch, decode
+from ssl_pretrain.data.epoch_order import (
+    BUFFER,
+    CROPS,
+    SHARD_ORDER,
+    Layout,
+    Position,
+    Segment,
+    buffered_order,
+    epoch_segments,
+)
+from ssl_pretrain.data.gpu_decoding import Drawn, Packed, decode_and_cut, pack
+from ssl_pretrain.data.shard_set import ShardSet
+
+# Of a rank, unless told: more than the 4-5 that MAE on an A100 needs (estimated).
+MOST_WORKERS = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """How the shards are read."""
+
+    workers: int | None = None
+    """Loader processes a rank; None: one CPU core of the rank's is kept for the training, at most 12."""
+    buffer: int = 2000
+    """Images whose raw bytes a worker holds to shuffle them (about 60 kB each)."""
+    batches_ahead: int = 2
+    """Batches that each worker prepares in advance."""
+    decode: Literal["cpu", "gpu"] = "cpu"
+    """Who decodes and crops: the workers, or the training GPU, where its node has too few cores for that. Pixels
+    differ by a grey level here and there."""
+
+    def resolved_workers(self) -> int:
+        """`workers`, or what this rank's CPU cores allow."""
+        return _spare_cores() if self.workers is None else self.workers
+
+    def processes(self, layout: Layout) -> int:
+        """Loader processes: one for each run of the layout, or none, when this process reads them in turn."""
+        return layout.workers if self.resolved_workers() else 0
+
+    def check(self) -> None:
+        """Refuse numbers that make no sense, with a UserError."""
+        check_range("loader.workers", self.workers, 0)
+        check_range("loader.buffer", self.buffer, 1)
+        check_range("loader.batches-ahead", self.batches_ahead, 1)
+
+
+class ShardStream(IterableDataset):
+    """The batches of one rank, without end, epoch after epoch; in a loader worker, this worker's part of them.
+
+    Batch number n of a rank (counted from the beginning of training) comes from run n mod `workers`.
+    A batch is a list of uint8 tensors (batch, 3, size, size), one for each crop; or, if it is to be decoded
+    later, `Packed`. Where a shard is damaged
+    the stream ends with the sentence for the user instead, because an exception would lose it on its way
+    out of a worker.
+    """
+
+    def __init__(
+        self,
+        shard_set: ShardSet,
+        crops: tuple[Crop, ...],
+        layout: Layout,
+        rank: int,
+        seed: int,
+        start: Position,
+        decode_later: bool = False,
+    ) -> None:
+        self.shard_set, self.crops, self.layout = shard_set, crops, layout
+        self.decode_later = decode_later
+        self.rank, self.seed = rank, seed
+        self.an_epoch = layout.batches(shard_set.samples)
+        self.first = start.epoch * self.an_epoch + start.batch
+
+    def __iter__(self) -> Iterator[list[Tensor] | Packed | str]:
+        """Batches, without end."""
+        worker = get_worker_info()
+        run = (self.first + (worker.id if worker else 0)) % self.layout.workers
+        runs = itertools.repeat(run) if worker else itertools.count(run)
+        streams = {r: self._batches_of_run(r) for r in range(self.layout.workers)}
+        try:
+            for r in runs:
+                yield next(streams[r % self.layout.workers])
+        except UserError as error:
+            yield str(error)
+
+    def _batches_of_run(self, run: int) -> Iterator[list[Tensor] | Packed]:
+        for epoch in itertools.count(self.first // self.an_epoch):
+            images = self._images_of_epoch(epoch, run)
+            while batch := list(itertools.islice(images, self.layout.batch)):
+                yield pack(batch) if self.decode_later else self._crops_of(batch)
+
+    def _crops_of(self, batch: list[Drawn]) -> list[Tensor]:
+        images = (decode(image, shard) for image, shard, _ in batch)
+        return cut_batch(images, [drawn.seed for drawn in batch], self.crops)
+
+    def _images_of_epoch(self, epoch: int, run: int) -> Iterator[Drawn]:
+        """The images of a run, after those that were seen before the start."""
+        before = epoch * self.an_epoch
+        numbers = [before + n for n in range(self.an_epoch)]
+        length_of = [sum(n % self.layout.workers == r for n in numbers) for r in range(self.layout.workers)]
+        seen = sum(n % self.layout.workers == run and n < self.first for n in numbers)
+        size = self.layout.batch
+        begin = self._begin_of_rank(epoch) + sum(length_of[:run]) * size
+        segments = epoch_segments(self.shard_set.counts, self.seed, epoch, begin, begin + length_of[run] * size)
+        random = np.random.default_rng((BUFFER, self.seed, epoch, begin))
+        order = buffered_order(length_of[run] * size, self.layout.buffer, random)
+        for place, shard, image in self._in_order(segments, order, seen * size):
+            yield Drawn(image, self.shard_set.path(shard), (CROPS, self.seed, epoch, begin + place))
+
+    def _begin_of_rank(self, epoch: int) -> int:
+        """Where the rank's share of the sequence begins; what is left out lies before and behind all shares."""
+        share = self.an_epoch * self.layout.batch
+        left_out = self.shard_set.samples - share * self.layout.ranks
+        offset = np.random.default_rng((SHARD_ORDER, self.seed, epoch, 1)).integers(left_out + 1)
+        return int(offset) + self.rank * share
+
+    def _in_order(self, segments: list[Segment], order: list[int], seen: int) -> Iterator[tuple[int, int, Image]]:
+        """Place in the run, shard and image, in `order`, without the first `seen` of them."""
+        reader = self._read(segments, set(order[:seen]))
+        held: dict[int, tuple[int, Image]] = {}
+        for place in order[seen:]:
+            while place not in held:
+                found, shard, image = next(reader)
+                held[found] = shard, image
+            yield place, *held.pop(place)
+
+    def _read(self, segments: list[Segment], seen: set[int]) -> Iterator[tuple[int, int, Image]]:
+        """Place in the run, shard and image, as they lie on the disk, without those in `seen`."""
+        begin = 0
+        for segment in segments:
+            shift = begin - segment.first  # number in the shard -> place in the run
+            passed = {place - shift for place in seen}
+            path, samples = self.shard_set.path(segment.shard), self.shard_set.counts[segment.shard]
+            for number, image in read_images(path, segment.first, segment.last, samples, passed):
+                yield number + shift, segment.shard, image
+            begin += segment.last - segment.first
+
+
+class ShardLoader:
+    """Batches for one rank, from worker processes, in page-locked memory where there is a GPU."""
+
+    def __init__(
+        self,
+        shard_set: ShardSet,
+        crops: tuple[Crop, ...],
+        config: Config,
+        layout: Layout,
+        world: World,
+        seed: int,
+        start: Position,
+    ) -> None:
+        """Start the workers.
+
+        Raises:
+            UserError: there are fewer images than one batch of all ranks needs.
+        """
+        check_batch(shard_set, layout.batch * layout.ranks)
+        self.layout, self.an_epoch = layout, layout.batches(shard_set.samples)
+        self._taken = start.epoch * self.an_epoch + start.batch
+        self._crops, self._device = crops, world.device
+        later = config.decode == "gpu"
+        stream = ShardStream(shard_set, crops, layout, world.rank, seed, start, later)
+        before = set(multiprocessing.active_children())
+        self._batches = iter(_loader(stream, config, world.device))
+        self._workers = [child for child in multiprocessing.active_children() if child not in before]
+
+    @property
+    def position(self) -> Position:
+        """Up to where batches have been taken."""
+        return Position.after(self._taken, self.an_epoch)
+
+    def take(self) -> list[Tensor]:
+        """The next batch: one uint8 tensor (batch, 3, size, size) for each crop.
+
+        Raises:
+            UserError: a shard is damaged.
+        """
+        batch = next(self._batches)
+        if isinstance(batch, str):
+            raise UserError(batch)
+        self._taken += 1
+        return decode_and_cut(batch, self._crops, self._device) if isinstance(batch, Packed) else batch
+
+    def __enter__(self) -> "ShardLoader":
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        """End the workers; left to the interpreter's exit they would not, as they ignore its TERM.
+
+        Raises:
+            UserError: the error that ends the block is torch's for a worker that was killed.
+        """
+        try:
+            with deaths_named("--loader.workers or --loader.buffer"):
+                if error is not None:
+                    raise error
+        finally:
+            if shut_down := getattr(self._batches, "_shutdown_workers", None):
+                shut_down()  # asked for, because the traceback of an error keeps the iterator alive
+            for worker in self._workers:
+                worker.kill()  # one that waits for what a killed one held
+
+
+def check_batch(shard_set: ShardSet, batch: int) -> None:
+    """Refuse shards with less than one batch of all ranks, with a UserError."""
+    if shard_set.samples < batch:
+        raise UserError(
+            f"{shard_set.folder} holds {shard_set.samples} patches, fewer than one batch of {batch}; "
+            "harvest more slides or lower --batch-size"
+        )
+
+
+def _loader(stream: ShardStream, config: Config, device: torch.device) -> DataLoader[Any]:
+    workers = config.processes(stream.layout)
+    return DataLoader(
+        stream,
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context="fork" if workers else None,  # what is read is shared, and a worker starts at once
+        worker_init_fn=ignore_signals_in_worker,
+        prefetch_factor=config.batches_ahead if workers else None,
+        pin_memory=device.type == "cuda",
+    )
+
+
+def _spare_cores() -> int:
+    """This rank's CPU cores but one, 0 to `MOST_WORKERS`."""
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return min(max(cores - 1, 0), MOST_WORKERS)

@@ -1,0 +1,91 @@
+"""What was found about several backbones, side by side: a table, `report.csv`, `report.html`."""
+
+import base64
+import csv
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from shared.files import atomic_path
+from shared.reporting.tables import table
+
+# Name of a number -> head of its column.
+COLUMNS = {
+    "feature_std": "deviation",
+    "rank_me": "RankMe",
+    "most_rank": "at most",
+    "knn_biomarker": "kNN biomarker",
+    "knn_biomarker_chance": "chance",
+    "knn_slide": "kNN slide",
+    "knn_slide_chance": "chance",
+}
+EXPLANATION = (
+    "deviation: how far features point apart, 1 everywhere, 0 all the same. RankMe: how many dimensions they "
+    "fill. kNN: how often the 20 nearest patches tell the biomarker (those of other slides alone) or the slide, "
+    "mean over labels. A slide that is told far better than the biomarker is a shortcut."
+)
+STYLE = (
+    "body{font-family:sans-serif;margin:2em}table{border-collapse:collapse}"
+    "td,th{padding:.3em .8em;border-bottom:1px solid #ccc;text-align:right}"
+    "td:first-child,th:first-child{text-align:left}img{max-width:100%}"
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One row."""
+
+    name: str
+    samples_seen: int | None
+    measures: dict[str, float]
+    remarks: list[str] = field(default_factory=list)
+    pictures: dict[str, Path] = field(default_factory=dict)
+
+
+def as_table(findings: Sequence[Finding]) -> str:
+    """For the terminal, with an explanation below."""
+    return f"{table(_header(), [_row(finding) for finding in findings])}\n\n{EXPLANATION}"
+
+
+def write_csv(path: Path, findings: Sequence[Finding]) -> None:
+    """One row a backbone, columns by the names that `metrics.jsonl` has."""
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["name", "samples_seen", *COLUMNS])
+        for finding in findings:
+            seen = "" if finding.samples_seen is None else finding.samples_seen
+            writer.writerow([finding.name, seen, *(finding.measures.get(name, "") for name in COLUMNS)])
+
+
+def write_html(path: Path, findings: Sequence[Finding], pictures: Mapping[str, Path], sample: str) -> None:
+    """One file that holds everything, pictures too; `pictures` are those of all together, by title."""
+    rows = [f"<tr>{''.join(f'<th>{html.escape(head)}</th>' for head in _header())}</tr>"]
+    for finding in findings:
+        rows.append(f"<tr>{''.join(f'<td>{html.escape(str(cell))}</td>' for cell in _row(finding))}</tr>")
+    parts = [f"<h1>Backbones side by side</h1><p>{html.escape(sample)}</p>", f"<table>{''.join(rows)}</table>"]
+    parts.append(f"<p>{html.escape(EXPLANATION)}</p>")
+    parts += [
+        f"<p><b>{html.escape(f.name)}</b>: {html.escape(remark)}</p>" for f in findings for remark in f.remarks
+    ]
+    shown = {f"{f.name}: {title}": picture for f in findings for title, picture in f.pictures.items()}
+    parts += [f"<h2>{html.escape(title)}</h2>{_embedded(place)}" for title, place in {**pictures, **shown}.items()]
+    page = (
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Backbones side by side</title>'
+        f"<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
+    )
+    with atomic_path(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def _header() -> list[str]:
+    return ["backbone", "images seen", *COLUMNS.values()]
+
+
+def _row(finding: Finding) -> list[str | int | float]:
+    seen: str | int = "" if finding.samples_seen is None else finding.samples_seen
+    return [finding.name, seen, *(round(finding.measures[n], 3) if n in finding.measures else "" for n in COLUMNS)]
+
+
+def _embedded(picture: Path) -> str:
+    return f'<img src="data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}">'

@@ -1,0 +1,162 @@
+"""Optimisers with their parameter groups, and the schedules that they follow."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from shared.cli import check_range
+from shared.training.schedules import cosine, linear
+from ssl_pretrain.optim import larc
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What all optimisers have: a linear warm-up, then a cosine, both followed step by step."""
+
+    base_lr: float
+    """Learning rate for 256 images a step; the real one is this times the global batch / 256."""
+    weight_decay: float = 0.05
+    """Weight decay in the beginning."""
+    final_weight_decay: float | None = None
+    """Weight decay at the end, on a cosine; None: it stays the same."""
+    decay_all: bool = False
+    """Whether biases and other 1-D parameters are decayed too."""
+    warmup_samples: int = 0
+    """Images over which the learning rate grows to its peak."""
+    warmup_lr: float = 0.0
+    """Learning rate that the warm-up begins with."""
+    final_lr: float = 0.0
+    """Learning rate at the end."""
+    clip: float | None = None
+    """Greatest norm of the gradient of each parameter tensor; None: as it comes."""
+
+    def check(self) -> None:
+        """Refuse numbers that make no sense, with a UserError."""
+        check_range("optimiser.base-lr", self.base_lr, 1e-12)
+        check_range("optimiser.weight-decay", self.weight_decay, 0)
+        check_range("optimiser.final-weight-decay", self.final_weight_decay, 0)
+        check_range("optimiser.warmup-samples", self.warmup_samples, 0)
+        check_range("optimiser.warmup-lr", self.warmup_lr, 0)
+        check_range("optimiser.final-lr", self.final_lr, 0)
+        check_range("optimiser.clip", self.clip, 1e-12)
+
+    def peak_lr(self, batch_size: int) -> float:
+        """The learning rate after the warm-up, scaled linearly with the global batch (Goyal et al. 2017)."""
+        return self.base_lr * batch_size / 256
+
+    def learning_rate(self, samples: int, batch_size: int, total: int) -> float:
+        """The learning rate of the step that begins after `samples` of `total` images.
+
+        As in the official MAE (util/lr_sched.py), which the official SwAV and DINO follow but for one step of
+        the warm-up, and MoCo v2 in stairs of an epoch.
+        """
+        peak = self.peak_lr(batch_size)
+        if samples < self.warmup_samples:
+            return linear(self.warmup_lr, peak, samples / self.warmup_samples)
+        return cosine(peak, self.final_lr, (samples - self.warmup_samples) / (total - self.warmup_samples))
+
+    def decay(self, samples: int, total: int) -> float:
+        """The weight decay of the step that begins after `samples` of `total` images."""
+        if self.final_weight_decay is None:
+            return self.weight_decay
+        return cosine(self.weight_decay, self.final_weight_decay, samples / total)
+
+    def build(self, network: nn.Module) -> torch.optim.Optimizer:
+        """The optimiser over the trainable parameters of a network; its first group is the one that is decayed."""
+        raise NotImplementedError
+
+    def clip_gradients(self, network: nn.Module) -> None:
+        """Shorten gradients that are longer than `clip`, each by itself (official DINO: utils.clip_gradients)."""
+        if self.clip is not None:
+            clip_gradients(network.parameters(), self.clip)
+
+    def _groups(self, network: nn.Module) -> list[dict]:
+        decayed, others = parameter_groups(network)
+        if self.decay_all:
+            decayed, others = [*decayed, *others], []
+        return [
+            {"params": decayed, "weight_decay": self.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW(Config):
+    """Adam with decoupled weight decay."""
+
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of the first and second moments."""
+
+    def check(self) -> None:
+        """Refuse numbers that make no sense, with a UserError."""
+        super().check()
+        for beta in self.betas:
+            check_range("optimiser.betas", beta, 0, 1 - 1e-9)
+
+    def build(self, network: nn.Module) -> torch.optim.Optimizer:
+        """The optimiser over the trainable parameters of a network; its first group is the one that is decayed."""
+        return torch.optim.AdamW(self._groups(network), lr=self.base_lr, betas=self.betas, fused=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD(Config):
+    """Gradient descent with momentum, not Nesterov's."""
+
+    momentum: float = 0.9
+    """Share of the step before in a step."""
+
+    def check(self) -> None:
+        """Refuse numbers that make no sense, with a UserError."""
+        super().check()
+        check_range("optimiser.momentum", self.momentum, 0, 1 - 1e-9)
+
+    def build(self, network: nn.Module) -> torch.optim.Optimizer:
+        """The optimiser over the trainable parameters of a network; its first group is the one that is decayed."""
+        # Not fused: that fails when a tensor that was frozen gets its first gradient (torch 2.15).
+        return torch.optim.SGD(self._groups(network), lr=self.base_lr, momentum=self.momentum)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LARC(SGD):
+    """Gradient descent with momentum and steps in proportion to each tensor's norm."""
+
+    trust: float = 0.001
+    """Length of a step, at a learning rate of 1, as a share of the tensor's."""
+
+    def check(self) -> None:
+        """Refuse numbers that make no sense, with a UserError."""
+        super().check()
+        check_range("optimiser.trust", self.trust, 1e-12)
+
+    def build(self, network: nn.Module) -> torch.optim.Optimizer:
+        """The optimiser over the trainable parameters of a network; its first group is the one that is decayed."""
+        return larc.LARC(self._groups(network), lr=self.base_lr, momentum=self.momentum, trust=self.trust)
+
+
+def set_rates(optimiser: torch.optim.Optimizer, learning_rate: float, weight_decay: float) -> None:
+    """Set what the next step is taken with; the decay is the first group's."""
+    for group in optimiser.param_groups:
+        group["lr"] = learning_rate
+    optimiser.param_groups[0]["weight_decay"] = weight_decay
+
+
+def parameter_groups(network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Trainable parameters that are decayed, and those that are not: biases and 1-D ones.
+
+    As timm 0.3's `add_weight_decay`, which the official MAE uses, and `get_params_groups` of the official DINO:
+    class and mask tokens, being 3-D, decay.
+    """
+    named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+    decayed = [p for name, p in named if p.ndim > 1 and not name.endswith(".bias")]
+    return decayed, [p for name, p in named if p.ndim <= 1 or name.endswith(".bias")]
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Iterable[Tensor], most: float) -> None:
+    """Shorten each gradient whose norm is over `most` to that; nothing waits for the device."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm_P = torch.stack(torch._foreach_norm(gradients))
+    factor_P = (most / (norm_P + 1e-6)).clamp(max=1)  # 1e-6: official, against a division by 0
+    torch._foreach_mul_(gradients, list(factor_P.unbind()))

@@ -1,0 +1,1 @@
+"""The life of a run: batch plan, setup, state, logging, export."""

@@ -1,0 +1,118 @@
+"""What a recipe comes to on so many ranks: accumulation, steps, learning rate. As a command, see `plan`."""
+
+import math
+from dataclasses import dataclass
+
+from shared.cli import UserError
+from ssl_pretrain.methods import Step
+from ssl_pretrain.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Derived numbers of a run."""
+
+    recipe: Recipe
+    ranks: int
+    micro_batch: int
+    """Images of one rank in one forward pass."""
+    accumulation: int
+    """Forward passes a step."""
+    steps: int
+    """Of the whole length."""
+
+    @classmethod
+    def of(cls, recipe: Recipe, ranks: int) -> "Plan":
+        """Divide a recipe's batch among the ranks.
+
+        Raises:
+            UserError: the batch cannot be shared evenly, by the ranks or by accumulated passes of about the
+                size asked for; the warm-up is as long as the run.
+        """
+        micro, accumulation = cls.divide(recipe, ranks)
+        if recipe.optimiser.warmup_samples >= recipe.samples_seen:
+            raise UserError(
+                f"the warm-up of {recipe.optimiser.warmup_samples} images leaves nothing of the "
+                f"{recipe.samples_seen} of the run; give less with --optimiser.warmup-samples"
+            )
+        steps = math.ceil(recipe.samples_seen / recipe.batch_size)
+        return cls(recipe, ranks, micro, accumulation, steps)
+
+    @staticmethod
+    def divide(recipe: Recipe, ranks: int) -> tuple[int, int]:
+        """Images of one rank in one forward pass, and forward passes a step.
+
+        Raises:
+            UserError: the batch cannot be shared evenly, by the ranks or by passes of about the size asked for.
+        """
+        share, rest = divmod(recipe.batch_size, ranks)
+        if rest or not share:
+            raise UserError(
+                f"a batch of {recipe.batch_size} cannot be shared evenly by {ranks} ranks; "
+                f"give a multiple of {ranks} with --batch-size"
+            )
+        wanted = min(recipe.micro_batch, share)
+        micro = next(size for size in range(wanted, 0, -1) if share % size == 0)
+        if 4 * micro < wanted:
+            raise UserError(
+                f"a rank's {share} images can be handled {micro} at a time, but not about {wanted}; give a "
+                f"multiple of {ranks * wanted} with --batch-size, or another --micro-batch"
+            )
+        return micro, share // micro
+
+    @property
+    def last_step(self) -> int:
+        """Where this run ends."""
+        most = self.recipe.max_steps
+        return self.steps if most is None else min(self.steps, most)
+
+    @property
+    def images_at_once(self) -> int:
+        """What all ranks handle together in one pass: the batch that queues, Sinkhorn, centre ... see."""
+        return self.ranks * self.micro_batch
+
+    def samples(self, step: int) -> int:
+        """Images seen after so many steps."""
+        return step * self.recipe.batch_size
+
+    def at(self, step: int) -> Step:
+        """The step after `step` steps."""
+        return Step(step, self.samples(step), self.samples(self.steps))
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of the step after `step` steps."""
+        at = self.at(step)
+        return self.recipe.optimiser.learning_rate(at.samples, self.recipe.batch_size, at.total)
+
+    def weight_decay(self, step: int) -> float:
+        """The weight decay of the step after `step` steps."""
+        at = self.at(step)
+        return self.recipe.optimiser.decay(at.samples, at.total)
+
+    def __str__(self) -> str:
+        recipe = self.recipe
+        warmup = recipe.optimiser.warmup_samples / recipe.batch_size
+        ends_early = f"; stops after {self.last_step:,}" if self.last_step < self.steps else ""
+        return (
+            f"batch   {recipe.batch_size:,} images = {self.ranks} rank(s) x {self.micro_batch} "
+            f"x {self.accumulation} accumulated{self._seen_at_once()}\n"
+            f"length  {recipe.samples_seen:,} images = {self.steps:,} steps{ends_early}\n"
+            f"lr      {recipe.optimiser.peak_lr(recipe.batch_size):.3g} after {warmup:,.0f} steps of warm-up, "
+            f"then a cosine to {recipe.optimiser.final_lr:g}{self._remarks()}"
+        )
+
+    def _seen_at_once(self) -> str:
+        """What accumulation means for a loss that is more than a mean over images."""
+        if self.accumulation == 1 or self.recipe.method.is_mean_over_images:
+            return ""
+        return f"; batch norms and what the loss shares among images see {self.images_at_once:,} at once"
+
+    @property
+    def note(self) -> str:
+        """That another recipe was asked for; empty otherwise."""
+        recipe = self.recipe
+        return f"this is {recipe.name}, in place of {recipe.in_place_of}" if recipe.in_place_of else ""
+
+    def _remarks(self) -> str:
+        advice = self.recipe.method.advice(self.images_at_once)
+        return (f"\nnote    {self.note}" if self.note else "") + (f"\nadvice  {advice}" if advice else "")

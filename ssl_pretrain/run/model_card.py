@@ -1,0 +1,110 @@
+"""`NAME.md` beside `NAME.pth`: what the weights were made from, how, and how they are loaded."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from shared.cli import UserError
+from shared.files import atomic_path, keep_aside
+
+LOADING = """```python
+import timm, torch
+tensors = torch.load("{name}", weights_only=True)["state_dict"]
+model = timm.create_model("{arch}", {options}num_classes=0).eval()
+model.load_state_dict(tensors)
+```"""
+LOADING_SAFETENSORS = """```python
+import timm, safetensors.torch
+tensors = safetensors.torch.load_file("{name}")
+model = timm.create_model("{arch}", {options}num_classes=0).eval()
+model.load_state_dict(tensors)
+```"""
+
+
+def write_card(weights: Path, metadata: Mapping[str, Any]) -> None:
+    """Write the card beside a weights file; a text of that name that is no card of the same run is kept as .bak.
+
+    Raises:
+        UserError: the disk is full or cannot be written.
+    """
+    path = weights.with_suffix(".md")
+    try:
+        with atomic_path(path) as temporary:
+            temporary.write_text(card(weights.name, metadata), encoding="utf-8")
+            if path.exists() and str(metadata["run_id"]) not in path.read_text(encoding="utf-8", errors="replace"):
+                keep_aside(path)
+    except OSError as error:
+        raise UserError(
+            f"cannot write the model card {path}: {error.strerror}; make room and try again"
+        ) from error
+
+
+def card(name: str, metadata: Mapping[str, Any]) -> str:
+    """The text for the weights file `name` with such metadata (`export.py` says what it holds)."""
+    rows = "\n".join(f"| {title} | {value} |" for title, value in _facts(metadata).items())
+    mean, std = (", ".join(f"{value:g}" for value in metadata[part]) for part in ("mean", "std"))
+    options = f"img_size={metadata['image_size']}, " if metadata["arch"].startswith("vit") else ""
+    loading = LOADING_SAFETENSORS if name.endswith(".safetensors") else LOADING
+    return f"""# {name}
+
+`{metadata["arch"]}`, pre-trained by the method `{metadata["method"]}` with the recipe `{metadata["recipe"]}`\
+{_in_place_of(metadata)}.
+
+| | |
+|---|---|
+{rows}
+
+## Loading
+
+{loading.format(name=name, arch=metadata["arch"], options=options)}
+
+It takes RGB images in 0..1, (B, 3, {metadata["image_size"]}, {metadata["image_size"]}) in training, \
+less the mean ({mean}), divided by the deviation ({std}).
+
+`python -m finetune --init {name}` reads these numbers from the file.
+"""
+
+
+def _facts(metadata: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "Length": f"{metadata['samples_seen']:,} images in {metadata['steps']:,} steps",
+        "Batch": _batch(metadata),
+        "Data": _data(metadata),
+        "Biomarkers": _biomarkers(metadata),
+        "Harvest": ", ".join(f"{name} {value}" for name, value in metadata["harvest"].items()) or "unknown",
+        "Mean, deviation": " / ".join(
+            ", ".join(f"{value:.4f}" for value in metadata[part]) for part in ("mean", "std")
+        ),
+        "Code": f"git {metadata['git_commit']}, run {metadata['run_id']}",
+        "Versions": ", ".join(f"{name} {version}" for name, version in metadata["versions"].items()),
+    }
+
+
+def _in_place_of(metadata: Mapping[str, Any]) -> str:
+    """That another recipe was asked for; cards of older weights do not know."""
+    other = metadata.get("in_place_of")
+    return f", in place of {other}" if other else ""
+
+
+def _batch(metadata: Mapping[str, Any]) -> str:
+    batch, at_once = metadata["batch_size"], metadata["images_at_once"]
+    if at_once == batch:
+        return f"{batch:,} images"
+    return (
+        f"{batch:,} images, accumulated from {at_once:,} at once: only so many share batch norms and what "
+        "else the loss takes from a batch"
+    )
+
+
+def _data(metadata: Mapping[str, Any]) -> str:
+    slides = f" of {metadata['slides']:,} slides" if metadata["slides"] else ""
+    return f"{metadata['patches']:,} patches{slides}"
+
+
+def _biomarkers(metadata: Mapping[str, Any]) -> str:
+    """Names and counts as the shards' index has them."""
+    known = [
+        f"{name or '(none)'}: {counts['patches']:,} patches of {counts['slides']:,} slides"
+        for name, counts in metadata["biomarkers"].items()
+    ]
+    return "; ".join(known) or "unknown"

@@ -1,0 +1,179 @@
+"""The beginning of a run: what is checked before anything is written, its folder, its state, what it comes to."""
+
+from pathlib import Path
+
+import torch
+
+from shared.cli import UserError, as_plain
+from shared.signals import StopSignal
+from shared.training.checkpoint import refuse_other_settings
+from shared.training.distributed import World, any_rank
+from shared.training.rank_errors import refuse_differences, together
+from shared.training.run_folder import Run
+from shared.weights.weights_file import IMAGENET_MEAN, IMAGENET_STD, check_destination
+from ssl_pretrain.data.epoch_order import Layout
+from ssl_pretrain.data.shard_loader import check_batch
+from ssl_pretrain.data.shard_set import (
+    ShardSet,
+    check_sums,
+    fingerprint,
+    open_shards,
+    remember,
+    same_as_remembered,
+)
+from ssl_pretrain.methods import Method
+from ssl_pretrain.recipe import Recipe, check
+from ssl_pretrain.run.batch_plan import Plan
+from ssl_pretrain.run.state import State
+
+# May differ between two attempts of one run: where things lie, how the work is divided, what is written when.
+FREE = (
+    *("shards", "run_dir", "out", "micro_batch", "max_steps", "loader"),
+    *("compile", "checkpoint_activations"),
+    *("verify", "log_every", "checkpoint_every", "keep_every", "monitor_every"),
+    "in_place_of",
+)
+
+
+def prepare(recipe: Recipe, world: World) -> tuple[Plan, ShardSet]:
+    """What the run will do and with which shards; refuses what cannot work and writes nothing.
+
+    Raises:
+        SharedError: an option is out of range, the shards cannot be used, or the run folder has a checkpoint
+            of a run with other shards or other settings.
+    """
+    with together(world):
+        check(recipe)
+        if recipe.loader.decode == "gpu" and world.device.type != "cuda":
+            raise UserError("--loader.decode gpu needs a GPU that torch can use; leave it out, and workers decode")
+        if world.is_main:
+            check_destination(recipe.out)
+        plan = Plan.of(recipe, world.size)
+        if has_begun(recipe):
+            refuse_other_settings(recipe.run_dir, as_plain(recipe), FREE)
+        shard_set = open_shards(recipe.shards)
+        check_batch(shard_set, recipe.batch_size)
+        if has_begun(recipe):
+            _refuse_other_shards(recipe, shard_set)
+    different = f"the ranks see different shards in {recipe.shards}; give every node the same with --shards"
+    refuse_differences(fingerprint(shard_set), world, different)
+    return plan, shard_set
+
+
+def has_begun(recipe: Recipe) -> bool:
+    """Whether an earlier attempt left something to go on from; until then settings and shards may change."""
+    export = recipe.run_dir / recipe.out.name
+    return export.exists() or any(recipe.run_dir.glob("checkpoint-*.pt"))
+
+
+def verify(recipe: Recipe, shard_set: ShardSet, world: World, stop: StopSignal) -> bool:
+    """Compare the shards with their index before the first step, each rank a part; False if told to stop.
+
+    Raises:
+        SharedError: a shard is not the one that was indexed.
+    """
+    with together(world):
+        if recipe.verify and not has_begun(recipe):
+            numbers = range(world.rank, len(shard_set.shards), world.size)
+            check_sums(shard_set, numbers, lambda: stop.received is not None, quiet=not world.is_main)
+    return not any_rank(stop.received is not None, world.device)
+
+
+def open_run(recipe: Recipe, shard_set: ShardSet, world: World) -> Run:
+    """The folder of the run; close it.
+
+    Raises:
+        SharedError: the folder cannot be used.
+    """
+    with together(world):
+        run = Run(recipe.run_dir, recipe, writes=world.is_main)
+        if world.is_main:
+            remember(shard_set, _memory(recipe))
+            _sweep(recipe)
+    return run
+
+
+def begin(plan: Plan, world: World) -> tuple[State, str]:
+    """Networks and optimiser, fresh or from the newest checkpoint, and in words where the run stands.
+
+    Raises:
+        SharedError: no checkpoint can be read, or not all ranks read the same.
+    """
+    recipe = plan.recipe
+    workers = max(recipe.loader.resolved_workers(), 1)
+    layout = Layout(plan.micro_batch, world.size, workers, recipe.loader.buffer)
+    torch.manual_seed(recipe.seed)  # the same fresh weights on every rank
+    method = _networks(recipe, world)
+    state = State(method, recipe.optimiser.build(method), layout)
+    with together(world):
+        standing = state.restore(recipe.run_dir, recipe.name, free_workers=recipe.loader.workers is None)
+    different = (
+        f"the ranks see different checkpoints in {recipe.run_dir}; "
+        "it must lie on a file system that all nodes share"
+    )
+    refuse_differences(f"{state.step} {state.position} {state.layout}", world, different)
+    return state, standing
+
+
+def _networks(recipe: Recipe, world: World) -> Method:
+    """The recipe's networks with fresh weights, as this machine is to run them."""
+    method: Method = recipe.method.build().to(world.device)
+    if method.synchronises_batch_norms and world.size > 1 and world.device.type == "cuda":  # torch has it for GPUs
+        method = torch.nn.SyncBatchNorm.convert_sync_batchnorm(method)
+    if recipe.checkpoint_activations:
+        method.checkpoint_activations()
+    if recipe.compile:
+        method.compile_trunks()
+    return method
+
+
+def normalisation(recipe: Recipe, shard_set: ShardSet) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Channel means and standard deviations that the recipe asks for."""
+    if recipe.normalisation == "imagenet":
+        return IMAGENET_MEAN, IMAGENET_STD
+    return shard_set.mean, shard_set.std
+
+
+def describe(plan: Plan, state: State, shard_set: ShardSet, world: World) -> str:
+    """The numbers a user wants to see before the first step."""
+    recipe, method = plan.recipe, state.method
+    mean, std = (", ".join(f"{x:.3f}" for x in values) for values in normalisation(recipe, shard_set))
+    origin = "" if shard_set.indexed else " (foreign: no index.json, so they were counted; ImageNet's colours)"
+    a_gpu = f" ({torch.cuda.get_device_name(world.device)})" if world.device.type == "cuda" else ""
+    return (
+        f"recipe  {recipe.name}: {recipe.method.name} with {recipe.method.arch}, "
+        f"{_millions(method):.1f} M parameters, {_millions(method.backbone()):.1f} M of them exported\n"
+        f"shards  {recipe.shards}: {len(shard_set.shards)} with {shard_set.samples:,} patches{origin}, "
+        f"mean {mean}, deviation {std}\n"
+        f"{plan}\n"
+        f"epochs  {recipe.samples_seen / shard_set.samples:,.1f} over these patches, "
+        f"{shard_set.samples / recipe.batch_size:,.1f} steps each\n"
+        f"device  {world.device}{a_gpu}, {recipe.loader.processes(state.layout)} loader worker(s) a rank; "
+        f"run folder {recipe.run_dir}"
+    )
+
+
+def _memory(recipe: Recipe) -> Path:
+    return recipe.run_dir / "shards.json"
+
+
+def _refuse_other_shards(recipe: Recipe, shard_set: ShardSet) -> None:
+    if _memory(recipe).exists() and not same_as_remembered(shard_set, _memory(recipe)):
+        raise UserError(
+            f"the shards in {recipe.shards} are not those that the run in {recipe.run_dir} began with; "
+            "give another run folder with --run-dir, or the old shards with --shards"
+        )
+
+
+def _sweep(recipe: Recipe) -> None:
+    """Remove what a killed process was writing; a half checkpoint of ViT-B is a gigabyte."""
+    for path in (
+        *recipe.run_dir.glob(".*.tmp"),
+        *(recipe.run_dir / "pictures").glob(".*.tmp"),
+        *recipe.out.parent.glob(f".{recipe.out.name}.*.tmp"),
+    ):
+        path.unlink()
+
+
+def _millions(network: torch.nn.Module) -> float:
+    return sum(parameter.numel() for parameter in network.parameters()) / 1e6

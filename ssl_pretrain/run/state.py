@@ -1,0 +1,88 @@
+"""What a run has to remember to go on as if nothing had happened."""
+
+import math
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from shared.training import checkpoint
+from shared.training.rank_errors import SharedError
+from shared.training.run_folder import Run
+from ssl_pretrain.data.epoch_order import Layout, Position
+from ssl_pretrain.methods import Method
+
+
+@dataclass
+class State:
+    """Networks, optimiser and how far the run is.
+
+    Random numbers need no more than that: torch's generators are seeded anew for every batch, from the seed
+    of the run and the number of the batch.
+    """
+
+    method: Method
+    optimiser: torch.optim.Optimizer
+    layout: Layout
+    step: int = 0
+    """Optimiser steps done."""
+    position: Position = Position()
+    """What has been read of the shards."""
+
+    def save(self, run: Run, recipe: str, keep_every: int | None = None) -> None:
+        """Write a checkpoint into the run folder; called on every rank.
+
+        Args:
+            run: The run.
+            recipe: Name of the recipe.
+            keep_every: Checkpoints of every multiple of this step stay.
+
+        Raises:
+            SharedError: a weight, the same on every rank, is not finite; the checkpoints before are kept.
+        """
+        norms = torch.stack(torch._foreach_norm(list(self.method.parameters()))).tolist()
+        if not all(map(math.isfinite, norms)):
+            raise not_finite("a weight", self.step, run.folder)
+        if not run.writes:
+            return
+        content = {
+            "networks": self.method.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "position": asdict(self.position),
+            "layout": asdict(self.layout),
+        }
+        checkpoint.save(run.folder, self.step, recipe, content, keep_every=keep_every)
+
+    def restore(self, folder: Path, recipe: str, free_workers: bool = False) -> str:
+        """Take over the newest whole checkpoint of a run folder; says in words where the run stands.
+
+        Args:
+            folder: The run folder.
+            recipe: Name of the recipe.
+            free_workers: Whether nobody asked for the number of loader workers: it stays the checkpoint's, so
+                that a node with other cores goes on in the middle of the epoch.
+
+        Raises:
+            UserError: the folder belongs to another recipe, or none of its checkpoints can be read.
+        """
+        found = checkpoint.resume(folder, recipe)
+        if found is None:
+            return "begins"
+        self.method.load_state_dict(found["networks"])
+        self.optimiser.load_state_dict(found["optimiser"])
+        self.step, self.position = found["step"], Position(**found["position"])
+        before = Layout(**found["layout"])
+        if before == (replace(self.layout, workers=before.workers) if free_workers else self.layout):
+            self.layout = before
+            return f"goes on after step {self.step:,}"
+        # Other ranks, workers or batches divide an epoch in another way: only the next one is all unseen.
+        self.position = Position(self.position.epoch + 1)
+        return f"goes on after step {self.step:,}, with a new epoch because its division has changed"
+
+
+def not_finite(what: str, step: int, folder: Path) -> SharedError:
+    """The error of a run that has blown up, on every rank."""
+    return SharedError(
+        f"{what} is infinite or not a number at step {step:,}; the checkpoints before it are kept in {folder}: "
+        "begin again in another --run-dir with a lower --optimiser.base-lr"
+    )

@@ -1,0 +1,120 @@
+"""Loss and speed of every step, collected without making the GPU wait."""
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from shared.training.distributed import World, mean_over_ranks
+from shared.training.run_folder import Run, progress
+from ssl_pretrain.run.batch_plan import Plan
+from ssl_pretrain.run.flops import flops_per_image, peak_flops, utilisation
+from ssl_pretrain.run.state import not_finite
+
+# Seconds between two looks at the loss and at the wish to stop, where `log_every` steps take longer: a job is
+# warned minutes before its end, and a checkpoint has to be written in them.
+LONGEST_WAIT = 10.0
+# How the progress bar calls what `utilisation` knows.
+UNITS = {"mfu_percent": "% MFU", "memory_gb": "GB"}
+
+
+class Meter:
+    """Writes one line a step to `metrics.jsonl` and draws the progress bar.
+
+    Losses stay on the device until `flush`, which waits for them once for many steps. Speed and data wait
+    are those of the steps since the flush before. When the next is due is decided in a flush, from the mean
+    speed of all ranks, so that they agree.
+    """
+
+    def __init__(self, run: Run, plan: Plan, world: World, first_step: int) -> None:
+        """Start the clock and the bar at `first_step`."""
+        self.run, self.plan, self.device = run, plan, world.device
+        self.bar = progress(
+            plan.last_step, "step", first_step, description=plan.recipe.name, hidden=not world.is_main
+        )
+        # Counted only where it says something: it takes some seconds.
+        is_known = world.is_main and peak_flops(world.device) is not None
+        self._flops = flops_per_image(plan.recipe) if is_known else 0.0
+        self._done: list[Tensor] = []
+        self._names: list[str] = []
+        self._step = first_step
+        self._next = first_step + 1  # then the speed is known
+        self._waited = 0.0
+        self._since = time.perf_counter()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what the loop does to get its next batch."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+
+    def step_done(self, loss: Tensor, measures: Mapping[str, Tensor] | None = None) -> None:
+        """One more step is done; its loss and other measures (scalars, on the device) are this rank's.
+
+        Measures have the same names in every step.
+        """
+        self._names = list(measures or ())
+        self._done.append(torch.stack([loss, *(measures or {}).values()]))
+        self.bar.update()
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to flush; the same on every rank."""
+        return self._step + len(self._done) >= self._next
+
+    def flush(self) -> None:
+        """Log the steps since the last flush.
+
+        Raises:
+            SharedError: a loss is not finite; raised on every rank, as losses are means over all.
+        """
+        if not self._done:
+            return
+        lines = mean_over_ranks(torch.stack(self._done)).tolist()
+        seconds = time.perf_counter() - self._since
+        speed = len(lines) * self.plan.recipe.batch_size / seconds
+        wait = 100 * self._waited / seconds
+        used = utilisation(self._flops, speed, self.plan.ranks, self.device)
+        for loss, *measures in lines:
+            if not math.isfinite(loss):
+                raise not_finite("the loss", self._step + 1, self.run.folder)
+            self._log(loss, speed, wait, used | dict(zip(self._names, measures, strict=True)))
+        shown = "".join(f", {value} {UNITS[name]}" for name, value in used.items())
+        lr = self.plan.learning_rate(self._step - 1)
+        text = f"loss {lines[-1][0]:.4f}, lr {lr:.2g}, {speed:.0f} images/s, data wait {wait:.0f} %{shown}"
+        self.bar.set_postfix_str(text, refresh=False)
+        self._next = self._step + self._stride(seconds / len(lines))
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Count time from now: what lay before (a checkpoint, a picture) is not training."""
+        self._done, self._waited, self._since = [], 0.0, time.perf_counter()
+
+    def __enter__(self) -> "Meter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def _stride(self, seconds_a_step: float) -> int:
+        """Steps to the next flush: up to a multiple of `log_every`, or as many as the longest wait allows."""
+        mean = float(mean_over_ranks(torch.tensor(seconds_a_step, device=self.device)))
+        every = self.plan.recipe.log_every
+        return min(every - self._step % every, max(1, int(LONGEST_WAIT / mean)))
+
+    def _log(self, loss: float, speed: float, wait: float, measures: dict[str, float]) -> None:
+        lr = self.plan.learning_rate(self._step)
+        self._step += 1
+        self.run.log(
+            self._step,
+            loss=loss,
+            lr=lr,
+            samples=self.plan.samples(self._step),
+            images_per_second=round(speed, 1),
+            data_wait_percent=round(wait, 1),
+            **measures,
+        )

@@ -1,0 +1,136 @@
+"""Where the trunk's weights come from, and what that means for batch norms."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from finetune.training.initialisation import held_batch_norms, initial_detector
+from shared.cli import UserError
+from shared.model import dpa_p2pnet as core
+from shared.weights.weights_file import write
+
+TINY = "vit_tiny_patch16_224"
+
+
+@pytest.fixture(scope="module")
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "tiny.pth"
+    metadata = {"kind": "backbone", "arch": TINY, "mean": [0.7, 0.6, 0.7], "std": [0.2, 0.2, 0.1]}
+    write(path, timm.create_model(TINY).state_dict(), metadata)
+    return path
+
+
+def test_arch_and_normalisation_come_from_the_file(tiny_weights: Path) -> None:
+    detector, loaded, _ = initial_detector(core.Config(classes=2), str(tiny_weights), None)
+    assert detector.config.arch == TINY
+    assert (detector.config.mean, detector.config.std) == ((0.7, 0.6, 0.7), (0.2, 0.2, 0.1))
+    source = timm.create_model(TINY)
+    source.load_state_dict(torch.load(tiny_weights, weights_only=True)["state_dict"])
+    trunk = detector.backbone.trunk.state_dict()
+    assert len(loaded) == len(trunk)
+    for name in ("patch_embed.proj.weight", "blocks.11.mlp.fc2.bias"):
+        assert torch.equal(trunk[name], source.state_dict()[name])
+    assert held_batch_norms(detector.backbone.trunk, loaded) == []
+
+
+def test_another_project_s_file_is_taken_and_accounted_for(tmp_path: Path) -> None:
+    source = timm.create_model("resnet50").state_dict()
+    student = {f"module.backbone.{name}": torch.zeros(()).expand(tensor.shape) for name, tensor in source.items()}
+    teacher = {f"module.backbone.{name}": tensor for name, tensor in source.items()}
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"student": student, "teacher": teacher, "args": argparse.Namespace(arch="resnet50")}, path)
+    detector, loaded, origin = initial_detector(core.Config(), str(path), None)
+    path.unlink()
+    trunk = detector.backbone.trunk.state_dict()
+    assert loaded == trunk.keys()
+    assert all(torch.equal(trunk[name], source[name]) for name in trunk)
+    title, used, dropped, missing = origin.splitlines()
+    assert title == (
+        f'resnet50 from {path} (torchvision names under "module.backbone." in "teacher"), '
+        "ImageNet's mean 0.485, 0.456, 0.406 and std 0.229, 0.224, 0.225"
+    )
+    assert used.split()[:2] == ["used", "318"]
+    assert (dropped, missing) == ("  dropped    2  fc (2)", "  missing    0")
+
+
+def test_a_detector_on_a_vit_with_layer_scale_is_saved_and_built_again(tmp_path: Path) -> None:
+    """Patches of 14 px and registers end here: the file that training writes knows nothing of them."""
+    with torch.device("meta"):
+        source = timm.create_model("vit_small_patch14_reg4_dinov2", num_classes=0)
+    source = source.to_empty(device="cpu")
+    for parameter in source.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    torch.save(source.state_dict(), tmp_path / "dinov2.pth")
+    detector, loaded, _ = initial_detector(core.Config(classes=2), str(tmp_path / "dinov2.pth"), None)
+    assert detector.config.arch == "vit_small_patch14_dinov2"
+    assert loaded == detector.backbone.trunk.state_dict().keys()
+    core.save_detector(tmp_path / "detector.pth", detector, {})
+    again, _ = core.load_detector(tmp_path / "detector.pth")
+    image = torch.rand(1, 3, 64, 96)
+    with torch.inference_mode():
+        torch.testing.assert_close(again(image).points_BN2, detector.eval()(image).points_BN2)
+
+
+def test_every_field_of_view_starts_from_the_same_weights(tiny_weights: Path) -> None:
+    detector, _, _ = initial_detector(core.Config(views=2), str(tiny_weights), None)
+    own, wider = (trunk.state_dict() for trunk in detector.trunks())
+    assert all(torch.equal(own[name], wider[name]) for name in own)
+
+
+def test_every_field_of_view_is_standardised_as_the_weights_want(tiny_weights: Path) -> None:
+    detector, _, _ = initial_detector(core.Config(views=2), str(tiny_weights), None)
+    seen = {}
+    for view, trunk in zip(("own", "wider"), detector.trunks(), strict=True):
+        trunk.patch_embed.proj.register_forward_pre_hook(
+            lambda _, given, view=view: seen.update({view: given[0].mean((0, 2, 3))})
+        )
+    mean, std = torch.tensor((0.7, 0.6, 0.7)), torch.tensor((0.2, 0.2, 0.1))
+    images_KC = torch.stack([mean - std, mean + 2 * std])  # widest first
+    with torch.inference_mode():
+        detector.eval()(images_KC[None, :, :, None, None].expand(1, 2, 3, 64, 64))
+    torch.testing.assert_close(seen, {"own": torch.full((3,), 2.0), "wider": torch.full((3,), -1.0)})
+
+
+def test_only_batch_norms_with_loaded_statistics_are_held(tmp_path: Path) -> None:
+    path = tmp_path / "resnet.pth"
+    torch.save(timm.create_model("resnet50").state_dict(), path)
+    detector, loaded, _ = initial_detector(core.Config(), str(path), None)
+    assert len(held_batch_norms(detector.backbone.trunk, loaded)) == 53
+    detector, loaded, _ = initial_detector(core.Config(), "random", None)
+    assert held_batch_norms(detector.backbone.trunk, loaded) == []
+
+
+def test_files_of_the_wrong_kind_are_refused_in_a_sentence(tmp_path: Path, tiny_weights: Path) -> None:
+    detector = core.Detector(core.Config(arch=TINY))
+    core.save_detector(tmp_path / "detector.pth", detector, {"classes": ["cell"]})
+    torch.save({"unknown.weight": torch.zeros(3)}, tmp_path / "other.pth")
+    (tmp_path / "text.pth").write_text("no weights")
+    (tmp_path / "cut.pth").write_bytes(tiny_weights.read_bytes()[:100_000])
+    for name, sentence in {
+        "detector.pth": "is a whole detector",
+        "other.pth": "is no ResNet-50 and no plain ViT",
+        "text.pth": "is no file of torch.save",
+        "cut.pth": "cut short or holds more than tensors",
+        "none.pth": "there is no weights file",
+    }.items():
+        with pytest.raises(UserError, match=sentence) as caught:
+            initial_detector(core.Config(), str(tmp_path / name), None)
+        assert name in str(caught.value)
+    with pytest.raises(UserError, match=r"fits only .* --arch"):
+        initial_detector(core.Config(), str(tiny_weights), "resnet50")
+
+
+def test_imagenet_offline_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"cannot be fetched from timm's hub .*pass that file with --init"):
+        initial_detector(core.Config(), "imagenet", "resnet50")
+    with pytest.raises(UserError, match="timm has no weights of vit_giant24_patch14_dinov2; pass a file"):
+        initial_detector(core.Config(), "imagenet", "vit_giant24_patch14_dinov2")
+    with pytest.raises(UserError, match="there is no backbone 'resnet51'"):
+        initial_detector(core.Config(), "imagenet", "resnet51")

@@ -1,0 +1,160 @@
+"""From words to a config, from an error to an exit code."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from shared.cli import UserError, as_plain, parse_beside, run, settings_text
+from tests.conftest import ENVIRONMENT
+
+
+@dataclass(frozen=True)
+class Inner:
+    rate: float = 0.1
+
+
+@dataclass(frozen=True)
+class Config:
+    name: str = "small"
+    out: Path = Path("out")
+    inner: Inner = field(default_factory=Inner)
+    scale: tuple[float, float] = (0.5, 2.0)
+
+
+RECIPES = {"small": Config(), "large": Config(name="large", inner=Inner(0.9))}
+
+
+@dataclass(frozen=True)
+class Machine:
+    cores: int = 1
+
+
+def words(*args: str) -> Config:
+    return typed(*args)[0]
+
+
+def typed(*args: str) -> tuple[Config, Machine]:
+    return parse_beside(RECIPES, "small", "python -m stage", "What it does.", Machine(), args)
+
+
+def test_a_recipe_is_a_named_default_with_fields_overridden() -> None:
+    assert words() == RECIPES["small"]
+    assert words("large", "--out", "x") == dataclasses.replace(RECIPES["large"], out=Path("x"))
+    assert words("--inner.rate", "3").inner.rate == 3.0
+    assert typed("large", "--cores", "2") == (RECIPES["large"], Machine(2))
+    with pytest.raises(UserError, match="no recipe 'medium'; choose one of small, large"):
+        words("medium")
+
+
+def test_plain_values_for_json_and_for_people() -> None:
+    assert as_plain(Config()) == {"name": "small", "out": "out", "inner": {"rate": 0.1}, "scale": [0.5, 2.0]}
+    assert "  inner.rate = 0.1" in settings_text(Config()).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [(UserError("a.svs is no slide"), 2, "error: a.svs is no slide\n"), (KeyboardInterrupt(), 130, "interrupted")],
+)
+def test_errors_become_exit_codes(
+    raised: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails() -> None:
+        raise raised
+
+    with pytest.raises(SystemExit) as left:
+        run(fails)
+    assert left.value.code == code
+    assert capsys.readouterr().err.startswith(said)
+
+
+def test_the_command_s_own_code_is_kept() -> None:
+    for returned, code in [(None, 0), (0, 0), (3, 3)]:
+        with pytest.raises(SystemExit) as left:
+            run(lambda returned=returned: returned)
+        assert left.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (lambda folder: folder.open("w"), "cannot read or write {folder}: Is a directory"),
+        (lambda folder: (folder / "a/b").mkdir(), "cannot read or write {folder}/a/b: No such file or directory"),
+        (lambda _: os.write(os.open("/dev/full", os.O_WRONLY), b"x"), "what was being written: No space left"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_one_sentence(
+    error: Callable[[Path], object], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        run(lambda: error(tmp_path) and None)
+    printed = capsys.readouterr().err
+    assert left.value.code == 2 and said.format(folder=tmp_path) in printed and printed.count("\n") == 1
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run(lambda: 1 // 0)
+    with pytest.raises(OSError, match="Bad file"):
+        run(lambda: os.close(987654))
+
+
+PROGRAM = """
+import sys, time
+from shared.cli import UserError, run
+
+def command():
+    if "wait" in sys.argv:
+        print("waiting", flush=True)
+        time.sleep(60)
+    print(sys.argv[1] * int(sys.argv[2]))
+    if "exit" in sys.argv:
+        sys.exit(0)
+    if "error" in sys.argv:
+        raise UserError("what nobody reads")
+
+run(command)
+"""
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize(
+    "words", [("short", "1"), ("long", "100000"), ("help", "1", "exit"), ("no", "1", "error")]
+)
+def test_a_reader_that_went_away_is_no_error(words: tuple[str, ...], buffered: bool) -> None:
+    """As in `python -m stage | head -1`, and with `2>&1` before the pipe."""
+    environment = {**ENVIRONMENT, "PYTHONUNBUFFERED": "" if buffered else "1"}
+    for also_errors in (False, True):
+        reader, writer = os.pipe()
+        os.close(reader)
+        errors = writer if also_errors else subprocess.PIPE
+        with subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, *words], stdout=writer, stderr=errors, env=environment, text=True
+        ) as process:
+            os.close(writer)
+            said = process.communicate(timeout=60)[1]
+        assert process.returncode == 141
+        assert also_errors or not said.replace("error: what nobody reads\n", "")
+
+
+def test_ctrl_c_is_one_sentence() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "wait"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=ENVIRONMENT,
+        text=True,
+        # Whoever runs the tests in the background of a shell has them ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        assert process.stdout and process.stdout.readline() == "waiting\n"
+        process.send_signal(signal.SIGINT)
+        errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert errors.startswith("interrupted; ") and errors.count("\n") == 1

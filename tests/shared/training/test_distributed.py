@@ -1,0 +1,73 @@
+"""Ranks as torchrun and SLURM describe them, in real processes."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from shared.signals import StopSignal
+from tests.conftest import ENVIRONMENT, free_port, signals_kept
+
+PROGRAM = """
+import torch
+from shared.training import distributed
+world = distributed.start()
+mean = distributed.mean_over_ranks(torch.tensor(float(world.rank)))
+flags = [distributed.any_rank(world.rank == wanted, world.device) for wanted in (1, 7)]
+print(world.rank, world.size, world.is_main, mean.item(), flags, flush=True)
+distributed.stop()
+"""
+
+
+def launch(*environments: dict[str, str]) -> list[str]:
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM], env={**ENVIRONMENT, **each}, stdout=subprocess.PIPE, text=True
+        )
+        for each in environments
+    ]
+    return [process.communicate(timeout=120)[0].strip() for process in processes]
+
+
+def test_one_process_needs_no_group() -> None:
+    assert launch({}) == ["0 1 True 0.0 [False, False]"]
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "slurm"])
+def test_two_ranks_meet(launcher: str) -> None:
+    port = str(free_port())
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    if launcher == "slurm":
+        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+    ranks = [dict(zip(names, (rank, "2", rank), strict=True)) for rank in "01"]
+    lines = launch(*({**rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} for rank in ranks))
+    assert lines == ["0 2 True 0.5 [True, False]", "1 2 False 0.5 [True, False]"]
+
+
+def test_slurm_tasks_that_do_not_know_each_other_are_refused() -> None:
+    lonely = {**ENVIRONMENT, "SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "1"}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=lonely, capture_output=True, text=True, check=False)
+    assert "UserError: several SLURM tasks were started without MASTER_ADDR" in done.stderr
+
+
+def test_a_port_in_use_is_one_sentence() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        first = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        words = [sys.executable, "-c", PROGRAM]
+        done = subprocess.run(words, env=ENVIRONMENT | first, capture_output=True, text=True, check=False)
+    said = f"UserError: port {port} of 127.0.0.1, where the ranks meet, is in use; set MASTER_PORT to a free one"
+    assert said in done.stderr
+
+
+def test_signals_raise_a_flag_and_nothing_else() -> None:
+    with signals_kept():
+        stop = StopSignal()
+        assert stop.received is None
+        os.kill(os.getpid(), signal.SIGUSR2)
+        assert stop.received == "SIGUSR2"
