@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from finetune.training.augment import Config as Augment
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.model import dpa_p2pnet as core
 from shared.model.backbones import sees_whole_image
 from shared.model.decoders import PYRAMID_STRIDES

@@ -18,7 +18,8 @@ from finetune.scoring.challenge import official_score
 from finetune.scoring.metrics import CellSet, Scores, score_cells
 from finetune.scoring.sheets import comparison_sheet
 from finetune.training.tile_loader import to_image
-from shared.cli import UserError, as_plain, check_range, make_folder, run
+from shared.cli import as_plain, check_range, make_folder, run
+from shared.errors import UserError
 from shared.files import atomic_path, write_json
 from shared.model.dpa_p2pnet import Cells, Detector, select_cells
 from shared.training.precision import autocast

@@ -13,7 +13,8 @@ import torch
 import tyro
 from torch import nn
 
-from shared.cli import UserError, check_range, run
+from shared.cli import check_range, run
+from shared.errors import UserError
 from shared.files import atomic_path
 from shared.model.dpa_p2pnet import Config as DetectorConfig
 from shared.model.dpa_p2pnet import Detector

@@ -10,7 +10,8 @@ import tyro
 from finetune.datasets import Source
 from finetune.training.augment import Config as Augment
 from finetune.training.criterion import Config as Criterion
-from shared.cli import UserError, check_range
+from shared.cli import check_range
+from shared.errors import UserError
 from shared.model.multi_fov import Upsampling
 from shared.training.precision import Precision
 from shared.weights.weights_file import check_destination

@@ -18,7 +18,8 @@ from finetune.training.initialisation import held_batch_norms, initial_detector
 from finetune.training.proposal_count import check_interval
 from finetune.training.state import Training, average_of
 from finetune.training.tile_loader import TileStream, tile_batches
-from shared.cli import UserError, as_plain
+from shared.cli import as_plain
+from shared.errors import UserError
 from shared.model import dpa_p2pnet as core
 from shared.signals import STOPPED, StopSignal, leave_marker
 from shared.training import checkpoint, distributed

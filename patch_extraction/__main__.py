@@ -24,15 +24,8 @@ from patch_extraction.reports.html_report import REPORT, write_report
 from patch_extraction.reports.pictures import CONTACT_SHEET, THUMBNAILS, save_contact_sheets
 from patch_extraction.reports.summary import SLIDES_CSV, summary, write_csv
 from patch_extraction.slide_store.slide_tar import FAILED, Record, finished
-from shared.cli import (
-    NOTHING_FAILED,
-    SOME_FAILED,
-    UserError,
-    as_plain,
-    cli_beside,
-    run,
-    settings_text,
-)
+from shared.cli import as_plain, cli_beside, run, settings_text
+from shared.errors import NOTHING_FAILED, SOME_FAILED, UserError
 from shared.files import write_json
 from shared.jobs.partition import Part
 from shared.signals import leave_when_told

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shared.cli import UserError, as_plain, check_range
+from shared.cli import as_plain, check_range
+from shared.errors import UserError
 from shared.jobs.partition import Part
 from shared.wsi.resampling import resampler
 from shared.wsi.resolution import PLAUSIBLE

@@ -19,7 +19,8 @@ from PIL import Image, UnidentifiedImageError
 from scipy.optimize import linear_sum_assignment
 
 from patch_extraction.counters.base import CellCounter, choose_counter
-from shared.cli import UserError, check_range, run
+from shared.cli import check_range, run
+from shared.errors import UserError
 from shared.files import atomic_path
 from shared.reporting.tables import table
 from shared.wsi.resolution import PLAUSIBLE

@@ -1,7 +1,7 @@
 """A harvest as an array of Slurm jobs that the command itself submits: the parts, and then one job that packs."""
 
 from patch_extraction.config import HarvestConfig
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.jobs.launch import PartsLaunch, part_tasks, typed_command, wait_in_slurm
 from shared.jobs.slurm import Slurm
 from shared.jobs.slurm import check as check_slurm

@@ -1,7 +1,6 @@
 """From the command line to a frozen config; wrong input ends in one sentence and exit code 2."""
 
 import dataclasses
-import errno
 import math
 import multiprocessing
 import os
@@ -12,17 +11,11 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import tyro
 
+from shared.errors import DISK_FULL, REFUSED, UserError
 from shared.signals import ignore_from_now_on
 
 Config = TypeVar("Config")
 Beside = TypeVar("Beside")
-# Exit codes; 3: some slides or jobs failed, and the rest is done. The 85 of a stopped one is in `stop_signal`.
-NOTHING_FAILED, REFUSED, SOME_FAILED = 0, 2, 3
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-
-
-class UserError(Exception):
-    """Input that only the user can mend; the message is one sentence with the file and the fix."""
 
 
 def run(command: Callable[[], int | None]) -> NoReturn:

@@ -11,7 +11,8 @@ import tyro
 from PIL import Image
 from torch import Tensor
 
-from shared.cli import UserError, check_range, make_folder, run
+from shared.cli import check_range, make_folder, run
+from shared.errors import UserError
 from shared.files import atomic_path
 from ssl_pretrain.data.crops import Crop
 from ssl_pretrain.data.shard_set import ShardSet, open_shards

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shared.cli import UserError, check_range, run
+from shared.cli import check_range, run
+from shared.errors import UserError
 from shared.reporting.tables import table
 from ssl_pretrain.data.shard_loader import MOST_WORKERS
 from ssl_pretrain.data.shard_set import ShardSet, open_shards

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from shared.cli import UserError, check_range
+from shared.cli import check_range
+from shared.errors import UserError
 from ssl_pretrain.data.shard_loader import Config as Loader
 from ssl_pretrain.data.views import Config as Augmentation
 from ssl_pretrain.methods import dino, mae, moco_v2, swav

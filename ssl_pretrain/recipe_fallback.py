@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from shared.cli import UserError, as_plain, flat, parse_beside
+from shared.cli import as_plain, flat, parse_beside
+from shared.errors import UserError
 from shared.training.distributed import World
 from shared.training.rank_errors import together
 from ssl_pretrain.methods.swav import BATCH_WITHOUT_QUEUE

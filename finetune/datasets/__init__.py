@@ -8,7 +8,8 @@ from typing import Protocol
 from finetune.datasets.dataset import AnnotatedData
 from finetune.datasets.description import NAME, Description, class_values, describe
 from finetune.datasets.layouts import bcdata, consep, ocelot, points
-from shared.cli import UserError, check_range
+from shared.cli import check_range
+from shared.errors import UserError
 
 
 class Reader(Protocol):

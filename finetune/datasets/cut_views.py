@@ -20,7 +20,8 @@ from finetune.datasets.dataset import SPLITS, image_size
 from finetune.datasets.layouts import ocelot
 from finetune.datasets.pairing import images_in
 from finetune.datasets.wider_views import view_beside
-from shared.cli import NOTHING_FAILED, SOME_FAILED, UserError, check_range
+from shared.cli import check_range
+from shared.errors import NOTHING_FAILED, SOME_FAILED, UserError
 from shared.files import atomic_path
 from shared.wsi.slide import Slide, SlideError, find_slides
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from shared.cli import UserError
+from shared.errors import UserError
 
 SPLITS = ("train", "val", "test")
 # What training leaves out where a split is missing.

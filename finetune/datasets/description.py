@@ -10,7 +10,7 @@ from typing import Any
 
 from finetune.datasets.annotations.cells import class_value
 from finetune.datasets.dataset import SPLITS
-from shared.cli import UserError
+from shared.errors import UserError
 
 NAME = "dataset.json"
 FIELDS = ("format", "mpp", "classes", "origin", "splits", "slides")

@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from finetune.datasets.annotations.qupath import SUFFIXES, Objects, Outlines, Region, read_objects
 from finetune.datasets.description import NAME, class_values
-from shared.cli import NOTHING_FAILED, SOME_FAILED, UserError, check_range, make_folder
+from shared.cli import check_range, make_folder
+from shared.errors import NOTHING_FAILED, SOME_FAILED, UserError
 from shared.files import atomic_path, write_json
 from shared.wsi.image_source import Source, bounds_corner, find_sources, open_source, require_fine, visible_files
 from shared.wsi.polygons import Polygon

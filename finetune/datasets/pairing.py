@@ -5,7 +5,7 @@ from pathlib import Path
 
 from finetune.datasets.dataset import IMAGE_SUFFIXES
 from finetune.datasets.wider_views import annotated_alone
-from shared.cli import UserError
+from shared.errors import UserError
 
 
 def images_in(folder: Path) -> dict[str, Path]:

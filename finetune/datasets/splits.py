@@ -6,7 +6,7 @@ from pathlib import Path
 
 from finetune.datasets.dataset import SPLITS, Tile
 from finetune.datasets.description import NAME, Description
-from shared.cli import UserError
+from shared.errors import UserError
 
 # The paper's shares for data sets without published splits (Experimental Setup).
 SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from finetune.datasets.dataset import IMAGE_SUFFIXES, Tile, image_sizes
-from shared.cli import UserError
+from shared.errors import UserError
 
 VIEW = re.compile(r"(?P<image>.+)\.fov(?P<factor>\d+)")
 

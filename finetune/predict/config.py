@@ -14,7 +14,8 @@ from finetune.detector import Detector
 from finetune.predict.outputs.ratios import Ratio, parse_ratio
 from finetune.predict.outputs.writers import import_parquet
 from finetune.predict.search.tiling import Tiling, tiling_of
-from shared.cli import UserError, check_range
+from shared.cli import check_range
+from shared.errors import UserError
 from shared.training.precision import Precision
 from shared.wsi.image_source import Source, size_at
 

@@ -11,7 +11,7 @@ from finetune.predict.search.deduplicate import without_seams
 from finetune.predict.search.inference import CELL, WindowReader, find_cells
 from finetune.predict.search.tiling import Tiling, tiling_of
 from finetune.scoring.metrics import CellSet
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.training.precision import Precision
 from shared.wsi.image_source import Picture, Source, size_at
 

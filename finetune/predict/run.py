@@ -9,7 +9,8 @@ from finetune.predict.config import Config, make_plan
 from finetune.predict.outputs.summary import write_overview
 from finetune.predict.share import share_of_process
 from finetune.predict.slide_job import Job, predict_slide
-from shared.cli import NOTHING_FAILED, REFUSED, SOME_FAILED, UserError, make_folder, settings_text
+from shared.cli import make_folder, settings_text
+from shared.errors import NOTHING_FAILED, REFUSED, SOME_FAILED, UserError
 from shared.signals import STOPPED, StopSignal, leave_marker
 from shared.training.worker_errors import deaths_named
 from shared.wsi.image_source import find_sources

@@ -20,7 +20,8 @@ from finetune.predict.search.cell_store import CellStore, StoredCells, read_prog
 from finetune.predict.search.inference import WindowReader, find_cells
 from finetune.predict.search.tiling import Tiling
 from finetune.scoring.metrics import CellSet
-from shared.cli import UserError, make_folder
+from shared.cli import make_folder
+from shared.errors import UserError
 from shared.signals import StopSignal
 from shared.training.run_folder import progress
 from shared.wsi.image_source import Source, bounds_corner, is_slide, open_source, require_fine

@@ -15,7 +15,8 @@ from finetune.recipes import RECIPES, Recipe
 from finetune.recipes import check as check_recipe
 from finetune.sweep.paper_tables import GIVEN, TABLES, Row, Table
 from finetune.train import FREE_ON_RESUME, detector_for
-from shared.cli import UserError, as_plain, check_range, flat
+from shared.cli import as_plain, check_range, flat
+from shared.errors import UserError
 from shared.jobs.slurm import Slurm
 from shared.jobs.slurm import check as check_slurm
 from shared.jobs.tasks import Task

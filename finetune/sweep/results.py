@@ -11,7 +11,7 @@ from finetune.datasets.dataset import AnnotatedData
 from finetune.profile import VARIANTS, multiply_adds
 from finetune.sweep.config import SCORES, SweepRun, read_kept
 from finetune.sweep.paper_tables import Row, Table
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.files import atomic_path
 from shared.model.dpa_p2pnet import Config as DetectorConfig
 from shared.model.dpa_p2pnet import Detector

@@ -21,7 +21,8 @@ from finetune.sweep.config import (
 )
 from finetune.sweep.paper_tables import TABLES
 from finetune.sweep.results import print_table, read_result, write_tables
-from shared.cli import NOTHING_FAILED, SOME_FAILED, UserError, as_plain, make_folder, settings_text
+from shared.cli import as_plain, make_folder, settings_text
+from shared.errors import NOTHING_FAILED, SOME_FAILED, UserError
 from shared.files import write_json
 from shared.jobs.slurm import are_left, run_in_slurm
 from shared.jobs.tasks import Task, failed_line, run_here

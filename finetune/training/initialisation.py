@@ -8,7 +8,7 @@ from typing import NamedTuple
 import timm
 from torch import nn
 
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.model import dpa_p2pnet as core
 from shared.model.backbones import BACKBONES, create_backbone
 from shared.weights.weights_file import LoadReport, Weights, load_into, read

@@ -6,7 +6,7 @@ import numpy as np
 
 from finetune.datasets.dataset import AnnotatedData, Tile
 from finetune.training.augment import Config as Augment
-from shared.cli import UserError
+from shared.errors import UserError
 
 
 def check_interval(data: AnnotatedData, interval: int, augment: Augment) -> None:

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from patch_extraction.counters.haematoxylin import THRESHOLD, find_nuclei
-from shared.cli import UserError
+from shared.errors import UserError
 
 CLASSICAL = ("haematoxylin", "hematoxylin")  # as people spell it
 # The name, and the file, of the detector that comes with this package; nuclei.md tells where it is from.

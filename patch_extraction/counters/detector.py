@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.model.dpa_p2pnet import Detector, load_detector, select_cells
 from shared.wsi.slide import MOST_UPSAMPLING
 

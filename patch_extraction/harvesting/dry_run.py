@@ -7,7 +7,7 @@ from patch_extraction.harvesting.slide_harvest import refuse_resolution
 from patch_extraction.harvesting.workers import each
 from patch_extraction.reports.summary import MOST_ROWS
 from patch_extraction.slide_store.slide_tar import DUPLICATE, FAILED, Record
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.reporting.tables import table
 from shared.training.run_folder import progress
 from shared.wsi.slide import Slide, SlideError

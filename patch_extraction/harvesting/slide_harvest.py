@@ -26,7 +26,7 @@ from patch_extraction.slide_store.slide_tar import (
     tar_path,
     write_record,
 )
-from shared.cli import DISK_FULL, UserError
+from shared.errors import DISK_FULL, UserError
 from shared.wsi.slide import MOST_UPSAMPLING, Slide, SlideError, folder_name, printable
 from shared.wsi.tissue import find_tissue
 

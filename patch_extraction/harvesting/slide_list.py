@@ -15,7 +15,7 @@ from patch_extraction.config import HarvestConfig, Source, overrides, pixel_sett
 from patch_extraction.counters.base import CellCounter
 from patch_extraction.slide_store.fingerprint import MANY_FILES, fingerprint
 from patch_extraction.slide_store.slide_tar import finished, slide_id
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.wsi.resolution import PLAUSIBLE
 from shared.wsi.slide import SUFFIXES, find_slides, printable
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.jobs.partition import Part
 
 LOCK = ".lock"

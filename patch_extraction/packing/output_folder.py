@@ -12,7 +12,7 @@ from patch_extraction.reports.pictures import CONTACT_SHEET, REJECTED_SHEET
 from patch_extraction.reports.summary import SLIDES_CSV
 from patch_extraction.slide_store.fingerprint import fingerprint
 from patch_extraction.slide_store.slide_tar import DUPLICATE, FAILED, KEPT, Record, read_record, tar_path
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.training.run_folder import CONFIG
 from shared.wsi.slide import folder_name
 

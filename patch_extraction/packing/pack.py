@@ -19,7 +19,7 @@ import numpy as np
 
 from patch_extraction.packing.shard_writer import Samples, write_shard
 from patch_extraction.slide_store.slide_tar import KEPT, Record, tar_path
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.files import write_json
 from shared.training.run_folder import progress
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from patch_extraction.packing.pack import INDEX, JOURNAL, SHARD, own_shards, read_index, sha256_of
 from patch_extraction.slide_store.slide_tar import members, read_at, read_record, tar_path
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.training.run_folder import progress
 
 FIELDS = {"slide", "biomarker", "x", "y", "width", "height", "mpp", "slide_mpp", "mpp_source", "level", "factor"}

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from shared.cli import NOTHING_FAILED, SOME_FAILED, check_range
+from shared.cli import check_range
+from shared.errors import NOTHING_FAILED, SOME_FAILED
 from shared.jobs.slurm import Slurm, are_left, run_in_slurm
 from shared.jobs.slurm_states import SUCCEEDED
 from shared.jobs.tasks import Task

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from shared.cli import UserError
+from shared.errors import UserError
 
 Slide = TypeVar("Slide")
 

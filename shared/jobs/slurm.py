@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shared.cli import UserError, check_range, make_folder
+from shared.cli import check_range, make_folder
+from shared.errors import UserError
 from shared.files import write_json
 from shared.jobs.job_report import Job, log_of_rank, report
 from shared.jobs.slurm_states import ENDED, job_states

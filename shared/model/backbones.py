@@ -5,7 +5,7 @@ from collections.abc import Callable
 import timm
 from torch import Tensor, nn
 
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.model.vit_adapter import ViTAdapter
 from shared.weights.weights_file import LAYER_SCALED_VITS, VITS
 

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared.cli import UserError, as_plain
+from shared.cli import as_plain
+from shared.errors import UserError
 from shared.model.backbones import create_backbone
 from shared.model.decoders import (
     GRID_STRIDE,

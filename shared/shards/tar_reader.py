@@ -14,7 +14,7 @@ from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shared.cli import UserError
+from shared.errors import UserError
 
 HARVEST = "python -m patch_extraction"
 INDEX = "index.json"

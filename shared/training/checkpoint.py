@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from shared.cli import UserError, flat
+from shared.cli import flat
+from shared.errors import UserError
 from shared.files import atomic_path
 
 NAME = re.compile(r"checkpoint-(\d{9})\.pt")

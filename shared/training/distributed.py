@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.signals import StopSignal, ignore_signals_in_worker
 
 # How long ranks wait for each other before they give up: the first one scores, draws and writes alone.

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.training import distributed
 from shared.training.distributed import World
 

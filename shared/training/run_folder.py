@@ -15,7 +15,8 @@ from typing import Any, TextIO
 from PIL import Image
 from tqdm import tqdm
 
-from shared.cli import UserError, as_plain, make_folder, settings_text
+from shared.cli import as_plain, make_folder, settings_text
+from shared.errors import UserError
 from shared.files import atomic_path, without_nan, write_json
 
 CONFIG, PROVENANCE, LOCK = "config.json", "provenance.json", ".lock"

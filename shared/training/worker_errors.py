@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from shared.cli import UserError
+from shared.errors import UserError
 
 # A batch whose tensors were still to be fetched from the process.
 GONE = (ConnectionResetError, ConnectionRefusedError, EOFError)

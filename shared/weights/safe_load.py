@@ -10,7 +10,7 @@ from typing import Any
 import safetensors
 import torch
 
-from shared.cli import UserError
+from shared.errors import UserError
 
 # MAE's and DINO's training states keep their command line in an argparse.Namespace. PyTorch's restricted
 # unpickler makes one by setting its attributes to plain values; nothing of the class runs, so it is harmless.

@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.files import atomic_path, keep_aside, without_nan
 from shared.training.checkpoint import FORMAT as TRAINING_STATE
 from shared.weights.foreign_layouts import find_trunk

@@ -13,7 +13,7 @@ import openslide
 from PIL import Image, UnidentifiedImageError
 
 from finetune.predict.outputs.file_names import drawn_by_prediction
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.wsi.slide import MOST_UPSAMPLING, Slide, SlideError, find_slides, printable
 from shared.wsi.subpixel_blend import on_white
 

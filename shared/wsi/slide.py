@@ -18,7 +18,7 @@ import numpy as np
 import openslide
 from PIL import Image
 
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.wsi.dicom import series_of
 from shared.wsi.jpeg_tile_reader import NotReadError, TiledTiff
 from shared.wsi.resampling import resample

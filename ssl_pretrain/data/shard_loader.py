@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from shared.cli import UserError, check_range
+from shared.cli import check_range
+from shared.errors import UserError
 from shared.shards.tar_reader import Image, read_images
 from shared.signals import ignore_signals_in_worker
 from shared.training.distributed import World

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.files import write_json
 from shared.shards.tar_reader import HARVEST, INDEX, check_end, count_images, damaged, sha256
 from shared.training.run_folder import progress

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from shared.cli import UserError, check_range
+from shared.cli import check_range
+from shared.errors import UserError
 from ssl_pretrain.data.color_ops import Jitter, blurred, gray, jittered, solarised
 from ssl_pretrain.data.crops import Crop
 

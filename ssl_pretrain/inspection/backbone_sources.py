@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.training import checkpoint
 from shared.weights import weights_file
 from shared.weights.safe_load import load_content

@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shared.cli import UserError, check_range
+from shared.cli import check_range
+from shared.errors import UserError
 from shared.training.schedules import cosine, linear
 from shared.weights.weights_file import VITS
 from ssl_pretrain.data.crops import Crop

@@ -22,7 +22,8 @@ from lightly.models.utils import (
 from PIL import Image
 from torch import Tensor, nn
 
-from shared.cli import UserError, check_range
+from shared.cli import check_range
+from shared.errors import UserError
 from shared.reporting.pictures import contact_sheet
 from ssl_pretrain.data.crops import Crop
 from ssl_pretrain.methods import Method, Step

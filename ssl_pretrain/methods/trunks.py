@@ -9,7 +9,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from shared.cli import UserError, check_range
+from shared.cli import check_range
+from shared.errors import UserError
 from shared.weights.weights_file import VITS
 
 RESNETS = ("resnet50",)

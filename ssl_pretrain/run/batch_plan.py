@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from shared.cli import UserError
+from shared.errors import UserError
 from ssl_pretrain.methods import Step
 from ssl_pretrain.recipe import Recipe
 

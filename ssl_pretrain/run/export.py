@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.training.run_folder import Run, git_commit, versions
 from shared.weights import weights_file
 from ssl_pretrain.data.shard_set import ShardSet

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.files import atomic_path, keep_aside
 
 LOADING = """```python

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 
-from shared.cli import UserError, as_plain
+from shared.cli import as_plain
+from shared.errors import UserError
 from shared.signals import StopSignal
 from shared.training.checkpoint import refuse_other_settings
 from shared.training.distributed import World, any_rank

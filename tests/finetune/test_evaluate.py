@@ -9,7 +9,7 @@ import torch
 
 from finetune.datasets import Source
 from finetune.evaluate import Config, evaluate
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.model import dpa_p2pnet as core
 from shared.samples.sample_slides import write_tiles
 from shared.weights.weights_file import write

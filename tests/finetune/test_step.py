@@ -13,7 +13,7 @@ from finetune.step import learning_rate, update
 from finetune.training.criterion import Targets
 from finetune.training.state import Training, average_of
 from finetune.training.tile_loader import Batch
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.model.dpa_p2pnet import Config, Detector
 from tests.conftest import ENVIRONMENT, free_port
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from patch_extraction.count_check import CountCheckConfig, annotated_squares, main, measure
 from patch_extraction.counters.base import HaematoxylinCounter
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.samples.sample_slides import write_tiles
 from tests.patch_extraction.counters.test_haematoxylin import annotated, figures
 

@@ -13,7 +13,7 @@ import pytest
 
 from patch_extraction import launch
 from patch_extraction.config import HarvestConfig
-from shared.cli import UserError
+from shared.errors import UserError
 from tests.conftest import REPOSITORY
 from tests.patch_extraction.conftest import BIG, digests
 from tests.slurm.checkout import make_python

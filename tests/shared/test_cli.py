@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from shared.cli import UserError, as_plain, parse_beside, run, settings_text
+from shared.cli import as_plain, parse_beside, run, settings_text
+from shared.errors import UserError
 from tests.conftest import ENVIRONMENT
 
 

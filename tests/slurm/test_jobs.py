@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import submitit
 
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.jobs.slurm import InJob, Slurm, are_left, run_in_slurm
 from shared.jobs.slurm_states import job_states
 from shared.jobs.tasks import Task

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.jobs.slurm import Slurm
 from ssl_pretrain.launch import LAUNCH, train_in_slurm
 from ssl_pretrain.recipes import RECIPES

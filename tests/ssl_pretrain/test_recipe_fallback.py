@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.training import checkpoint
 from shared.training.distributed import World
 from shared.weights import weights_file

@@ -7,7 +7,8 @@ import pytest
 import torch
 from lightly.models.utils import random_token_mask
 
-from shared.cli import UserError, parse_beside
+from shared.cli import parse_beside
+from shared.errors import UserError
 from shared.signals import StopSignal
 from shared.training.distributed import World
 from ssl_pretrain.launch import LAUNCH

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from shared.cli import UserError
+from shared.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)

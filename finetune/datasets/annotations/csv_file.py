@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from finetune.datasets.annotations.cells import ListedCell, class_value
-from shared.cli import UserError
+from shared.errors import UserError
 
 COLUMNS = ("x", "y", "class")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.datasets.annotations.cells import ListedCell, class_value
-from shared.cli import UserError
+from shared.errors import UserError
 
 
 def features_of(content: Any) -> list[Any] | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune.datasets.annotations import geojson
 from finetune.datasets.annotations.cells import ListedCell, class_value
-from shared.cli import UserError
+from shared.errors import UserError
 
 
 def list_cells(path: Path) -> Iterator[ListedCell]:

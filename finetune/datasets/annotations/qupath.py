@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from finetune.datasets.annotations.geojson import class_of, features_of, list_of, mapping_of
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.wsi.polygons import Polygon
 
 Outlines = Literal["auto", "cells", "regions"]

@@ -15,7 +15,7 @@ from finetune.datasets.description import Description, checked
 from finetune.datasets.pairing import by_stem, images_in, paired, refuse_other_folders
 from finetune.datasets.splits import arrange
 from finetune.datasets.tiles import read_tiles
-from shared.cli import UserError
+from shared.errors import UserError
 
 LAYOUT = "BCData's {images,annotations}/{train,validation,test}"
 # A class's value is the name of its folder. 40x: 0.25 um/px.

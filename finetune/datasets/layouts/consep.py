@@ -19,7 +19,7 @@ from finetune.datasets.layouts import points
 from finetune.datasets.pairing import by_stem, images_in, paired
 from finetune.datasets.splits import arrange, slide_of
 from finetune.datasets.wider_views import wider_views
-from shared.cli import UserError
+from shared.errors import UserError
 
 LAYOUT = "CoNSeP's {Train,Test}/{Images,Labels}"
 MPP = 0.5  # of the tiles as read (paper: 20x)

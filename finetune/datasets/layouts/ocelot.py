@@ -21,7 +21,7 @@ from finetune.datasets.pairing import by_stem, images_in, paired, refuse_other_f
 from finetune.datasets.splits import arrange
 from finetune.datasets.tiles import read_tiles
 from finetune.scoring.ocelot import SIDE
-from shared.cli import UserError
+from shared.errors import UserError
 
 Entry = TypeVar("Entry")
 LAYOUT = "OCELOT's {images,annotations}/{train,val,test}/cell with metadata.json"

@@ -10,7 +10,7 @@ from finetune.datasets.description import Description, checked
 from finetune.datasets.pairing import by_stem, images_in, paired
 from finetune.datasets.splits import arrange
 from finetune.datasets.tiles import read_tiles
-from shared.cli import UserError
+from shared.errors import UserError
 
 KNOWN = Description()
 LAYOUT = "{train,val,test}/{images,points} or a flat {images,points} with one .csv, .json or .geojson an image"

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from shared.cli import UserError
+from shared.errors import UserError
 
 # Beside the classes an expression may name these.
 TOTAL, AREA = "cells", "mm2"

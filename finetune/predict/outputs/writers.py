@@ -13,7 +13,7 @@ from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.files import atomic_path
 from shared.reporting.pictures import COLOURS
 

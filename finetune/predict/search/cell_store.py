@@ -13,7 +13,8 @@ import numpy as np
 
 from finetune.predict.search.deduplicate import WITNESS, without_seams
 from finetune.predict.search.inference import CELL
-from shared.cli import UserError, make_folder
+from shared.cli import make_folder
+from shared.errors import UserError
 from shared.files import write_json
 
 CELLS, PROGRESS = "cells.bin", "progress.json"

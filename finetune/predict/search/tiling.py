@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.model.decoders import PYRAMID_STRIDES
 from shared.model.dpa_p2pnet import Config as DetectorConfig
 

@@ -14,7 +14,7 @@ from finetune.datasets import Source, load_data
 from finetune.datasets.dataset import AnnotatedData
 from finetune.datasets.import_qupath import Import, import_annotations
 from finetune.datasets.wider_views import require_views
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.samples.sample_slides import write_slide
 from shared.samples.specimen import Specimen, section
 from tests.conftest import Command

@@ -11,7 +11,7 @@ from PIL import Image
 from finetune.datasets import Source, load_data
 from finetune.datasets.dataset import Tile
 from finetune.datasets.wider_views import require_views
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.samples.sample_slides import write_tiles
 from tests.conftest import Command
 from tests.finetune.test_train import TINY

@@ -20,7 +20,7 @@ from finetune.datasets import Source, load_data
 from finetune.datasets.import_qupath import Import, import_annotations
 from finetune.evaluate import predict_image
 from finetune.predict.share import Share, share_of_process
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.model import dpa_p2pnet as core
 from shared.model.decoders import Detections
 from shared.model.proposals import proposal_grid

@@ -24,7 +24,8 @@ from finetune.sweep.paper_tables import TABLES
 from finetune.sweep.results import mean_and_spread
 from finetune.sweep.run import sweep
 from finetune.training.augment import Config as Augment
-from shared.cli import UserError, as_plain, parse_beside
+from shared.cli import as_plain, parse_beside
+from shared.errors import UserError
 from shared.samples.sample_slides import write_tiles
 from shared.signals import StopSignal
 from shared.weights import weights_file

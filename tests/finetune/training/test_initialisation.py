@@ -8,7 +8,7 @@ import timm
 import torch
 
 from finetune.training.initialisation import held_batch_norms, initial_detector
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.model import dpa_p2pnet as core
 from shared.weights.weights_file import write
 

@@ -8,7 +8,7 @@ import pytest
 from finetune.datasets.dataset import AnnotatedData, Tile
 from finetune.training.augment import Config as Augment
 from finetune.training.proposal_count import check_interval, densest_window
-from shared.cli import UserError
+from shared.errors import UserError
 
 
 def tile(points_N2: np.ndarray, width: int, height: int) -> Tile:

@@ -8,7 +8,7 @@ from PIL import Image
 from patch_extraction.config import HarvestConfig, common_settings
 from patch_extraction.count_check import annotated_squares, measure
 from patch_extraction.counters.base import SHIPPED_FILE, HaematoxylinCounter, choose_counter
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.model.dpa_p2pnet import Config, Detector, load_detector, save_detector, select_cells
 from shared.samples.specimen import section
 

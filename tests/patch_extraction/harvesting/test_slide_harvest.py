@@ -21,7 +21,7 @@ from patch_extraction.counters.base import HaematoxylinCounter, OneByOne
 from patch_extraction.harvesting.slide_harvest import Plan, harvest_slide
 from patch_extraction.harvesting.slide_list import find_sources
 from patch_extraction.slide_store.slide_tar import FAILED, HARVESTED, NO_PATCH, Record, SlideTar, tar_path
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.samples.pyramidal_tiff import write_pyramid
 from shared.samples.sample_slides import jpeg_level, write_slide
 from shared.samples.specimen import Specimen, section

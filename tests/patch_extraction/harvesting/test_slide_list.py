@@ -10,7 +10,7 @@ from patch_extraction.config import HarvestConfig, Source
 from patch_extraction.counters.base import HaematoxylinCounter
 from patch_extraction.harvesting.slide_list import find_sources
 from patch_extraction.slide_store.slide_tar import HARVESTED, Record, SlideTar, slide_id, tar_path, write_record
-from shared.cli import UserError
+from shared.errors import UserError
 
 NAMES = ("CD3/TCGA-A7.0f1c.svs", "CD3/ü 1.tif", "Ki-67/TCGA-A7.0f1c.svs", "b.ndpi")
 

@@ -24,7 +24,7 @@ from patch_extraction.slide_store.slide_tar import (
     tar_path,
     write_record,
 )
-from shared.cli import UserError
+from shared.errors import UserError
 
 SETTINGS = {"patch_size": 16}
 NAMES = ["a.b/TCGA.1.svs", "c/TCGA.1.svs", "c/ü ß.svs", "d.svs"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from patch_extraction.packing.verify import check_shards
-from shared.cli import UserError
+from shared.errors import UserError
 from tests.patch_extraction.conftest import BIG, digests
 
 

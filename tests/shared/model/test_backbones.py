@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.model.backbones import BACKBONES, create_backbone
 from shared.weights.weights_file import Weights, load_into, read, write
 

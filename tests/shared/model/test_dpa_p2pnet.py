@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.model.dpa_p2pnet import Config, Detections, Detector, load_detector, save_detector, select_cells
 from shared.model.proposals import proposal_grid
 from shared.training import checkpoint

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.files import write_json
 from shared.training import checkpoint
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.training.run_folder import Run, git_commit, provenance
 from tests.conftest import ENVIRONMENT
 

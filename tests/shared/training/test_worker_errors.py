@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.training.worker_errors import deaths_named
 
 

@@ -13,7 +13,7 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.model.backbones import create_backbone
 from shared.model.vit_adapter import create_vit
 from shared.weights.foreign_layouts import find_trunk

@@ -11,7 +11,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.training import checkpoint
 from shared.weights.weights_file import IMAGENET_MEAN, SUFFIXES, check_destination, load_into, publish, read, write
 

@@ -10,7 +10,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.samples.sample_slides import write_slide
 from shared.samples.specimen import Specimen, section
 from shared.wsi.resampling import resample

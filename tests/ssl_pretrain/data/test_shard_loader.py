@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.training.distributed import World
 from ssl_pretrain.data import shard_loader
 from ssl_pretrain.data.crops import Crop

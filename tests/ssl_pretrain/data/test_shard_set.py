@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.shards.tar_reader import count_images, read_images
 from shared.weights.weights_file import IMAGENET_MEAN
 from ssl_pretrain.data.shard_set import check_sums, open_shards

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision import transforms as official
 from torchvision.transforms.v2 import functional as TF
 
-from shared.cli import UserError
+from shared.errors import UserError
 from ssl_pretrain.data.color_ops import BRIGHTNESS, CONTRAST, HUE, SATURATION
 from ssl_pretrain.data.crops import Crop
 from ssl_pretrain.data.views import Config, Lots, Views

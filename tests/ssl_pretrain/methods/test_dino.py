@@ -9,7 +9,7 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from shared.cli import UserError
+from shared.errors import UserError
 from ssl_pretrain.methods import Step, dino
 from tests.ssl_pretrain import tiny
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.training import distributed
 from shared.training.distributed import World, replicated
 from ssl_pretrain.methods import Step, mae

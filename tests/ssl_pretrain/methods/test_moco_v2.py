@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from shared.cli import UserError
+from shared.errors import UserError
 from ssl_pretrain.methods import Step, moco_v2
 from tests.ssl_pretrain import tiny
 

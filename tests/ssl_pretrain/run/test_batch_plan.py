@@ -2,7 +2,7 @@
 
 import pytest
 
-from shared.cli import UserError
+from shared.errors import UserError
 from ssl_pretrain.recipes import MAE_DEMO, MAE_VITB
 from ssl_pretrain.run.batch_plan import Plan
 from tests.ssl_pretrain.stub import changed

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.signals import MARKER, STOPPED, StopSignal
 from shared.training.distributed import World
 from ssl_pretrain.recipe import Recipe

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from finetune.datasets import Source, load_data
-from shared.cli import UserError
+from shared.errors import UserError
 from tests.conftest import Command
 
 EMPTY = np.empty((0, 2), np.int64)

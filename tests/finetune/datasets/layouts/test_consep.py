@@ -8,7 +8,7 @@ import scipy.io
 from PIL import Image
 
 from finetune.datasets import Source, load_data
-from shared.cli import UserError
+from shared.errors import UserError
 from tests.conftest import Command
 
 CLASSES = ("inflammatory", "epithelial", "stromal")

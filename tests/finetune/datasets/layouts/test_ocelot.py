@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from finetune.datasets import Source, load_data
-from shared.cli import UserError
+from shared.errors import UserError
 
 MPP = 0.1944605476455763
 

@@ -12,7 +12,7 @@ from finetune.datasets.dataset import Tile
 from finetune.datasets.description import Description
 from finetune.datasets.splits import arrange
 from finetune.datasets.summary import table
-from shared.cli import UserError
+from shared.errors import UserError
 
 NOTHING = (np.zeros((0, 2), np.float32), np.zeros(0, np.int64))
 

@@ -3,7 +3,7 @@
 import pytest
 
 from finetune.predict.outputs.ratios import parse_ratio
-from shared.cli import UserError
+from shared.errors import UserError
 
 CLASSES = ("positive", "negative", "PD-L1+ tumour", "2+")
 COUNTS = dict(zip(CLASSES, (30, 90, 7, 5), strict=True))

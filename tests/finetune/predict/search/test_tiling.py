@@ -9,7 +9,7 @@ from PIL import Image
 from finetune.detector import tile_to_predict
 from finetune.predict.search.inference import read_views
 from finetune.predict.search.tiling import Tiling, tiling_of
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.model.dpa_p2pnet import Config
 from shared.wsi.image_source import Picture
 
