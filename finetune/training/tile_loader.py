@@ -12,6 +12,7 @@ from finetune.datasets.dataset import Tile
 from finetune.training.augment import Config as AugmentConfig
 from finetune.training.augment import augment
 from finetune.training.criterion import Targets
+from shared.model.image_tensors import to_image
 from shared.training.distributed import World, ignore_signals_in_worker
 
 
@@ -81,9 +82,3 @@ def _collate(samples: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Ba
     return Batch(
         image_BCHW, [Targets(torch.from_numpy(xy), torch.from_numpy(labels)) for _, xy, labels in samples]
     )
-
-
-def to_image(views_KHWC: np.ndarray) -> Tensor:
-    """Views as the detector takes them: uint8 (3, H, W), or (K, 3, H, W) if there are several."""
-    views_KCHW = torch.tensor(views_KHWC).permute(0, 3, 1, 2).contiguous()  # a copy: some arrays are read-only
-    return views_KCHW[0] if len(views_KCHW) == 1 else views_KCHW

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 from finetune.detector import Detector
 from finetune.predict.search.deduplicate import BAND, BORDER, INNER, WITNESS
 from finetune.predict.search.tiling import Box, Tiling
-from finetune.training.tile_loader import to_image
 from shared.model.dpa_p2pnet import Detections
+from shared.model.image_tensors import to_image
 from shared.training.distributed import ignore_signals_in_worker
 from shared.training.precision import Precision, autocast
 from shared.wsi.image_source import Source
