@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from shared.jobs.partition import Part
-from shared.training.distributed import numbering_of_process
+from shared.jobs.process_rank import numbering_of_process
 
 
 @dataclass(frozen=True)

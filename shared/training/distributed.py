@@ -5,10 +5,8 @@ import datetime
 import inspect
 import os
 import platform
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -16,20 +14,19 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from shared.errors import UserError
+from shared.jobs.process_rank import Numbering, numbering_of_process
 from shared.signals import StopSignal, ignore_signals_in_worker
 
 # How long ranks wait for each other before they give up: the first one scores, draws and writes alone.
 PATIENCE = datetime.timedelta(minutes=30)
 
 __all__ = [
-    "Numbering",
     "StopSignal",
     "World",
     "any_rank",
     "exchange_gradients",
     "ignore_signals_in_worker",
     "mean_over_ranks",
-    "numbering_of_process",
     "replicated",
     "start",
     "stop",
@@ -50,25 +47,6 @@ class World:
     def is_main(self) -> bool:
         """Whether this rank writes files and draws the progress bar."""
         return self.rank == 0
-
-
-class Numbering(NamedTuple):
-    """The number of a process among all, among those of its node, and how many there are."""
-
-    rank: int
-    local_rank: int
-    size: int
-
-
-def numbering_of_process(environment: Mapping[str, str] = os.environ) -> Numbering | None:
-    """From the variables of torchrun, or of SLURM where the launcher set them; None: started by neither."""
-    if "RANK" in environment:
-        local_rank = int(environment.get("LOCAL_RANK", 0))
-        return Numbering(int(environment["RANK"]), local_rank, int(environment["WORLD_SIZE"]))
-    if "SLURM_PROCID" in environment and "MASTER_ADDR" in environment:
-        local_rank = int(environment["SLURM_LOCALID"])
-        return Numbering(int(environment["SLURM_PROCID"]), local_rank, int(environment["SLURM_NTASKS"]))
-    return None
 
 
 def start() -> World:
