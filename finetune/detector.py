@@ -17,7 +17,7 @@ from shared.model.decoders import PYRAMID_STRIDES
 from shared.model.dpa_p2pnet import load_detector
 
 if TYPE_CHECKING:
-    from finetune.scoring.metrics import CellSet
+    from shared.model.cells import CellSet
 
 
 @dataclass(frozen=True)

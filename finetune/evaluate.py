@@ -15,12 +15,13 @@ from finetune.datasets.dataset import AnnotatedData, Tile
 from finetune.datasets.wider_views import require_views
 from finetune.detector import Detector as TrainedDetector
 from finetune.scoring.challenge import official_score
-from finetune.scoring.metrics import CellSet, Scores, score_cells
+from finetune.scoring.metrics import Scores, score_cells
 from finetune.scoring.sheets import comparison_sheet
 from shared.cli import as_plain, check_range, make_folder, run
 from shared.errors import UserError
 from shared.files import atomic_path, write_json
-from shared.model.dpa_p2pnet import Cells, Detector, select_cells
+from shared.model.cells import Cells, CellSet, select_cells
+from shared.model.dpa_p2pnet import Detector
 from shared.model.image_tensors import to_image
 from shared.training.precision import autocast
 from shared.training.run_folder import provenance

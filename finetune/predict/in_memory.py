@@ -10,8 +10,8 @@ from finetune.predict.config import LEAST_MPP, MOST_MPP
 from finetune.predict.search.deduplicate import without_seams
 from finetune.predict.search.inference import CELL, WindowReader, find_cells
 from finetune.predict.search.tiling import Tiling, tiling_of
-from finetune.scoring.metrics import CellSet
 from shared.errors import UserError
+from shared.model.cells import CellSet
 from shared.training.precision import Precision
 from shared.wsi.image_source import Picture, Source, size_at
 

@@ -19,9 +19,9 @@ from finetune.predict.search.area import Area, Everywhere, Regions, TissueArea
 from finetune.predict.search.cell_store import CellStore, StoredCells, read_progress
 from finetune.predict.search.inference import WindowReader, find_cells
 from finetune.predict.search.tiling import Tiling
-from finetune.scoring.metrics import CellSet
 from shared.cli import make_folder
 from shared.errors import UserError
+from shared.model.cells import CellSet
 from shared.signals import StopSignal
 from shared.training.run_folder import progress
 from shared.wsi.image_source import Source, bounds_corner, is_slide, open_source, require_fine

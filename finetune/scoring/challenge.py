@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from finetune.datasets.dataset import OfficialRule
-from finetune.scoring.metrics import CellSet, OfficialScore
+from finetune.scoring.metrics import OfficialScore
 from finetune.scoring.ocelot import ocelot_score
+from shared.model.cells import CellSet
 
 # By the name that the data set's reader gives. Labels are numbered in the order that the score has its classes.
 RULES: dict[str, Callable[[Sequence[CellSet], Sequence[CellSet]], OfficialScore]] = {"OCELOT": ocelot_score}

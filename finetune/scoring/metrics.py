@@ -7,21 +7,7 @@ from typing import Protocol
 import numpy as np
 from scipy.spatial import KDTree
 
-
-@dataclass(frozen=True)
-class CellSet:
-    """Cells of one image as arrays: predicted ones, or annotated ones (whose scores do not matter)."""
-
-    points_N2: np.ndarray
-    labels_N: np.ndarray
-    scores_N: np.ndarray
-
-    def of_class(self, label: int | None) -> "CellSet":
-        """The cells of one class, or all of them for None."""
-        if label is None:
-            return self
-        chosen = self.labels_N == label
-        return CellSet(self.points_N2[chosen], self.labels_N[chosen], self.scores_N[chosen])
+from shared.model.cells import CellSet
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from finetune.scoring.metrics import CellSet, match_greedily, pool
+from finetune.scoring.metrics import match_greedily, pool
+from shared.model.cells import CellSet
 
 RADIUS = 15  # px, inclusive
 SIDE = 1024  # px of an image; submitted coordinates are 0..1023

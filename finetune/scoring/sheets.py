@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from finetune.datasets.dataset import Tile
-from finetune.scoring.metrics import CellSet
+from shared.model.cells import CellSet
 from shared.reporting.pictures import contact_sheet, draw_lines, draw_points
 
 ZOOM = 2

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from shared.errors import UserError
-from shared.model.dpa_p2pnet import Detector, load_detector, select_cells
+from shared.model.cells import select_cells
+from shared.model.dpa_p2pnet import Detector, load_detector
 from shared.wsi.slide import MOST_UPSAMPLING
 
 GPU_BATCH = 32  # patches

@@ -36,7 +36,7 @@ from shared.weights.weights_file import IMAGENET_MEAN, IMAGENET_STD, Weights, re
 # a CPU, tests/benchmarks/smoothing.csv).
 SAMPLING_COST = 3
 
-__all__ = ["Cells", "Config", "Detections", "Detector", "load_detector", "save_detector", "select_cells"]
+__all__ = ["Config", "Detections", "Detector", "load_detector", "save_detector"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,32 +200,6 @@ def _decoder(config: Config) -> PointDecoder | RefiningDecoder | GridDecoder:
     if config.refinements:
         return RefiningDecoder(config.classes, config.refinements, *widths)
     return PointDecoder(config.classes, config.deformable, *widths)
-
-
-@dataclass
-class Cells:
-    """The cells detected in one image."""
-
-    points_N2: Tensor
-    """(x, y) in px."""
-    labels_N: Tensor
-    """Class, 0..C-1."""
-    scores_N: Tensor
-    """Probability of that class."""
-
-
-def select_cells(detections: Detections, height: int, width: int) -> list[Cells]:
-    """Per image, the proposals that are most probably a cell and whose point lies inside the image.
-
-    No score threshold and no suppression of neighbours: one-to-one matching makes both unnecessary.
-    """
-    scores_BN, labels_BN = detections.logits_BNC.softmax(-1).max(-1)
-    background = detections.logits_BNC.shape[-1] - 1
-    x_BN, y_BN = detections.points_BN2.unbind(-1)
-    inside_BN = (x_BN >= 0) & (x_BN < width) & (y_BN >= 0) & (y_BN < height)
-    keep_BN = inside_BN & (labels_BN != background)
-    images = zip(detections.points_BN2, labels_BN, scores_BN, keep_BN, strict=True)
-    return [Cells(points[keep], labels[keep], scores[keep]) for points, labels, scores, keep in images]
 
 
 def save_detector(path: Path, detector: Detector, metadata: Mapping[str, Any]) -> None:

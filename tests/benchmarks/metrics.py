@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.scoring.metrics import CellSet, match_greedily, score_cells
+from finetune.scoring.metrics import match_greedily, score_cells
 from finetune.scoring.ocelot import RADIUS, ocelot_score
+from shared.model.cells import CellSet
 from tests.benchmarks.measuring import Result, timed, write
 from tests.finetune.literal_rules import hits_by_distances, literal_ocelot
 

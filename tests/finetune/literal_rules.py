@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from finetune.scoring.metrics import CellSet
+from shared.model.cells import CellSet
 
 
 def literal_greedy(predicted: CellSet, annotated: CellSet, radius: float) -> np.ndarray:

@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from finetune.predict.outputs.writers import Rows, colour_of
 from finetune.predict.search.area import Area, Regions
-from finetune.scoring.metrics import CellSet
+from shared.model.cells import CellSet
 from shared.reporting.pictures import RIM, contact_sheet, draw_points
 from shared.wsi.image_source import Source
 from shared.wsi.slide import SlideError

@@ -27,9 +27,9 @@ from finetune.predict.outputs.writers import Rows, write_csv, write_geojson, wri
 from finetune.predict.search.area import Area
 from finetune.predict.search.cell_store import Progress, StoredCells
 from finetune.predict.search.tiling import Tiling
-from finetune.scoring.metrics import CellSet
 from shared.cli import as_plain
 from shared.files import atomic_path, write_json
+from shared.model.cells import CellSet
 from shared.training.run_folder import provenance
 from shared.wsi.image_source import Source
 

@@ -141,7 +141,7 @@ def find_cells(
 def reported_cells(found: Detections, tiling: Tiling, tiles: Sequence[int]) -> np.ndarray:
     """Cells whose proposals stand in the tiles' cores, or close to them, and whose points lie in the image.
 
-    Cells are the proposals that are most probably one, as in `shared.model.dpa_p2pnet.select_cells`.
+    Cells are the proposals that are most probably one, as in `shared.model.cells.select_cells`.
     """
     device = found.logits_BNC.device
     scores_BN, labels_BN = found.logits_BNC.softmax(-1).max(-1)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from finetune.datasets import Source, load_data
 from finetune.evaluate import Config, evaluate, score_tiles
-from finetune.scoring.metrics import CellSet
+from shared.model.cells import CellSet
 from shared.samples.sample_slides import write_tiles
 from tests.finetune.datasets.layouts.test_ocelot import write_patch
 from tests.finetune.test_train import TINY, start

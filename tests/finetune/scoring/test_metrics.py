@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finetune.scoring.metrics import CellSet, average_precision, match_greedily, match_nearest, score_cells
+from finetune.scoring.metrics import average_precision, match_greedily, match_nearest, score_cells
+from shared.model.cells import CellSet
 from tests.finetune.literal_rules import hits_by_distances, literal_greedy, literal_nearest
 
 

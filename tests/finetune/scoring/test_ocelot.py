@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from finetune.scoring.metrics import CellSet
 from finetune.scoring.ocelot import Rates, as_submitted, ocelot_score
+from shared.model.cells import CellSet
 from tests.finetune.literal_rules import literal_greedy, literal_ocelot
 
 BC, TC = 0, 1

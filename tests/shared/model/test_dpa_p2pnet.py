@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from shared.errors import UserError
-from shared.model.dpa_p2pnet import Config, Detections, Detector, load_detector, save_detector, select_cells
+from shared.model.cells import select_cells
+from shared.model.dpa_p2pnet import Config, Detections, Detector, load_detector, save_detector
 from shared.model.proposals import proposal_grid
 from shared.training import checkpoint
 from shared.training.flops import counted_operations
