@@ -1,12 +1,10 @@
 """`python -m finetune.evaluate DETECTOR --data DIR`: the table of scores, beside another detector's if asked."""
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
 import tyro
 
@@ -14,16 +12,13 @@ from finetune.datasets import Source, load_data
 from finetune.datasets.dataset import AnnotatedData, Tile
 from finetune.datasets.wider_views import require_views
 from finetune.detector import Detector as TrainedDetector
-from finetune.scoring.challenge import official_score
-from finetune.scoring.metrics import Scores, score_cells
+from finetune.scoring.metrics import Scores
 from finetune.scoring.sheets import comparison_sheet
+from finetune.scoring.tile_scores import predict_tiles, score_tiles
 from shared.cli import as_plain, check_range, make_folder, run
 from shared.errors import UserError
 from shared.files import atomic_path, write_json
-from shared.model.cells import Cells, CellSet, select_cells
 from shared.model.dpa_p2pnet import Detector
-from shared.model.image_tensors import to_image
-from shared.training.precision import autocast
 from shared.training.run_folder import provenance
 
 # Slides of one scanner differ by less; twice the resolution makes other objects of cells.
@@ -46,39 +41,6 @@ class Config:
     """Exit with code 1 unless macro F1 exceeds the baseline's by this much (0..1)."""
     out: Path = Path("evaluation")
     """Folder for scores.json and the picture of predicted against annotated cells."""
-
-
-@torch.inference_mode()
-def predict_tiles(detector: Detector, tiles: Sequence[Tile], device: torch.device) -> list[CellSet]:
-    """Cells the detector finds in every tile, one image at a time; leaves the detector in eval mode."""
-    detector.eval()
-    return [predict_image(detector, tile.read_views(detector.config.views), device) for tile in tiles]
-
-
-def predict_image(detector: Detector, views_KHWC: np.ndarray, device: torch.device) -> CellSet:
-    """Cells in one uint8 RGB image, which comes last after the wider views that the detector takes."""
-    height, width = views_KHWC.shape[1:3]
-    with autocast(device):
-        found = detector(to_batch(views_KHWC, device))
-    return to_cell_set(select_cells(found, height, width)[0])
-
-
-def to_batch(views_KHWC: np.ndarray, device: torch.device) -> torch.Tensor:
-    """A batch of one image with its wider views, float in 0..1."""
-    return to_image(views_KHWC).to(device)[None].float() / 255
-
-
-def to_cell_set(cells: Cells) -> CellSet:
-    """Cells as arrays."""
-    return CellSet(*(tensor.cpu().numpy() for tensor in (cells.points_N2, cells.labels_N, cells.scores_N)))
-
-
-def score_tiles(tiles: Sequence[Tile], found: Sequence[CellSet], data: AnnotatedData) -> Scores:
-    """Scores of predictions against the tiles' annotations within the data's radius; the official one too."""
-    annotated = [CellSet(tile.points_N2, tile.labels_N, np.ones(len(tile.labels_N))) for tile in tiles]
-    scores = score_cells(found, annotated, data.classes, data.radius_um / data.mpp)
-    official = official_score(data.official, found, annotated) if data.official else None
-    return dataclasses.replace(scores, official=official)
 
 
 def load_for(path: Path, data: AnnotatedData, tiles: Sequence[Tile], device: torch.device) -> Detector:

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from finetune.datasets.dataset import AnnotatedData
-from finetune.evaluate import predict_tiles, score_tiles, to_batch
 from finetune.scoring.sheets import annotated_sheet, comparison_sheet, proposals_sheet
+from finetune.scoring.tile_scores import predict_tiles, score_tiles, to_batch
 from finetune.training.tile_loader import TileStream
 from shared.files import write_json
 from shared.model.dpa_p2pnet import Detector, load_detector

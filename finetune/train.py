@@ -11,8 +11,8 @@ from finetune.datasets import load_data
 from finetune.datasets.dataset import AnnotatedData, Tile
 from finetune.datasets.wider_views import require_views
 from finetune.detector import tile_to_predict
-from finetune.evaluate import predict_tiles, score_tiles
 from finetune.recipes import Recipe, check
+from finetune.scoring.tile_scores import predict_tiles, score_tiles
 from finetune.step import learning_rate, update
 from finetune.training.initialisation import held_batch_norms, initial_detector
 from finetune.training.proposal_count import check_interval

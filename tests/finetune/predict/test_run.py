@@ -18,8 +18,8 @@ from PIL import Image
 from finetune import Detector
 from finetune.datasets import Source, load_data
 from finetune.datasets.import_qupath import Import, import_annotations
-from finetune.evaluate import predict_image
 from finetune.predict.share import Share, share_of_process
+from finetune.scoring.tile_scores import predict_image
 from shared.errors import UserError
 from shared.model import dpa_p2pnet as core
 from shared.model.decoders import Detections

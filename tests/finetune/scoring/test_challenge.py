@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from finetune.datasets import Source, load_data
-from finetune.evaluate import Config, evaluate, score_tiles
+from finetune.evaluate import Config, evaluate
+from finetune.scoring.tile_scores import score_tiles
 from shared.model.cells import CellSet
 from shared.samples.sample_slides import write_tiles
 from tests.finetune.datasets.layouts.test_ocelot import write_patch
@@ -84,7 +85,7 @@ def test_training_and_evaluation_print_and_keep_it(
     ocelot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("finetune.evaluate.predict_image", lambda *_: found_by("12"))
+    monkeypatch.setattr("finetune.scoring.tile_scores.predict_image", lambda *_: found_by("12"))
     assert start(*TINY, "--data", ocelot, "--epochs", 0) == 0
     printed = [capsys.readouterr().out]
     kept = json.loads(Path("runs/finetune/test_scores.json").read_text())
