@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from finetune.datasets.layouts.ocelot import SIDE
 from finetune.scoring.metrics import match_greedily, pool
 from shared.model.cells import CellSet
 
 RADIUS = 15  # px, inclusive
-SIDE = 1024  # px of an image; submitted coordinates are 0..1023
 EPSILON = 1e-7
 DECIMALS = 4
 

@@ -20,8 +20,9 @@ from finetune.datasets.description import Description, checked
 from finetune.datasets.pairing import by_stem, images_in, paired, refuse_other_folders
 from finetune.datasets.splits import arrange
 from finetune.datasets.tiles import read_tiles
-from finetune.scoring.ocelot import SIDE
 from shared.errors import UserError
+
+SIDE = 1024  # px of an image; submitted coordinates are 0..1023
 
 Entry = TypeVar("Entry")
 LAYOUT = "OCELOT's {images,annotations}/{train,val,test}/cell with metadata.json"
