@@ -3,58 +3,21 @@
 import csv
 import platform
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 import tyro
-from torch import nn
 
+from finetune.sweep.detector_size import image_of, multiply_adds
+from finetune.sweep.paper_tables import VARIANTS, Variant
 from shared.cli import check_range, run
 from shared.errors import UserError
 from shared.files import atomic_path
 from shared.model.dpa_p2pnet import Config as DetectorConfig
 from shared.model.dpa_p2pnet import Detector
-from shared.training.flops import counted_operations
 from shared.training.precision import autocast
 from shared.training.run_folder import provenance
-
-VIT = "vit_base_patch16_224"
-SINGLE = {"multi_scale": False, "deformable": False}
-# The counter of the paper adds two operations for every output of a norm and two for its scale and shift.
-NORM_OPERATIONS = 4
-NORMS = (nn.BatchNorm2d, nn.LayerNorm)
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One detector, and what the paper prints for it (0: nothing)."""
-
-    name: str
-    fields: Mapping[str, Any]
-    """Of the detector's config, besides classes and interval."""
-    paper_params_m: float = 0.0
-    paper_macs_g: float = 0.0
-    paper_fps: float = 0.0
-
-
-# Tables 3 (PD-L1, ten classes) and 5 (OCELOT) of the paper, and its text on ViT-Adapter; its GPU is not named.
-VARIANTS = (
-    Variant("P2PNet", SINGLE, 27.3, 100, 41),
-    Variant("E2E", {**SINGLE, "summed": True}, 28.9, 107, 42),
-    Variant("MSD", {"deformable": False}),
-    Variant("MSD + refinement", {"deformable": False, "refinements": 1}),
-    Variant("DPA-P2PNet", {}, 32.3, 151, 39),
-    Variant("P2PNet ViT-Adapter-B", {**SINGLE, "arch": VIT}, 100.7, 649),
-    Variant("DPA-P2PNet ViT-Adapter-B", {"arch": VIT}, 103.0, 709),
-    Variant("mFoV DPA-P2PNet, K=1", {}, paper_fps=25),
-    Variant("mFoV DPA-P2PNet, K=2", {"views": 2}, paper_fps=18),
-    Variant("mFoV DPA-P2PNet, K=3", {"views": 3}, paper_fps=11),
-    Variant("mFoV DPA-P2PNet, K=4", {"views": 4}, paper_fps=8),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,33 +99,6 @@ def _measure(variant: Variant, settings: DetectorConfig, config: Config) -> Row:
         images_per_second(detector, config) if config.seconds else 0.0,
         variant.paper_fps,
     )
-
-
-def image_of(detector: Detector, size: int) -> torch.Tensor:
-    """One empty image, or as many views of it as the detector takes."""
-    views = detector.config.views
-    return torch.zeros((1, 3, size, size) if views == 1 else (1, views, 3, size, size))
-
-
-def multiply_adds(detector: Detector, size: int) -> float:
-    """Billions for one image; nothing is computed."""
-    with torch.no_grad(), _norm_outputs(detector) as outputs, counted_operations() as operations:
-        detector(image_of(detector, size))
-    return (operations.get_total_flops() / 2 + NORM_OPERATIONS * sum(outputs)) / 1e9
-
-
-@contextmanager
-def _norm_outputs(detector: nn.Module) -> Iterator[list[int]]:
-    """Collects the numbers of values that norms put out."""
-    counts: list[int] = []
-    hooks = [
-        module.register_forward_hook(lambda _module, _inputs, output: counts.append(output.numel()))
-        for module in detector.modules()
-        if isinstance(module, NORMS)
-    ]
-    yield counts
-    for hook in hooks:
-        hook.remove()
 
 
 @torch.inference_mode()

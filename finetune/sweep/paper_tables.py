@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from finetune.profile import SINGLE, VIT
-
+VIT = "vit_base_patch16_224"
+SINGLE = {"multi_scale": False, "deformable": False}
 # F1 and AP in percent, by the name of the data set.
 Printed = Mapping[str, tuple[float, float]]
 # Stands in a row for the weights file that `--weights` names.
@@ -14,6 +14,34 @@ GIVEN = ""
 DATA_SETS = {"consep": "CoNSeP", "bcdata": "BCData", "ocelot": "OCELOT"}
 # What makes one detector of the family another: no table leaves these to the command line.
 SWITCHES = ("multi_scale", "deformable", "summed", "refinements")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One detector, and what the paper prints for it (0: nothing)."""
+
+    name: str
+    fields: Mapping[str, Any]
+    """Of the detector's config, besides classes and interval."""
+    paper_params_m: float = 0.0
+    paper_macs_g: float = 0.0
+    paper_fps: float = 0.0
+
+
+# Tables 3 (PD-L1, ten classes) and 5 (OCELOT) of the paper, and its text on ViT-Adapter; its GPU is not named.
+VARIANTS = (
+    Variant("P2PNet", SINGLE, 27.3, 100, 41),
+    Variant("E2E", {**SINGLE, "summed": True}, 28.9, 107, 42),
+    Variant("MSD", {"deformable": False}),
+    Variant("MSD + refinement", {"deformable": False, "refinements": 1}),
+    Variant("DPA-P2PNet", {}, 32.3, 151, 39),
+    Variant("P2PNet ViT-Adapter-B", {**SINGLE, "arch": VIT}, 100.7, 649),
+    Variant("DPA-P2PNet ViT-Adapter-B", {"arch": VIT}, 103.0, 709),
+    Variant("mFoV DPA-P2PNet, K=1", {}, paper_fps=25),
+    Variant("mFoV DPA-P2PNet, K=2", {"views": 2}, paper_fps=18),
+    Variant("mFoV DPA-P2PNet, K=3", {"views": 3}, paper_fps=11),
+    Variant("mFoV DPA-P2PNet, K=4", {"views": 4}, paper_fps=8),
+)
 
 
 @dataclass(frozen=True)
@@ -29,7 +57,7 @@ class Row:
     printed: Printed = field(default_factory=dict)
     """The paper's numbers."""
     variant: str = ""
-    """Name in `finetune.profile.VARIANTS`, where the table has sizes."""
+    """Name in `finetune.sweep.paper_tables.VARIANTS`, where the table has sizes."""
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from finetune.datasets.dataset import AnnotatedData
-from finetune.profile import VARIANTS, multiply_adds
 from finetune.sweep.config import SCORES, SweepRun, read_kept
-from finetune.sweep.paper_tables import Row, Table
+from finetune.sweep.detector_size import multiply_adds
+from finetune.sweep.paper_tables import VARIANTS, Row, Table
 from shared.errors import UserError
 from shared.files import atomic_path
 from shared.model.dpa_p2pnet import Config as DetectorConfig

@@ -1,0 +1,41 @@
+"""Multiply-adds of a detector, as the paper counts them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from shared.model.dpa_p2pnet import Detector
+from shared.training.flops import counted_operations
+
+# The counter of the paper adds two operations for every output of a norm and two for its scale and shift.
+NORM_OPERATIONS = 4
+NORMS = (nn.BatchNorm2d, nn.LayerNorm)
+
+
+def image_of(detector: Detector, size: int) -> torch.Tensor:
+    """One empty image, or as many views of it as the detector takes."""
+    views = detector.config.views
+    return torch.zeros((1, 3, size, size) if views == 1 else (1, views, 3, size, size))
+
+
+def multiply_adds(detector: Detector, size: int) -> float:
+    """Billions for one image; nothing is computed."""
+    with torch.no_grad(), _norm_outputs(detector) as outputs, counted_operations() as operations:
+        detector(image_of(detector, size))
+    return (operations.get_total_flops() / 2 + NORM_OPERATIONS * sum(outputs)) / 1e9
+
+
+@contextmanager
+def _norm_outputs(detector: nn.Module) -> Iterator[list[int]]:
+    """Collects the numbers of values that norms put out."""
+    counts: list[int] = []
+    hooks = [
+        module.register_forward_hook(lambda _module, _inputs, output: counts.append(output.numel()))
+        for module in detector.modules()
+        if isinstance(module, NORMS)
+    ]
+    yield counts
+    for hook in hooks:
+        hook.remove()
