@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from shared.cli import check_range, run
 from shared.errors import UserError
 from shared.reporting.tables import table
+from shared.training.gpu_usage import PEAKS
 from ssl_pretrain.data.shard_loader import MOST_WORKERS
 from ssl_pretrain.data.shard_set import ShardSet, open_shards
 from ssl_pretrain.optim.optimizers import AdamW
@@ -14,7 +15,7 @@ from ssl_pretrain.recipe_fallback import Asked as Typed
 from ssl_pretrain.recipe_fallback import parse_asked
 from ssl_pretrain.recipes import RECIPES
 from ssl_pretrain.run.batch_plan import Plan
-from ssl_pretrain.run.flops import PEAKS, flops_per_image
+from ssl_pretrain.run.flops import flops_per_image
 
 # Share of a GPU's peak that training reaches, for ViTs and ResNets (channels last, bfloat16): estimates for A100
 # from published speeds of MAE, DINO and supervised ResNet-50.

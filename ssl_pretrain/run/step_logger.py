@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from shared.training.distributed import World, mean_over_ranks
+from shared.training.gpu_usage import peak_flops, utilisation
 from shared.training.run_folder import Run, progress
 from ssl_pretrain.run.batch_plan import Plan
-from ssl_pretrain.run.flops import flops_per_image, peak_flops, utilisation
+from ssl_pretrain.run.flops import flops_per_image
 from ssl_pretrain.run.state import not_finite
 
 # Seconds between two looks at the loss and at the wish to stop, where `log_every` steps take longer: a job is

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from shared.training.distributed import World
+from shared.training.gpu_usage import memory_gb, peak_flops
 from shared.training.precision import autocast
 from shared.weights.weights_file import IMAGENET_MEAN, IMAGENET_STD
 from ssl_pretrain.data.epoch_order import Layout, Position
@@ -22,7 +23,7 @@ from ssl_pretrain.data.views import Views
 from ssl_pretrain.methods import Method, Step
 from ssl_pretrain.recipe import Recipe
 from ssl_pretrain.recipes import RECIPES
-from ssl_pretrain.run.flops import flops_per_image, memory_gb, peak_flops
+from ssl_pretrain.run.flops import flops_per_image
 from tests.benchmarks.measuring import in_turn, write
 
 NAMES = ("moco_v2_resnet50", "swav_resnet50", "dino_resnet50", "dino_vitb", "mae_vitb")

@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from shared.training import gpu_usage
 from shared.training.distributed import World
+from shared.training.gpu_usage import utilisation
 from shared.training.run_folder import Run
 from ssl_pretrain.recipes import MAE_DEMO, RECIPES
-from ssl_pretrain.run import flops, step_logger
+from ssl_pretrain.run import step_logger
 from ssl_pretrain.run.batch_plan import Plan
-from ssl_pretrain.run.flops import flops_per_image, utilisation
+from ssl_pretrain.run.flops import flops_per_image
 from ssl_pretrain.run.step_logger import Meter
 
 
@@ -32,8 +34,8 @@ def test_operations_are_those_counted_from_the_official_networks(name: str, expe
 
 
 def test_utilisation_is_a_share_of_all_gpus(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(flops, "peak_flops", lambda device: 312e12)
-    monkeypatch.setattr(flops, "memory_gb", lambda device: 38.123)
+    monkeypatch.setattr(gpu_usage, "peak_flops", lambda device: 312e12)
+    monkeypatch.setattr(gpu_usage, "memory_gb", lambda device: 38.123)
     # 2,400 images/s of MAE on one A100 are 45 % of it; 8 GPUs with as many each as well.
     for ranks in (1, 8):
         used = utilisation(58.8e9, 2400 * ranks, ranks, torch.device("cpu"))
@@ -53,8 +55,8 @@ def test_utilisation_is_a_share_of_all_gpus(monkeypatch: pytest.MonkeyPatch):
 )
 def test_a_gpu_is_known_by_its_name(name: str, peak: float | None, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
-    assert flops.peak_flops(torch.device("cuda")) == peak
-    assert flops.peak_flops(torch.device("cpu")) is None
+    assert gpu_usage.peak_flops(torch.device("cuda")) == peak
+    assert gpu_usage.peak_flops(torch.device("cpu")) is None
 
 
 def test_a_line_holds_what_is_known(tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch):

@@ -1,0 +1,47 @@
+"""How much of a GPU a run uses: model FLOPs utilisation and memory."""
+
+import torch
+
+# Dense bfloat16 operations a second in units of 1e12, by a word of the GPU's name (NVIDIA's data sheets).
+PEAKS = {
+    "A100": 312,
+    "A800": 312,
+    "H100 PCIe": 756,
+    "H100 NVL": 835,
+    "H100": 989,
+    "H200": 989,
+    "H800": 989,
+    "L40S": 362,
+    "A40": 150,
+    "A10": 125,
+}
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Operations a second that a GPU could do in bfloat16; None if it is not known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device).replace("-", " ").split()
+    return next((1e12 * peak for model, peak in PEAKS.items() if set(model.split()) <= set(name)), None)
+
+
+def utilisation(flops: float, images_per_second: float, ranks: int, device: torch.device) -> dict[str, float]:
+    """What to log of a GPU's use: `mfu_percent` of `ranks` equal ones, if theirs is known, and `memory_gb`.
+
+    Args:
+        flops: Operations for one image.
+        images_per_second: Of all ranks.
+        ranks: GPUs.
+        device: This rank's.
+    """
+    used, peak, memory = {}, peak_flops(device), memory_gb(device)
+    if peak is not None:
+        used["mfu_percent"] = round(100 * flops * images_per_second / (ranks * peak), 1)
+    if memory is not None:
+        used["memory_gb"] = round(memory, 2)
+    return used
+
+
+def memory_gb(device: torch.device) -> float | None:
+    """The most memory (1e9 bytes) that tensors took on a GPU so far."""
+    return torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None
