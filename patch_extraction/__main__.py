@@ -20,10 +20,11 @@ from patch_extraction.packing.locks import one_after_another, only_harvest, only
 from patch_extraction.packing.output_folder import harvested_slides, kept_slides, refuse_foreign
 from patch_extraction.packing.pack import INDEX, DamagedTarError, discard, pack
 from patch_extraction.packing.verify import CheckConfig, check_shards
-from patch_extraction.reports.html_report import REPORT, write_report
-from patch_extraction.reports.pictures import CONTACT_SHEET, THUMBNAILS, save_contact_sheets
-from patch_extraction.reports.summary import SLIDES_CSV, summary, write_csv
-from patch_extraction.slide_store.slide_tar import FAILED, Record, finished
+from patch_extraction.reports.html_report import write_report
+from patch_extraction.reports.pictures import save_contact_sheets
+from patch_extraction.reports.summary import summary, write_csv
+from patch_extraction.slide_store.file_names import CONTACT_SHEET, REPORT, SLIDES_CSV, THUMBNAILS
+from patch_extraction.slide_store.slide_record import FAILED, Record, finished
 from shared.cli import as_plain, cli_beside, run, settings_text
 from shared.errors import NOTHING_FAILED, SOME_FAILED, UserError
 from shared.files import write_json

@@ -6,7 +6,7 @@ from patch_extraction.config import HarvestConfig, Source
 from patch_extraction.harvesting.slide_harvest import refuse_resolution
 from patch_extraction.harvesting.workers import each
 from patch_extraction.reports.summary import MOST_ROWS
-from patch_extraction.slide_store.slide_tar import DUPLICATE, FAILED, Record
+from patch_extraction.slide_store.slide_record import DUPLICATE, FAILED, Record
 from shared.errors import UserError
 from shared.reporting.tables import table
 from shared.training.run_folder import progress

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from patch_extraction.slide_store.file_names import near_misses_path
 from patch_extraction.slide_store.slide_tar import SlideTar
 
-FOLDER = "rejected"
 MOST = 4  # of a slide: less than 1 % of what 500 kept patches take
 LEAST_SHARE = 0.5  # of the cells wanted; emptier places tell nothing about the threshold
 
@@ -32,11 +32,6 @@ class NearMisses:
             with SlideTar(near_misses_path(out, slide_id)) as tar:
                 for key, patch_HW3, fields in self.found:
                     tar.add(key, patch_HW3, fields)
-
-
-def near_misses_path(out: Path, slide_id: str) -> Path:
-    """Where a slide's near misses lie."""
-    return out / FOLDER / f"{slide_id}.tar"
 
 
 def remove_near_misses(out: Path, slide_id: str) -> None:

@@ -13,19 +13,19 @@ from patch_extraction.config import COARSEST_PATCH_MPP, HarvestConfig, Source
 from patch_extraction.counters.base import CellCounter, HaematoxylinCounter
 from patch_extraction.harvesting.candidates import Grid, neighbours_together, on_tissue, screen, spread_order
 from patch_extraction.harvesting.near_misses import NearMisses, remove_near_misses
-from patch_extraction.reports.pictures import THUMBNAILS, save_thumbnail
+from patch_extraction.reports.pictures import save_thumbnail
+from patch_extraction.slide_store.file_names import THUMBNAILS, tar_path
 from patch_extraction.slide_store.fingerprint import fingerprint
-from patch_extraction.slide_store.slide_tar import (
+from patch_extraction.slide_store.slide_record import (
     BIN,
     DUPLICATE,
     FAILED,
     HARVESTED,
     NO_PATCH,
     Record,
-    SlideTar,
-    tar_path,
     write_record,
 )
+from patch_extraction.slide_store.slide_tar import SlideTar
 from shared.errors import DISK_FULL, UserError
 from shared.wsi.slide import MOST_UPSAMPLING, Slide, SlideError, folder_name, printable
 from shared.wsi.tissue import find_tissue

@@ -14,7 +14,7 @@ from typing import Any
 from patch_extraction.config import HarvestConfig, Source, overrides, pixel_settings
 from patch_extraction.counters.base import CellCounter
 from patch_extraction.slide_store.fingerprint import MANY_FILES, fingerprint
-from patch_extraction.slide_store.slide_tar import finished, slide_id
+from patch_extraction.slide_store.slide_record import finished, slide_id
 from shared.errors import UserError
 from shared.wsi.resolution import PLAUSIBLE
 from shared.wsi.slide import SUFFIXES, find_slides, printable

@@ -19,7 +19,7 @@ from multiprocessing.context import ForkServerProcess
 from patch_extraction.config import HarvestConfig, Source
 from patch_extraction.counters.base import CellCounter
 from patch_extraction.harvesting.slide_harvest import MAKE_ROOM, failed_record, harvest_slide
-from patch_extraction.slide_store.slide_tar import Record, finished
+from patch_extraction.slide_store.slide_record import Record, finished
 from shared.errors import DISK_FULL, UserError
 from shared.signals import ignore_signals_in_worker
 from shared.training.run_folder import progress

@@ -7,11 +7,9 @@ from pathlib import Path
 
 from patch_extraction.config import HarvestConfig, Source, common_settings
 from patch_extraction.packing.pack import INDEX, own_shards, read_index
-from patch_extraction.reports.html_report import REPORT
-from patch_extraction.reports.pictures import CONTACT_SHEET, REJECTED_SHEET
-from patch_extraction.reports.summary import SLIDES_CSV
+from patch_extraction.slide_store.file_names import CONTACT_SHEET, REJECTED_SHEET, REPORT, SLIDES_CSV, tar_path
 from patch_extraction.slide_store.fingerprint import fingerprint
-from patch_extraction.slide_store.slide_tar import DUPLICATE, FAILED, KEPT, Record, read_record, tar_path
+from patch_extraction.slide_store.slide_record import DUPLICATE, FAILED, KEPT, Record, read_record
 from shared.errors import UserError
 from shared.training.run_folder import CONFIG
 from shared.wsi.slide import folder_name

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from patch_extraction.packing.shard_writer import Samples, write_shard
-from patch_extraction.slide_store.slide_tar import KEPT, Record, tar_path
+from patch_extraction.slide_store.file_names import tar_path
+from patch_extraction.slide_store.slide_record import KEPT, Record
 from shared.errors import UserError
 from shared.files import write_json
 from shared.training.run_folder import progress

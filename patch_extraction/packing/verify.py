@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from patch_extraction.packing.pack import INDEX, JOURNAL, SHARD, own_shards, read_index, sha256_of
-from patch_extraction.slide_store.slide_tar import members, read_at, read_record, tar_path
+from patch_extraction.slide_store.file_names import tar_path
+from patch_extraction.slide_store.slide_record import read_record
+from patch_extraction.slide_store.slide_tar import members, read_at
 from shared.errors import UserError
 from shared.training.run_folder import progress
 

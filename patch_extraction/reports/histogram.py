@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Sequence
 
-from patch_extraction.slide_store.slide_tar import BIN
+from patch_extraction.slide_store.slide_record import BIN
 
 WIDTH, HEIGHT = 360, 190  # px of a drawing
 LEFT, RIGHT, TOP, BOTTOM = 44, 10, 24, 34  # px around the bars

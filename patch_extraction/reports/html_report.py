@@ -12,13 +12,13 @@ from PIL import Image
 
 from patch_extraction.config import HarvestConfig
 from patch_extraction.reports.histogram import bars
-from patch_extraction.reports.pictures import CONTACT_SHEET, REJECTED_SHEET, STEPS, THUMBNAILS
+from patch_extraction.reports.pictures import STEPS
 from patch_extraction.reports.summary import biomarker_rows, remarks
-from patch_extraction.slide_store.slide_tar import DUPLICATE, FAILED, HARVESTED, KEPT, NO_PATCH, Record
+from patch_extraction.slide_store.file_names import CONTACT_SHEET, REJECTED_SHEET, REPORT, THUMBNAILS
+from patch_extraction.slide_store.slide_record import DUPLICATE, FAILED, HARVESTED, KEPT, NO_PATCH, Record
 from shared.cli import as_plain, flat
 from shared.files import atomic_path
 
-REPORT = "report.html"
 SHEET_WIDTH, THUMBNAIL_SIDE = 1600, 360  # px
 MOST_THUMBNAILS = 60  # of thousands of slides; all lie in THUMBNAILS
 MOST_HISTOGRAMS = 12  # biomarkers, those with the most patches

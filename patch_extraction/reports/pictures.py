@@ -13,15 +13,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from patch_extraction.config import Source
 from patch_extraction.counters.base import CellCounter
-from patch_extraction.harvesting.near_misses import near_misses_path
+from patch_extraction.slide_store.file_names import CONTACT_SHEET, REJECTED_SHEET, THUMBNAILS, near_misses_path
 from patch_extraction.slide_store.slide_tar import members, read_at
 from shared.files import atomic_path
 from shared.reporting.pictures import contact_sheet, draw_points, drawable
 from shared.wsi.slide import Slide
 from shared.wsi.tissue import Tissue
 
-THUMBNAILS = "thumbnails"
-CONTACT_SHEET, REJECTED_SHEET = "contact_sheet.png", "rejected.png"
 KEPT_SHOWN, REJECTED_SHOWN, COLUMNS = 40, 16, 8
 LONG_SIDE = 1200  # px of a thumbnail, at least
 OUTLINE = (0, 0, 0)

@@ -5,11 +5,10 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from patch_extraction.slide_store.slide_tar import DUPLICATE, FAILED, KEPT, NO_PATCH, Record
+from patch_extraction.slide_store.slide_record import DUPLICATE, FAILED, KEPT, NO_PATCH, Record
 from shared.files import atomic_path
 from shared.reporting.tables import table
 
-SLIDES_CSV = "slides.csv"
 NOT_IN_CSV = ("pixel_sums", "histogram", "source_bytes", "source_changed", "fingerprint", "wsi_dir", "settings")
 MOST_ROWS = 40  # slides listed one by one in the terminal; more are summed up by biomarker only
 

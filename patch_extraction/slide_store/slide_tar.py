@@ -4,15 +4,12 @@ The JSON file is the slide's record: what was found, with which settings, and th
 without a matching record counts for nothing and is made again.
 """
 
-import dataclasses
 import hashlib
 import io
 import itertools
 import json
-import re
 import tarfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -20,66 +17,12 @@ from typing import Any, BinaryIO
 import numpy as np
 import simplejpeg
 
-from patch_extraction.config import Source
-from patch_extraction.slide_store.fingerprint import fingerprint
-from shared.files import atomic_path, write_json
+from shared.files import atomic_path
 
 QUALITY = 90  # of the patches' JPEG, chroma halved: the contract of the shards
 COPY_BYTES = 1 << 20  # a patch is written in one go
-LONGEST_STEM = 64  # so that keys stay below 100 characters, what a plain tar header holds
 ROWS = 128  # at a time: the sums of their bytes fit into 16 bits, and all of it into the processor's cache
 Span = tuple[int, int]  # offset and size in a tar
-HARVESTED, NO_PATCH, FAILED, KEPT, DUPLICATE = "harvested", "no patch", "failed", "kept", "duplicate"
-BIN = 10  # cells: width of a bar in the histograms
-
-
-@dataclass(frozen=True)
-class Record:
-    """What came of one slide; the fields are the columns of `slides.csv`."""
-
-    slide: str
-    slide_id: str
-    biomarker: str
-    # HARVESTED, NO_PATCH, FAILED; KEPT: from an earlier run, not among this run's slides; DUPLICATE: another
-    # slide is the same file.
-    status: str
-    reason: str = ""  # why it failed or gave no patch
-    warning: str = ""
-    slide_mpp: float | None = None
-    mpp_source: str = ""
-    tissue_mm2: float = 0.0
-    candidates: int = 0  # places on tissue
-    screened: int = 0  # of these, not refused by the screen; it does not look where that would not pay
-    counted: int = 0  # of these, counted exactly
-    unreadable: int = 0  # of these, could not be decoded
-    kept: int = 0
-    seconds: float = 0.0
-    bytes: int = 0
-    sha256: str = ""
-    # Sums over the kept patches' pixels (0..255) and their squares, for mean and standard deviation.
-    pixel_sums: tuple[tuple[int, ...], tuple[int, ...]] = ((0, 0, 0), (0, 0, 0))
-    histogram: tuple[int, ...] = ()  # places counted, by BIN cells
-    source_bytes: int = 0
-    source_changed: int = 0  # when the slide's file was last written, ns
-    fingerprint: str = ""  # of the slide's file
-    wsi_dir: str = ""  # where the slide was found
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-
-def slide_id(name: str) -> str:
-    """A slide's name in keys and files: no dot, told apart from slides of the same name in other folders.
-
-    Args:
-        name: Path of the slide below --wsi-dir, with "/".
-    """
-    stem = Path(name).stem[:LONGEST_STEM]
-    digest = hashlib.sha256(name.encode()).hexdigest()
-    return f"{re.sub(r'[^A-Za-z0-9-]', '_', stem)}_{digest[:8]}"
-
-
-def tar_path(out: Path, source_id: str) -> Path:
-    """Where a slide's patches lie."""
-    return out / "slides" / f"{source_id}.tar"
 
 
 class SlideTar:
@@ -138,53 +81,6 @@ def add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size = len(content)
     tar.addfile(member, io.BytesIO(content))
-
-
-def write_record(out: Path, record: Record) -> None:
-    """Store a record beside the slide's tar."""
-    write_json(tar_path(out, record.slide_id).with_suffix(".json"), dataclasses.asdict(record))
-
-
-def finished(out: Path, source: Source) -> Record | None:
-    """The record of a slide that is done: its tar is whole and the slide what it was; else None.
-
-    A slide that cannot be looked at now, as on a disk that is not mounted, does not undo what was harvested from
-    it. The settings are not compared; that is for the caller, who must not redo silently.
-    """
-    path = tar_path(out, source.slide_id)
-    record = read_record(path.with_suffix(".json"))
-    if record is None:
-        return None
-    return record if _size(path) == record.bytes and _unchanged(source.path, record) else None
-
-
-def _unchanged(slide: Path, record: Record) -> bool:
-    """Whether a slide is the file that was harvested, be it with another date, or cannot be looked at."""
-    try:
-        status = slide.stat()
-        if status.st_size != record.source_bytes:
-            return False
-        if status.st_mtime_ns == record.source_changed or not record.fingerprint:
-            return True
-        return fingerprint(slide) == record.fingerprint
-    except OSError:
-        return True
-
-
-def _size(path: Path) -> int | None:
-    """Bytes of a file; None where it cannot be looked at."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return None
-
-
-def read_record(path: Path) -> Record | None:
-    """A stored record, or None where it is absent, cut short, or of another version."""
-    try:
-        return Record(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
 
 
 def members(file: BinaryIO, most: int | None = None) -> list[tuple[str, Span]]:

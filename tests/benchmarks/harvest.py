@@ -33,7 +33,8 @@ from patch_extraction.config import HarvestConfig
 from patch_extraction.counters.base import HaematoxylinCounter
 from patch_extraction.harvesting.slide_harvest import Plan, harvest_slide
 from patch_extraction.harvesting.slide_list import find_sources
-from patch_extraction.slide_store.slide_tar import QUALITY, Record, SlideTar, add_member, as_jpeg
+from patch_extraction.slide_store.slide_record import Record
+from patch_extraction.slide_store.slide_tar import QUALITY, SlideTar, add_member, as_jpeg
 from shared.samples.pyramidal_tiff import Level, write_pyramid
 from shared.samples.specimen import section
 from shared.wsi.resampling import resample

@@ -20,7 +20,9 @@ from patch_extraction.config import HarvestConfig
 from patch_extraction.counters.base import HaematoxylinCounter, OneByOne
 from patch_extraction.harvesting.slide_harvest import Plan, harvest_slide
 from patch_extraction.harvesting.slide_list import find_sources
-from patch_extraction.slide_store.slide_tar import FAILED, HARVESTED, NO_PATCH, Record, SlideTar, tar_path
+from patch_extraction.slide_store.file_names import tar_path
+from patch_extraction.slide_store.slide_record import FAILED, HARVESTED, NO_PATCH, Record
+from patch_extraction.slide_store.slide_tar import SlideTar
 from shared.errors import UserError
 from shared.samples.pyramidal_tiff import write_pyramid
 from shared.samples.sample_slides import jpeg_level, write_slide

@@ -9,7 +9,9 @@ import pytest
 from patch_extraction.config import HarvestConfig, Source
 from patch_extraction.counters.base import HaematoxylinCounter
 from patch_extraction.harvesting.slide_list import find_sources
-from patch_extraction.slide_store.slide_tar import HARVESTED, Record, SlideTar, slide_id, tar_path, write_record
+from patch_extraction.slide_store.file_names import tar_path
+from patch_extraction.slide_store.slide_record import HARVESTED, Record, slide_id, write_record
+from patch_extraction.slide_store.slide_tar import SlideTar
 from shared.errors import UserError
 
 NAMES = ("CD3/TCGA-A7.0f1c.svs", "CD3/ü 1.tif", "Ki-67/TCGA-A7.0f1c.svs", "b.ndpi")

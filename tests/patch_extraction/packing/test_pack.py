@@ -15,15 +15,9 @@ import webdataset
 from PIL import Image
 
 from patch_extraction.packing.pack import pack, read_index
-from patch_extraction.slide_store.slide_tar import (
-    HARVESTED,
-    KEPT,
-    Record,
-    SlideTar,
-    slide_id,
-    tar_path,
-    write_record,
-)
+from patch_extraction.slide_store.file_names import tar_path
+from patch_extraction.slide_store.slide_record import HARVESTED, KEPT, Record, slide_id, write_record
+from patch_extraction.slide_store.slide_tar import SlideTar
 from shared.errors import UserError
 
 SETTINGS = {"patch_size": 16}

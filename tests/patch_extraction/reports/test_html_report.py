@@ -11,7 +11,7 @@ from PIL import Image
 from patch_extraction.config import HarvestConfig
 from patch_extraction.reports.histogram import summed
 from patch_extraction.reports.html_report import write_report
-from patch_extraction.slide_store.slide_tar import DUPLICATE, FAILED, HARVESTED, NO_PATCH, Record
+from patch_extraction.slide_store.slide_record import DUPLICATE, FAILED, HARVESTED, NO_PATCH, Record
 
 NASTY = "<script>alert('x')</script>&\"ü.svs"
 

@@ -11,20 +11,10 @@ import pytest
 from PIL import Image
 
 from patch_extraction.config import Source
+from patch_extraction.slide_store.file_names import tar_path
 from patch_extraction.slide_store.fingerprint import fingerprint
-from patch_extraction.slide_store.slide_tar import (
-    HARVESTED,
-    Record,
-    SlideTar,
-    as_jpeg,
-    finished,
-    members,
-    pixel_sums,
-    read_at,
-    slide_id,
-    tar_path,
-    write_record,
-)
+from patch_extraction.slide_store.slide_record import HARVESTED, Record, finished, slide_id, write_record
+from patch_extraction.slide_store.slide_tar import SlideTar, as_jpeg, members, pixel_sums, read_at
 from shared.samples.specimen import section
 
 
