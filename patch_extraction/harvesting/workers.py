@@ -91,7 +91,7 @@ def each(task: Task, sources: Sequence[Source], config: HarvestConfig) -> Iterat
     waiting = deque(sources)
     # Not forked from this process, which has threads; a server that has no more than imported everything.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["patch_extraction.__main__"])
+    context.set_forkserver_preload(["patch_extraction.pipeline"])
     workers = [_Worker(context, task, config) for _ in range(min(config.processes(), len(waiting)))]
     try:
         for worker in workers:
