@@ -11,13 +11,13 @@ import tyro
 from finetune.datasets import Source, load_data
 from finetune.datasets.dataset import AnnotatedData, Tile
 from finetune.datasets.wider_views import require_views
-from finetune.detector import Detector as TrainedDetector
 from finetune.scoring.metrics import Scores
 from finetune.scoring.sheets import comparison_sheet
 from finetune.scoring.tile_scores import predict_tiles, score_tiles
 from shared.cli import as_plain, check_range, make_folder, run
 from shared.errors import UserError
 from shared.files import atomic_path, write_json
+from shared.model.detector_file import LoadedDetector
 from shared.model.dpa_p2pnet import Detector
 from shared.training.run_folder import provenance
 
@@ -50,7 +50,7 @@ def load_for(path: Path, data: AnnotatedData, tiles: Sequence[Tile], device: tor
         UserError: no detector file, or one with other classes or trained at another resolution,
             or more fields of view than the tiles have.
     """
-    trained = TrainedDetector.load(path, device)
+    trained = LoadedDetector.load(path, device)
     if trained.classes != data.classes:
         raise UserError(
             f"{path} detects {', '.join(trained.classes)}, but {data.folder} is annotated with "

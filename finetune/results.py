@@ -10,7 +10,8 @@ from finetune.scoring.sheets import annotated_sheet, comparison_sheet, proposals
 from finetune.scoring.tile_scores import predict_tiles, score_tiles, to_batch
 from finetune.training.tile_loader import TileStream
 from shared.files import write_json
-from shared.model.dpa_p2pnet import Detector, load_detector
+from shared.model.detector_file import load_detector
+from shared.model.dpa_p2pnet import Detector
 from shared.training.run_folder import Run
 from shared.weights.weights_file import publish
 

@@ -10,7 +10,6 @@ from finetune import results
 from finetune.datasets import load_data
 from finetune.datasets.dataset import AnnotatedData, Tile
 from finetune.datasets.wider_views import require_views
-from finetune.detector import tile_to_predict
 from finetune.recipes import Recipe, check
 from finetune.scoring.tile_scores import predict_tiles, score_tiles
 from finetune.step import learning_rate, update
@@ -21,6 +20,7 @@ from finetune.training.tile_loader import TileStream, tile_batches
 from shared.cli import as_plain
 from shared.errors import UserError
 from shared.model import dpa_p2pnet as core
+from shared.model.detector_file import save_detector, tile_to_predict
 from shared.signals import STOPPED, StopSignal, leave_marker
 from shared.training import checkpoint, distributed
 from shared.training.distributed import World
@@ -236,4 +236,4 @@ def _save_weights(recipe: Recipe, training: Training, data: AnnotatedData, run: 
         "run_id": run.id,
         **provenance(),
     }
-    core.save_detector(recipe.run_dir / f"{name}.pth", training.scored, metadata)
+    save_detector(recipe.run_dir / f"{name}.pth", training.scored, metadata)

@@ -10,12 +10,12 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from finetune.datasets.annotations.qupath import SUFFIXES
-from finetune.detector import Detector
 from finetune.predict.outputs.ratios import Ratio, parse_ratio
 from finetune.predict.outputs.writers import import_parquet
 from finetune.predict.search.tiling import Tiling, tiling_of
 from shared.cli import check_range
 from shared.errors import UserError
+from shared.model.detector_file import LoadedDetector
 from shared.training.precision import Precision
 from shared.wsi.image_source import Source, size_at
 
@@ -101,7 +101,7 @@ class Plan:
     """What holds for all slides."""
 
     config: Config
-    detector: Detector
+    detector: LoadedDetector
     detector_digest: str
     ratios: tuple[Ratio, ...]
 
@@ -142,7 +142,7 @@ def make_plan(config: Config, device: str | None) -> Plan:
         UserError: an option makes no sense, or the detector cannot be used.
     """
     check(config)
-    detector = Detector.load(config.detector, device)
+    detector = LoadedDetector.load(config.detector, device)
     tiling_of(1, 1, detector.network.config, detector.tile, config.tile, config.margin)
     ratios = tuple(parse_ratio(line, detector.classes) for line in config.ratio)
     return Plan(config, detector, digest_of(config.detector), ratios)

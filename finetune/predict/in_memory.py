@@ -5,18 +5,20 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from finetune.detector import Detector
 from finetune.predict.config import LEAST_MPP, MOST_MPP
 from finetune.predict.search.deduplicate import without_seams
 from finetune.predict.search.inference import CELL, WindowReader, find_cells
 from finetune.predict.search.tiling import Tiling, tiling_of
 from shared.errors import UserError
 from shared.model.cells import CellSet
+from shared.model.detector_file import LoadedDetector
 from shared.training.precision import Precision
 from shared.wsi.image_source import Picture, Source, size_at
 
 
-def predict_image(detector: Detector, image: np.ndarray | Image.Image | str | Path, mpp: float | None) -> CellSet:
+def predict_image(
+    detector: LoadedDetector, image: np.ndarray | Image.Image | str | Path, mpp: float | None
+) -> CellSet:
     """Cells of an image in its own px, in one piece if it is no larger than a tile, else without seams.
 
     Raises:
@@ -40,7 +42,7 @@ def predict_image(detector: Detector, image: np.ndarray | Image.Image | str | Pa
 
 
 def cells_of(
-    detector: Detector, source: Source, tiling: Tiling, batch_size: int = 1, precision: Precision = "auto"
+    detector: LoadedDetector, source: Source, tiling: Tiling, batch_size: int = 1, precision: Precision = "auto"
 ) -> np.ndarray:
     """Cells of a whole source, of dtype `windows.CELL`, in the order of its tiles; all at once in memory.
 

@@ -11,7 +11,8 @@ from PIL import Image
 
 from shared.errors import UserError
 from shared.model.cells import select_cells
-from shared.model.dpa_p2pnet import Detector, load_detector
+from shared.model.detector_file import load_detector
+from shared.model.dpa_p2pnet import Detector
 from shared.wsi.slide import MOST_UPSAMPLING
 
 GPU_BATCH = 32  # patches

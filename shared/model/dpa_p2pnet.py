@@ -6,16 +6,14 @@ Points are (x, y) in px of the image; (0, 0) is the outer corner of its first pi
 background is C.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared.cli import as_plain
 from shared.errors import UserError
 from shared.model.backbones import create_backbone
 from shared.model.decoders import (
@@ -29,14 +27,13 @@ from shared.model.decoders import (
 from shared.model.fpn import FeaturePyramid, SummedPyramid
 from shared.model.multi_fov import FieldOfViewFusion, Upsampling
 from shared.model.proposals import Level, lead, proposal_grid
-from shared.weights.safe_load import first_line
-from shared.weights.weights_file import IMAGENET_MEAN, IMAGENET_STD, Weights, read, write
+from shared.weights.weights_file import IMAGENET_MEAN, IMAGENET_STD
 
 # Smoothing a level under one point costs about as much as smoothing so many cells of it (2.6-3.1 measured on
 # a CPU, tests/benchmarks/smoothing.csv).
 SAMPLING_COST = 3
 
-__all__ = ["Config", "Detections", "Detector", "load_detector", "save_detector"]
+__all__ = ["Config", "Detections", "Detector"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,51 +197,3 @@ def _decoder(config: Config) -> PointDecoder | RefiningDecoder | GridDecoder:
     if config.refinements:
         return RefiningDecoder(config.classes, config.refinements, *widths)
     return PointDecoder(config.classes, config.deformable, *widths)
-
-
-def save_detector(path: Path, detector: Detector, metadata: Mapping[str, Any]) -> None:
-    """Write a detector atomically; the file holds its config, so that it can be built again.
-
-    `metadata` is what else is known: `classes` (names), `mpp` it was trained at, `recipe`, `metrics`,
-    `run_id`, `git_commit`.
-    """
-    write(path, detector.state_dict(), {**metadata, "kind": "detector", "config": as_plain(detector.config)})
-
-
-def load_detector(path: Path) -> tuple[Detector, dict[str, Any]]:
-    """A detector (on the CPU, in eval mode) and its metadata.
-
-    Raises:
-        UserError: the file is missing, damaged, or something else.
-    """
-    weights = read(path)
-    if weights.metadata.get("kind") != "detector":
-        raise UserError(
-            f"{path} holds {_contents(weights)}, not a detector; give the detector.pth that "
-            "python -m finetune writes"
-        )
-    try:
-        detector = Detector(_config(weights.metadata["config"]))
-        detector.load_state_dict(weights.tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"{path} is no detector that this version can build ({type(error).__name__}: {first_line(error)}); "
-            "train it again, or use the version that wrote it"
-        ) from error
-    # The layout that `_prepare` gives the maps: convolutions then need not reorder their weights for every image.
-    return detector.to(memory_format=torch.channels_last).eval(), weights.metadata
-
-
-def _config(fields: Mapping[str, Any]) -> Config:
-    """The config as JSON kept it: without tuples."""
-    values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
-    }
-    return Config(**values)
-
-
-def _contents(weights: Weights) -> str:
-    try:
-        return f"a {weights.arch} backbone (python -m finetune --init takes that)"
-    except UserError:
-        return f"weights of something else ({', '.join(sorted(weights.tensors)[:3])})"

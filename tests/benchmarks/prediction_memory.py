@@ -18,10 +18,10 @@ import tyro
 from PIL import Image
 from torch import Tensor, nn
 
-from finetune.detector import Detector
 from finetune.predict import slide_job
 from finetune.predict.config import Config, Plan
 from shared.model.decoders import Detections
+from shared.model.detector_file import LoadedDetector
 from shared.model.dpa_p2pnet import Config as NetworkConfig
 from shared.model.proposals import proposal_grid
 from shared.signals import StopSignal
@@ -84,7 +84,7 @@ def measure(cells: int, folder: Path) -> dict[str, float]:
     torch.set_num_threads(1)
     image = folder / "blank.png"
     image.write_bytes(b"blank")
-    detector = Detector(image, Crowd(), ("a", "b", "c"), MPP, torch.device("cpu"))
+    detector = LoadedDetector(image, Crowd(), ("a", "b", "c"), MPP, torch.device("cpu"))
     config = Config(detector=image, sources=(image,), out=folder / "out", workers=0, batch_size=1)
     job = slide_job.Job(Plan(config, detector, "", ()), image, Path("blank"))
     _predict(replace(job, path=image), 1024)  # what is loaded at first use is no matter of cells

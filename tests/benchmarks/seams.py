@@ -12,10 +12,10 @@ import numpy as np
 import tyro
 from scipy.spatial import KDTree
 
-from finetune.detector import Detector
 from finetune.predict.in_memory import cells_of
 from finetune.predict.search.deduplicate import SAME_CELL_UM
 from finetune.predict.search.tiling import Tiling, tiling_of
+from shared.model.detector_file import LoadedDetector
 from shared.wsi.image_source import Picture, open_source
 from tests.benchmarks.measuring import timed, write
 
@@ -73,13 +73,13 @@ def agreement(whole: np.ndarray, tiled: np.ndarray, mpp: float = 0.5) -> Agreeme
     )
 
 
-def _tiling(detector: Detector, side: int, tile: int, margin: int) -> Tiling:
+def _tiling(detector: LoadedDetector, side: int, tile: int, margin: int) -> Tiling:
     return tiling_of(side, side, detector.network.config, detector.tile, None if detector.tile else tile, margin)
 
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
-    detector, slide = Detector.load(options.detector), open_source(options.slide, options.slide_mpp)
+    detector, slide = LoadedDetector.load(options.detector), open_source(options.slide, options.slide_mpp)
     image = slide.read(*options.corner, options.side, options.side, detector.mpp)
     source = Picture(image, detector.mpp)
     tilings = [(int(tile), int(margin)) for tile, _, margin in (word.partition(":") for word in options.tiles)]

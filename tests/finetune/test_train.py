@@ -25,7 +25,7 @@ from finetune.training.criterion import Targets
 from finetune.training.tile_loader import Batch, TileStream, tile_batches
 from shared.cli import parse_beside
 from shared.errors import UserError
-from shared.model.dpa_p2pnet import load_detector
+from shared.model.detector_file import load_detector
 from shared.samples.sample_slides import write_tiles
 from shared.signals import StopSignal
 from shared.training.distributed import World

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from shared.model.dpa_p2pnet import Config, Detector, save_detector
+from shared.model.detector_file import save_detector
+from shared.model.dpa_p2pnet import Config, Detector
 from tests.slurm.checkout import ONE_CORE
 from tests.slurm.cluster import Cluster
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from finetune.detector import Detector
 from finetune.predict.search.deduplicate import BAND, BORDER, INNER, WITNESS
 from finetune.predict.search.tiling import Box, Tiling
+from shared.model.detector_file import LoadedDetector
 from shared.model.dpa_p2pnet import Detections
 from shared.model.image_tensors import to_image
 from shared.training.distributed import ignore_signals_in_worker
@@ -107,7 +107,7 @@ def read_views(source: Source, window: Box, mpp: float, views: int) -> np.ndarra
 
 
 def find_cells(
-    detector: Detector,
+    detector: LoadedDetector,
     reader: WindowReader,
     numbers: Sequence[int],
     precision: Precision = "auto",

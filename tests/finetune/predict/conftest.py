@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from finetune.detector import Detector
 from finetune.predict.config import Config
 from finetune.predict.run import predict
+from shared.model.detector_file import LoadedDetector
 from shared.signals import StopSignal
 from tests.finetune.predict import planted
 
@@ -20,8 +20,10 @@ def predict_here(tmp_path: Path, stop: StopSignal, monkeypatch: pytest.MonkeyPat
     """Predicts in this process with the detector that finds what was planted; returns the exit code."""
     (tmp_path / "detector.pth").write_text("squares")
 
-    def run(*sources: Path, detector: Detector | None = None, stopped: StopSignal = stop, **options: Any) -> int:
-        monkeypatch.setattr(Detector, "load", lambda *_: detector or planted.detector())
+    def run(
+        *sources: Path, detector: LoadedDetector | None = None, stopped: StopSignal = stop, **options: Any
+    ) -> int:
+        monkeypatch.setattr(LoadedDetector, "load", lambda *_: detector or planted.detector())
         defaults = {"out": tmp_path / "cells", "workers": 0, "report": False}
         config = Config(detector=tmp_path / "detector.pth", sources=sources, **{**defaults, **options})
         return predict(config, stopped)

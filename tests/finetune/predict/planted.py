@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from finetune.detector import Detector
+from finetune import Detector
 from shared.model.decoders import Detections
 from shared.model.dpa_p2pnet import Config
 from shared.model.proposals import proposal_grid

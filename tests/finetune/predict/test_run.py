@@ -23,6 +23,7 @@ from finetune.scoring.tile_scores import predict_image
 from shared.errors import UserError
 from shared.model import dpa_p2pnet as core
 from shared.model.decoders import Detections
+from shared.model.detector_file import save_detector
 from shared.model.proposals import proposal_grid
 from shared.signals import StopSignal
 from shared.wsi.image_source import find_sources
@@ -249,7 +250,7 @@ import os, pathlib, signal, sys
 from finetune.predict.search import cell_store as store
 from finetune.predict.config import Config
 from finetune.predict.run import predict
-from finetune.detector import Detector
+from shared.model.detector_file import LoadedDetector
 from shared.signals import StopSignal
 from tests.finetune.predict import planted
 calls = []
@@ -258,7 +259,7 @@ def after():
     if len(calls) == 8:
         os.kill(os.getpid(), signal.SIGKILL)
 store.SAVE_EVERY_S = 0.0
-Detector.load = lambda *_: planted.detector(after=after)
+LoadedDetector.load = lambda *_: planted.detector(after=after)
 png, out = map(pathlib.Path, sys.argv[1:])
 detector = png.with_name("detector.pth")
 predict(Config(detector=detector, sources=(png,), out=out, slide_mpp=0.25, tile=192, margin=64, workers=0,
@@ -474,7 +475,7 @@ def test_drawings_that_cannot_be_used(
 def untrained(path: Path) -> Path:
     torch.manual_seed(0)
     config = core.Config(arch="vit_tiny_patch16_224", classes=2, interval=8, channels=32, hidden=32)
-    core.save_detector(path, core.Detector(config), {"classes": ["red", "blue"], "mpp": 0.5, "tile": 192})
+    save_detector(path, core.Detector(config), {"classes": ["red", "blue"], "mpp": 0.5, "tile": 192})
     return path
 
 

@@ -10,6 +10,7 @@ import torch
 from finetune.training.initialisation import held_batch_norms, initial_detector
 from shared.errors import UserError
 from shared.model import dpa_p2pnet as core
+from shared.model.detector_file import load_detector, save_detector
 from shared.weights.weights_file import write
 
 TINY = "vit_tiny_patch16_224"
@@ -68,8 +69,8 @@ def test_a_detector_on_a_vit_with_layer_scale_is_saved_and_built_again(tmp_path:
     detector, loaded, _ = initial_detector(core.Config(classes=2), str(tmp_path / "dinov2.pth"), None)
     assert detector.config.arch == "vit_small_patch14_dinov2"
     assert loaded == detector.backbone.trunk.state_dict().keys()
-    core.save_detector(tmp_path / "detector.pth", detector, {})
-    again, _ = core.load_detector(tmp_path / "detector.pth")
+    save_detector(tmp_path / "detector.pth", detector, {})
+    again, _ = load_detector(tmp_path / "detector.pth")
     image = torch.rand(1, 3, 64, 96)
     with torch.inference_mode():
         torch.testing.assert_close(again(image).points_BN2, detector.eval()(image).points_BN2)
@@ -106,7 +107,7 @@ def test_only_batch_norms_with_loaded_statistics_are_held(tmp_path: Path) -> Non
 
 def test_files_of_the_wrong_kind_are_refused_in_a_sentence(tmp_path: Path, tiny_weights: Path) -> None:
     detector = core.Detector(core.Config(arch=TINY))
-    core.save_detector(tmp_path / "detector.pth", detector, {"classes": ["cell"]})
+    save_detector(tmp_path / "detector.pth", detector, {"classes": ["cell"]})
     torch.save({"unknown.weight": torch.zeros(3)}, tmp_path / "other.pth")
     (tmp_path / "text.pth").write_text("no weights")
     (tmp_path / "cut.pth").write_bytes(tiny_weights.read_bytes()[:100_000])

@@ -10,7 +10,8 @@ from patch_extraction.count_check import annotated_squares, measure
 from patch_extraction.counters.base import SHIPPED_FILE, HaematoxylinCounter, choose_counter
 from shared.errors import UserError
 from shared.model.cells import select_cells
-from shared.model.dpa_p2pnet import Config, Detector, load_detector, save_detector
+from shared.model.detector_file import load_detector, save_detector
+from shared.model.dpa_p2pnet import Config, Detector
 from shared.samples.specimen import section
 
 FUNCTIONS = """

@@ -10,7 +10,8 @@ from torch import nn
 
 from shared.errors import UserError
 from shared.model.cells import select_cells
-from shared.model.dpa_p2pnet import Config, Detections, Detector, load_detector, save_detector
+from shared.model.detector_file import load_detector, save_detector
+from shared.model.dpa_p2pnet import Config, Detections, Detector
 from shared.model.proposals import proposal_grid
 from shared.training import checkpoint
 from shared.training.flops import counted_operations

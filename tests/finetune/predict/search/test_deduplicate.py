@@ -8,12 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from finetune.detector import Detector
 from finetune.predict.in_memory import cells_of
 from finetune.predict.search.deduplicate import BORDER, INNER, WITNESS, without_seams
 from finetune.predict.search.inference import CELL
 from finetune.predict.search.tiling import tiling_of
 from shared.model.decoders import Detections
+from shared.model.detector_file import LoadedDetector
 from shared.wsi.image_source import Picture
 from tests.benchmarks.seams import agreement
 from tests.conftest import Command
@@ -118,7 +118,7 @@ def test_a_trained_network_does_not_show_its_tiles(command: Command, real_data: 
     words = ("--init", init, "--data", real_data / "CoNSeP", "--batch-size", 2, "--max-steps", 120)
     done = command("finetune", "demo", *words, "--evaluate-every", 99, "--warmup-steps", 5, timeout=1200)
     assert done.returncode == 0, done.stderr
-    detector = Detector.load(tmp_path / "detector.pth")
+    detector = LoadedDetector.load(tmp_path / "detector.pth")
     config = detector.network.config
     mosaic = Image.new("RGB", (1024, 1024), "white")  # of four fields, as the detector knows them
     for number, corner in enumerate(((0, 0), (500, 0), (0, 500), (500, 500)), 1):

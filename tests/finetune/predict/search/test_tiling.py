@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.detector import tile_to_predict
 from finetune.predict.search.inference import read_views
 from finetune.predict.search.tiling import Tiling, tiling_of
 from shared.errors import UserError
+from shared.model.detector_file import tile_to_predict
 from shared.model.dpa_p2pnet import Config
 from shared.wsi.image_source import Picture
 

@@ -1,0 +1,125 @@
+"""The file of a detector: its network, its config and what is known of it."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from shared.cli import as_plain
+from shared.errors import UserError
+from shared.model.backbones import sees_whole_image
+from shared.model.decoders import PYRAMID_STRIDES
+from shared.model.dpa_p2pnet import Config, Detector
+from shared.weights.safe_load import first_line
+from shared.weights.weights_file import Weights, read, write
+
+DEFAULT_CROP = 448  # of detectors that were trained before files said what they are to be given
+
+
+@dataclass(frozen=True)
+class LoadedDetector:
+    """Network, classes in the order of its labels, um/px it was trained at."""
+
+    path: Path
+    network: Detector
+    classes: tuple[str, ...]
+    mpp: float
+    device: torch.device
+    tile: int | None = None
+    """Side in px of the images it must be given, where its results depend on that (ViT-Adapter)."""
+
+    @classmethod
+    def load(cls, path: str | Path, device: str | torch.device | None = None) -> Self:
+        """Read `detector.pth`; it computes on the GPU if there is one.
+
+        Raises:
+            UserError: no detector file, or one that does not say what it detects.
+        """
+        path = Path(path)
+        network, metadata = load_detector(path)
+        classes, mpp, tile = _checked(path, network, metadata)
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return cls(path, network.to(chosen), classes, mpp, chosen, tile)
+
+
+def save_detector(path: Path, detector: Detector, metadata: Mapping[str, Any]) -> None:
+    """Write a detector atomically; the file holds its config, so that it can be built again.
+
+    `metadata` is what else is known: `classes` (names), `mpp` it was trained at, `recipe`, `metrics`,
+    `run_id`, `git_commit`.
+    """
+    write(path, detector.state_dict(), {**metadata, "kind": "detector", "config": as_plain(detector.config)})
+
+
+def load_detector(path: Path) -> tuple[Detector, dict[str, Any]]:
+    """A detector (on the CPU, in eval mode) and its metadata.
+
+    Raises:
+        UserError: the file is missing, damaged, or something else.
+    """
+    weights = read(path)
+    if weights.metadata.get("kind") != "detector":
+        raise UserError(
+            f"{path} holds {_contents(weights)}, not a detector; give the detector.pth that "
+            "python -m finetune writes"
+        )
+    try:
+        detector = Detector(_config(weights.metadata["config"]))
+        detector.load_state_dict(weights.tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"{path} is no detector that this version can build ({type(error).__name__}: {first_line(error)}); "
+            "train it again, or use the version that wrote it"
+        ) from error
+    # The layout that `_prepare` gives the maps: convolutions then need not reorder their weights for every image.
+    return detector.to(memory_format=torch.channels_last).eval(), weights.metadata
+
+
+def _config(fields: Mapping[str, Any]) -> Config:
+    """The config as JSON kept it: without tuples."""
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+    }
+    return Config(**values)
+
+
+def _contents(weights: Weights) -> str:
+    try:
+        return f"a {weights.arch} backbone (python -m finetune --init takes that)"
+    except UserError:
+        return f"weights of something else ({', '.join(sorted(weights.tensors)[:3])})"
+
+
+def tile_to_predict(config: Config, crop: int) -> int | None:
+    """The side of image that a detector has to be given; None if its results do not depend on it.
+
+    A ViT sees its whole input, and its position embeddings are resampled to it; how far a wider view reaches
+    depends on the image it is a view of. Both are given what they were trained on, in whole cells of each level.
+
+    Args:
+        config: The detector.
+        crop: Side in px of the crops it was trained on.
+    """
+    if not sees_whole_image(config.arch) and config.views == 1:
+        return None
+    step = math.lcm(PYRAMID_STRIDES[-1], config.interval)
+    return math.ceil(crop / step) * step
+
+
+def _checked(path: Path, network: Detector, metadata: dict[str, Any]) -> tuple[tuple[str, ...], float, int | None]:
+    """Classes, um/px and tile, as far as others rely on them."""
+    if missing := {"classes", "mpp"} - metadata.keys():
+        raise UserError(f"the metadata in {path} lack {' and '.join(sorted(missing))}; train the detector again")
+    default = tile_to_predict(network.config, DEFAULT_CROP)  # of detectors that were written without it
+    mpp, classes, tile = metadata["mpp"], tuple(map(str, metadata["classes"])), metadata.get("tile", default)
+    if not isinstance(mpp, float | int) or not 0 < mpp < float("inf"):
+        raise UserError(f"the metadata in {path} give {mpp!r} as mpp; train the detector again")
+    if len(classes) != network.config.classes:
+        raise UserError(
+            f"the metadata in {path} name {len(classes)} classes, its network has {network.config.classes}; "
+            "train the detector again"
+        )
+    return classes, float(mpp), None if tile is None else int(tile)
