@@ -7,6 +7,7 @@ import tyro
 from finetune.datasets.cut_views import CutViews, cut_views
 from finetune.datasets.import_qupath import Import, import_annotations
 from finetune.datasets.summary import Summary, summarise
+from finetune.predict.outputs.file_names import drawn_by_prediction
 from shared.cli import run
 
 Command = (
@@ -20,7 +21,7 @@ def main() -> int:
     """Read the command line and do what it says; returns the exit code."""
     config = tyro.cli(Command, prog="python -m finetune.datasets", description=__doc__)
     if isinstance(config, Import):
-        return import_annotations(config)
+        return import_annotations(config, drawn_by_prediction)
     if isinstance(config, CutViews):
         return cut_views(config)
     summarise(config)

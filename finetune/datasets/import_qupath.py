@@ -10,7 +10,7 @@ import math
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,14 +90,18 @@ class Written:
     rows: list[tuple[str | int, ...]]
 
 
-def import_annotations(config: Import) -> int:
+def import_annotations(config: Import, is_drawn: Callable[[Path], bool] = lambda _: False) -> int:
     """Cut all tiles; returns 0, or 3 if some slides cannot be read.
+
+    Args:
+        config: What to cut.
+        is_drawn: Recognises pictures that a prediction has drawn, which are no slides.
 
     Raises:
         UserError: an annotation file is wrong or has no slide; no tile is left; the output is not empty.
     """
     _check(config)
-    pairs = _pairs(config)
+    pairs = _pairs(config, is_drawn)
     values = _classes(config, [path for path, _, _ in pairs])
     written = Written({}, [])
     with _whole_folder(config.out) as folder:
@@ -157,7 +161,7 @@ def _check(config: Import) -> None:
         raise UserError(f"--out {config.out} exists already; give a new folder, or remove it")
 
 
-def _pairs(config: Import) -> list[tuple[Path, Path, str]]:
+def _pairs(config: Import, is_drawn: Callable[[Path], bool]) -> list[tuple[Path, Path, str]]:
     """GeoJSON, slide, and the slide's name."""
     folder = config.annotations
     below = [folder] if folder.is_file() else visible_files(folder)
@@ -167,7 +171,7 @@ def _pairs(config: Import) -> list[tuple[Path, Path, str]]:
     ]
     if not files:
         raise UserError(f"{folder} holds no GeoJSON ({', '.join(SUFFIXES)}); export it from QuPath")
-    sources = find_sources([config.slides])
+    sources = find_sources([config.slides], is_drawn)
     if config.annotations.is_file() and config.slides.is_file():
         return [(folder, config.slides, config.slides.stem)]
     return [_slide_of(path, sources, config.slides) for path in files]

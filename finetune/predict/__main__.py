@@ -9,13 +9,14 @@ def main() -> int:
     stop = StopSignal()  # before torch, as in finetune
     from finetune.predict.config import Config, check
     from finetune.predict.launch import LAUNCH, predict_in_slurm
+    from finetune.predict.outputs.file_names import drawn_by_prediction
     from finetune.predict.run import predict
     from shared.wsi.image_source import find_sources
 
     config, launch = cli_beside(Config, LAUNCH, "python -m finetune.predict")
     if launch.launcher == "slurm":
         check(config)
-        return predict_in_slurm(len(find_sources(config.sources)), config.out, launch)
+        return predict_in_slurm(len(find_sources(config.sources, drawn_by_prediction)), config.out, launch)
     return predict(config, stop)
 
 

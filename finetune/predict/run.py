@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.predict.config import Config, make_plan
+from finetune.predict.outputs.file_names import drawn_by_prediction
 from finetune.predict.outputs.summary import write_overview
 from finetune.predict.share import share_of_process
 from finetune.predict.slide_job import Job, predict_slide
@@ -30,7 +31,7 @@ def predict(config: Config, stop: StopSignal) -> int:
     """
     share = share_of_process(config.part)
     plan = make_plan(config, share.device)
-    sources = find_sources(config.sources)
+    sources = find_sources(config.sources, drawn_by_prediction)
     jobs = [Job(plan, path, name, len(sources) > 1) for path, name in sources.items()][share.rank :: share.size]
     for job in jobs:
         job.check()

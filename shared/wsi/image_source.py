@@ -4,7 +4,7 @@ Positions are px of level 0 (of a picture: its px), (0, 0) = outer corner of the
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -12,7 +12,6 @@ import numpy as np
 import openslide
 from PIL import Image, UnidentifiedImageError
 
-from finetune.predict.outputs.file_names import drawn_by_prediction
 from shared.errors import UserError
 from shared.wsi.slide import MOST_UPSAMPLING, Slide, SlideError, find_slides, printable
 from shared.wsi.subpixel_blend import on_white
@@ -186,11 +185,14 @@ def bounds_corner(source: Source) -> tuple[int, int]:
     return int(x), int(y)
 
 
-def find_sources(paths: Sequence[Path]) -> dict[Path, Path]:
+def find_sources(paths: Sequence[Path], is_drawn: Callable[[Path], bool]) -> dict[Path, Path]:
     """Slides and pictures: those given, and those below the folders given; each with its name without suffix.
 
-    Below a folder the name is the path from there on, so that no two files share one. Pictures that a prediction
-    has drawn are passed over, wherever they lie.
+    Below a folder the name is the path from there on, so that no two files share one.
+
+    Args:
+        paths: Files and folders.
+        is_drawn: Recognises pictures that a prediction has drawn, which are passed over.
 
     Raises:
         UserError: a path does not exist, a folder holds nothing, two files would have one name.
@@ -206,7 +208,7 @@ def find_sources(paths: Sequence[Path]) -> dict[Path, Path]:
             {
                 file: file.relative_to(path) if path.is_dir() else Path(file.name)
                 for file in below
-                if not drawn_by_prediction(file)
+                if not is_drawn(file)
             }
         )
     if paths and not found:

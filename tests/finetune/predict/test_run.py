@@ -18,6 +18,7 @@ from PIL import Image
 from finetune import Detector
 from finetune.datasets import Source, load_data
 from finetune.datasets.import_qupath import Import, import_annotations
+from finetune.predict.outputs.file_names import drawn_by_prediction
 from finetune.predict.share import Share, share_of_process
 from finetune.scoring.tile_scores import predict_image
 from shared.errors import UserError
@@ -113,7 +114,7 @@ def test_files_are_those_that_were_asked_for_last(predict_here: Predict, tmp_pat
     for name in sorted(everything - {"png", "summary.json"}):
         (folder / f"a.{name}").unlink()
         assert run(report=True) == everything and not batches
-    named = find_sources(sorted(folder.glob("*.png")))  # as a shell names them
+    named = find_sources(sorted(folder.glob("*.png")), drawn_by_prediction)  # as a shell names them
     assert named == {folder / "a.png": Path("a")}
     assert run(compress="zip", csv=False) == {"png", "zip", "summary.json"}
 
