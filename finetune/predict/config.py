@@ -1,23 +1,15 @@
 """What a prediction is asked to do."""
 
-import hashlib
-import json
-from collections.abc import Mapping
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from finetune.datasets.annotations.qupath import SUFFIXES
-from finetune.predict.outputs.ratios import Ratio, parse_ratio
-from finetune.predict.outputs.writers import import_parquet
-from finetune.predict.search.tiling import Tiling, tiling_of
 from shared.cli import check_range
 from shared.errors import UserError
-from shared.model.detector_file import LoadedDetector
 from shared.training.precision import Precision
-from shared.wsi.image_source import Source, size_at
 
 # um/px that an image may have.
 LEAST_MPP, MOST_MPP = 0.01, 100
@@ -96,90 +88,13 @@ def check(config: Config) -> None:
         import_parquet()
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What holds for all slides."""
-
-    config: Config
-    detector: LoadedDetector
-    detector_digest: str
-    ratios: tuple[Ratio, ...]
-
-    def tiling(self, source: Source) -> Tiling:
-        """The tiles of a source."""
-        config, detector = self.config, self.detector
-        size = size_at(source, detector.mpp)
-        return tiling_of(*size, detector.network.config, detector.tile, config.tile, config.margin)
-
-    def key(self, path: Path, regions: Path | None) -> dict[str, Any]:
-        """What the cells of a slide depend on."""
-        config, stat = self.config, path.stat()
-        return {
-            "detector": self.detector_digest,
-            "slide": [stat.st_size, stat.st_mtime_ns],
-            "slide_mpp": config.slide_mpp,
-            "area": "everywhere" if config.everywhere else digest_of(regions) if regions else "default",
-            "region_class": config.region_class,
-            "region_bounds": config.bounds if regions else None,
-            "tile": config.tile,
-            "margin": config.margin,
-            "batch_size": config.batch_size,
-            "precision": f"{config.precision} on {self.detector.device.type}",
-        }
-
-    def output_key(self, annotations: Path | None) -> dict[str, Any]:
-        """What else the files depend on."""
-        config = self.config
-        names = ("bounds", "ratio", "compress", "csv", "parquet", "report")
-        options = json.loads(json.dumps({name: getattr(config, name) for name in names}))
-        return {**options, "annotations": digest_of(annotations) if annotations else None}
-
-
-def make_plan(config: Config, device: str | None) -> Plan:
-    """Load the detector and read the ratios.
+def import_parquet() -> tuple[Any, Any]:
+    """The two modules of pyarrow that are needed.
 
     Raises:
-        UserError: an option makes no sense, or the detector cannot be used.
+        UserError: it is not installed.
     """
-    check(config)
-    detector = LoadedDetector.load(config.detector, device)
-    tiling_of(1, 1, detector.network.config, detector.tile, config.tile, config.margin)
-    ratios = tuple(parse_ratio(line, detector.classes) for line in config.ratio)
-    return Plan(config, detector, digest_of(config.detector), ratios)
-
-
-def digest_of(path: Path) -> str:
-    """Tells one content of a file from another."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
-def file_for(folder_or_file: Path | None, name: Path, several: bool, option: str) -> Path | None:
-    """The file of a slide among those given with an option; None where there is none for it.
-
-    Raises:
-        UserError: one file for several slides.
-    """
-    if folder_or_file is None:
-        return None
-    if folder_or_file.is_file():
-        if several:
-            raise UserError(
-                f"--{option} {folder_or_file} is one file for several slides; give a folder of NAME.geojson"
-            )
-        return folder_or_file
-    paths = [folder_or_file / f"{name}{suffix}" for suffix in SUFFIXES]
-    return next((path for path in paths if path.is_file()), None)
-
-
-def refuse_other_key(before: Mapping[str, Any], now: Mapping[str, Any], what: Path) -> None:
-    """Compare what cells depend on.
-
-    Raises:
-        UserError: they were made by another detector or with other settings.
-    """
-    for name in now:
-        if before.get(name) != now[name]:
-            raise UserError(
-                f"{what} was made with another {name.replace('_', ' ')}; give another --out, or remove it"
-            )
+    try:
+        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise UserError("--parquet needs the package pyarrow; install it: pip install pyarrow") from error

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.predict.config import Config, make_plan
+from finetune.predict.config import Config
 from finetune.predict.outputs.file_names import drawn_by_prediction
 from finetune.predict.outputs.summary import write_overview
+from finetune.predict.plan import make_plan
 from finetune.predict.share import share_of_process
 from finetune.predict.slide_job import Job, predict_slide
 from shared.cli import make_folder, settings_text

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from finetune.datasets.annotations.qupath import read_objects, read_regions
-from finetune.predict.config import Plan, file_for, refuse_other_key
 from finetune.predict.outputs.file_names import GEOJSON, SUMMARY, file_of, work_folder
 from finetune.predict.outputs.write_all import Outputs, write_outputs
+from finetune.predict.plan import Plan, file_for, refuse_other_key
 from finetune.predict.search.area import Area, Everywhere, Regions, TissueArea
 from finetune.predict.search.cell_store import CellStore, StoredCells, read_progress
 from finetune.predict.search.inference import WindowReader, find_cells
@@ -124,7 +124,18 @@ def predict_slide(job: Job, stop: StopSignal) -> dict[str, Any] | None:
         if asked and len(known.failures) == asked:
             raise SlideError(f"{job.path}: none of its {asked} tiles can be read ({known.failures[0]})")
         cells = StoredCells(job.work, job.plan.detector.mpp)
-        outputs = Outputs(job.plan, job.path, job.stem, source, area, cells, corner, tiling)
+        outputs = Outputs(
+            job.plan.config,
+            job.plan.detector,
+            job.plan.ratios,
+            job.path,
+            job.stem,
+            source,
+            area,
+            cells,
+            corner,
+            tiling,
+        )
         return write_outputs(outputs, annotated, known, asked, job.made_with)
 
 

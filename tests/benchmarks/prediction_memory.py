@@ -19,7 +19,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from finetune.predict import slide_job
-from finetune.predict.config import Config, Plan
+from finetune.predict.config import Config
+from finetune.predict.plan import Plan
 from shared.model.decoders import Detections
 from shared.model.detector_file import LoadedDetector
 from shared.model.dpa_p2pnet import Config as NetworkConfig

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from finetune.predict.config import Plan
+from finetune.predict.config import Config
 from finetune.predict.outputs.file_names import (
     CSV,
     DENSITY,
@@ -21,6 +21,7 @@ from finetune.predict.outputs.file_names import (
     file_of,
 )
 from finetune.predict.outputs.pictures import Painter
+from finetune.predict.outputs.ratios import Ratio
 from finetune.predict.outputs.report import Report, write_report
 from finetune.predict.outputs.summary import count_cells, results
 from finetune.predict.outputs.writers import Rows, write_csv, write_geojson, write_parquet
@@ -30,6 +31,7 @@ from finetune.predict.search.tiling import Tiling
 from shared.cli import as_plain
 from shared.files import atomic_path, write_json
 from shared.model.cells import CellSet
+from shared.model.detector_file import LoadedDetector
 from shared.training.run_folder import provenance
 from shared.wsi.image_source import Source
 
@@ -38,7 +40,9 @@ from shared.wsi.image_source import Source
 class Outputs:
     """A slide whose cells are all found."""
 
-    plan: Plan
+    config: Config
+    detector: LoadedDetector
+    ratios: tuple[Ratio, ...]
     path: Path
     stem: Path
     source: Source
@@ -51,11 +55,11 @@ class Outputs:
     @property
     def offset(self) -> tuple[int, int]:
         """What is taken away from px of level 0 in all files."""
-        return self.corner if self.plan.config.bounds else (0, 0)
+        return self.corner if self.config.bounds else (0, 0)
 
     def chunks(self) -> Iterator[Rows]:
         """The cells as they are written."""
-        scale = self.plan.detector.mpp / self.source.mpp
+        scale = self.detector.mpp / self.source.mpp
         for cells in self.cells.chunks():
             points_N2 = np.stack([cells["x"], cells["y"]], axis=1) * scale - self.offset
             labels_N = cells["label"].astype(np.int64)
@@ -74,7 +78,7 @@ def write_outputs(
     Raises:
         UserError: the disk is full.
     """
-    config, classes = outputs.plan.config, outputs.plan.detector.classes
+    config, classes = outputs.config, outputs.detector.classes
     if outputs.file(SUMMARY).exists():  # else a table of this name is somebody else's
         for ending in ENDINGS:
             outputs.file(ending).unlink(missing_ok=True)
@@ -89,10 +93,10 @@ def write_outputs(
     counts = count_cells(outputs.chunks(), classes, outputs.area.mm2)
     summary = {
         "slide": str(outputs.path),
-        **results(counts, outputs.area, outputs.plan.ratios),
+        **results(counts, outputs.area, outputs.ratios),
         "slide_mpp": outputs.source.mpp,
         "detector": str(config.detector),
-        "detector_mpp": outputs.plan.detector.mpp,
+        "detector_mpp": outputs.detector.mpp,
         "px_origin": list(outputs.offset),
         "tiles": {"asked": asked, "of": len(outputs.tiling), "core_px": outputs.tiling.core},
         "unreadable": list(known.failures),
@@ -110,7 +114,7 @@ def write_outputs(
 
 def _draw(outputs: Outputs, annotated: CellSet | None, summary: dict[str, Any]) -> list[str]:
     """Density, regions where there are any to show, report; returns their files' endings."""
-    classes = outputs.plan.detector.classes
+    classes = outputs.detector.classes
     painter = Painter(outputs.source, outputs.chunks, outputs.offset, classes, outputs.area)
     density = painter.density_sheet()
     regions = painter.region_sheet(annotated)

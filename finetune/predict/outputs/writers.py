@@ -2,17 +2,17 @@
 
 import csv
 import gzip
-import importlib
 import io
 import json
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import IO, NamedTuple, cast
 
 import numpy as np
 
+from finetune.predict.config import import_parquet
 from shared.errors import UserError
 from shared.files import atomic_path
 from shared.reporting.pictures import COLOURS
@@ -83,18 +83,6 @@ def write_parquet(path: Path, chunks: Chunks, classes: Sequence[str]) -> None:
             columns = [x_N, y_N, x_N * rows.mpp, y_N * rows.mpp, names[rows.labels_N]]
             columns += [rows.probability_N, rows.tile_N]
             writer.write_table(pyarrow.table(columns, schema=schema))
-
-
-def import_parquet() -> tuple[Any, Any]:
-    """The two modules of pyarrow that are needed.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    try:
-        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
-    except ImportError as error:
-        raise UserError("--parquet needs the package pyarrow; install it: pip install pyarrow") from error
 
 
 def colour_of(label: int) -> tuple[int, int, int]:
