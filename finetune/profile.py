@@ -14,8 +14,7 @@ from finetune.sweep.paper_tables import VARIANTS, Variant
 from shared.cli import check_range, run
 from shared.errors import UserError
 from shared.files import atomic_path
-from shared.model.dpa_p2pnet import Config as DetectorConfig
-from shared.model.dpa_p2pnet import Detector
+from shared.model.dpa_p2pnet import Detector, DetectorConfig
 from shared.training.precision import autocast
 from shared.training.run_folder import provenance
 

@@ -143,7 +143,7 @@ def _resume(recipe: Recipe, training: Training, run: Run, data: AnnotatedData) -
     return f"going on after step {training.step} of {recipe.run_dir}"
 
 
-def detector_for(recipe: Recipe, data: AnnotatedData) -> core.Config:
+def detector_for(recipe: Recipe, data: AnnotatedData) -> core.DetectorConfig:
     """The member of the family that a recipe asks for; its trunk is still to be found out.
 
     Raises:
@@ -152,7 +152,7 @@ def detector_for(recipe: Recipe, data: AnnotatedData) -> core.Config:
     require_views([tile for tiles in data.splits.values() for tile in tiles], recipe.views)
     interval = recipe.interval or (8 if data.mpp >= 0.4 else 16)
     check_interval(data, interval, recipe.augment)
-    return core.Config(
+    return core.DetectorConfig(
         classes=len(data.classes),
         interval=interval,
         multi_scale=recipe.multi_scale,

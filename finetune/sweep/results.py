@@ -13,8 +13,7 @@ from finetune.sweep.detector_size import multiply_adds
 from finetune.sweep.paper_tables import VARIANTS, Row, Table
 from shared.errors import UserError
 from shared.files import atomic_path
-from shared.model.dpa_p2pnet import Config as DetectorConfig
-from shared.model.dpa_p2pnet import Detector
+from shared.model.dpa_p2pnet import Detector, DetectorConfig
 
 # The best weights are those of the best validation score; the last are those of the last step.
 COLUMNS = {

@@ -24,7 +24,7 @@ class Start(NamedTuple):
     """What was taken from where, in words."""
 
 
-def initial_detector(config: core.Config, init: str, arch: str | None) -> Start:
+def initial_detector(config: core.DetectorConfig, init: str, arch: str | None) -> Start:
     """Build the detector that training starts from.
 
     Args:
@@ -64,7 +64,7 @@ def held_batch_norms(trunk: nn.Module, loaded: Iterable[str]) -> list[nn.Module]
     ]
 
 
-def _origin(config: core.Config, init: str, weights: Weights, report: LoadReport) -> str:
+def _origin(config: core.DetectorConfig, init: str, weights: Weights, report: LoadReport) -> str:
     mean, std = (", ".join(f"{value:.3f}" for value in values) for values in (config.mean, config.std))
     whose = "its own" if "mean" in weights.metadata else "ImageNet's"
     return f"{config.arch} from {init} ({weights.found}), {whose} mean {mean} and std {std}\n{report}"

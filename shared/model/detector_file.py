@@ -12,7 +12,7 @@ from shared.cli import as_plain
 from shared.errors import UserError
 from shared.model.backbones import sees_whole_image
 from shared.model.decoders import PYRAMID_STRIDES
-from shared.model.dpa_p2pnet import Config, Detector
+from shared.model.dpa_p2pnet import Detector, DetectorConfig
 from shared.weights.safe_load import first_line
 from shared.weights.weights_file import Weights, read, write
 
@@ -78,12 +78,12 @@ def load_detector(path: Path) -> tuple[Detector, dict[str, Any]]:
     return detector.to(memory_format=torch.channels_last).eval(), weights.metadata
 
 
-def _config(fields: Mapping[str, Any]) -> Config:
+def _config(fields: Mapping[str, Any]) -> DetectorConfig:
     """The config as JSON kept it: without tuples."""
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
     }
-    return Config(**values)
+    return DetectorConfig(**values)
 
 
 def _contents(weights: Weights) -> str:
@@ -93,7 +93,7 @@ def _contents(weights: Weights) -> str:
         return f"weights of something else ({', '.join(sorted(weights.tensors)[:3])})"
 
 
-def tile_to_predict(config: Config, crop: int) -> int | None:
+def tile_to_predict(config: DetectorConfig, crop: int) -> int | None:
     """The side of image that a detector has to be given; None if its results do not depend on it.
 
     A ViT sees its whole input, and its position embeddings are resampled to it; how far a wider view reaches

@@ -33,11 +33,11 @@ from shared.weights.weights_file import IMAGENET_MEAN, IMAGENET_STD
 # a CPU, tests/benchmarks/smoothing.csv).
 SAMPLING_COST = 3
 
-__all__ = ["Config", "Detections", "Detector"]
+__all__ = ["Detections", "Detector", "DetectorConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class DetectorConfig:
     """Which member of the family; the defaults are DPA-P2PNet with ResNet-50."""
 
     arch: str = "resnet50"
@@ -98,7 +98,7 @@ class Config:
 class View(nn.Module):
     """Trunk and neck of one field of view: an image in, its pyramid out."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
         self.backbone = create_backbone(config.arch, config.drop_path)
         self.neck = _neck(config, self.backbone.channels)
@@ -114,7 +114,7 @@ class Detector(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
         self.config = config
         self.samples_smoothing = True
@@ -177,12 +177,12 @@ def pays_to_sample(points: int, map_BCHW: Tensor) -> bool:
     return points * SAMPLING_COST <= map_BCHW.shape[-2] * map_BCHW.shape[-1]
 
 
-def _strides(config: Config) -> tuple[int, ...]:
+def _strides(config: DetectorConfig) -> tuple[int, ...]:
     """Of the pyramid that the decoder gets."""
     return PYRAMID_STRIDES if config.multi_scale else (GRID_STRIDE,)
 
 
-def _neck(config: Config, channels: Sequence[int]) -> nn.Module:
+def _neck(config: DetectorConfig, channels: Sequence[int]) -> nn.Module:
     if config.multi_scale:
         return FeaturePyramid(channels, config.channels)
     if config.summed:
@@ -190,7 +190,7 @@ def _neck(config: Config, channels: Sequence[int]) -> nn.Module:
     return FeaturePyramid(channels, config.channels, first=2, outputs=1, extra=False)
 
 
-def _decoder(config: Config) -> PointDecoder | RefiningDecoder | GridDecoder:
+def _decoder(config: DetectorConfig) -> PointDecoder | RefiningDecoder | GridDecoder:
     if not config.multi_scale:
         return GridDecoder(config.classes, config.interval, config.channels)
     widths = (config.channels, config.hidden, config.dropout)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from shared.model.dpa_p2pnet import Config, Detections, Detector
+from shared.model.dpa_p2pnet import Detections, Detector, DetectorConfig
 from shared.model.proposals import proposal_grid
 from tests.benchmarks.measuring import in_turn, write
 
@@ -76,7 +76,7 @@ def everything_on_a_gpu() -> dict[str, object]:
 def random_detectors(device: torch.device) -> tuple[Detector, Detector]:
     """The same weights, under which no part is silent, in the usual layout and in that of loaded detectors."""
     torch.manual_seed(0)
-    plain = Detector(Config(classes=10)).eval().to(device)
+    plain = Detector(DetectorConfig(classes=10)).eval().to(device)
     for name, parameter in plain.named_parameters():
         if name.endswith("bn3.weight"):
             nn.init.constant_(parameter, 0.5)  # zero in timm

@@ -23,7 +23,7 @@ from finetune.predict.config import Config
 from finetune.predict.plan import Plan
 from shared.model.decoders import Detections
 from shared.model.detector_file import LoadedDetector
-from shared.model.dpa_p2pnet import Config as NetworkConfig
+from shared.model.dpa_p2pnet import DetectorConfig
 from shared.model.proposals import proposal_grid
 from shared.signals import StopSignal
 from tests.benchmarks.measuring import write
@@ -37,7 +37,7 @@ class Crowd(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.config = NetworkConfig(arch="resnet50", classes=3, interval=SPACING)
+        self.config = DetectorConfig(arch="resnet50", classes=3, interval=SPACING)
 
     def forward(self, image_BCHW: Tensor) -> Detections:
         """Wherever it looks."""

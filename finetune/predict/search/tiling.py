@@ -15,7 +15,7 @@ import numpy as np
 
 from shared.errors import UserError
 from shared.model.decoders import PYRAMID_STRIDES
-from shared.model.dpa_p2pnet import Config as DetectorConfig
+from shared.model.dpa_p2pnet import DetectorConfig
 
 # What a ResNet-50 sees beyond a point, as far as it matters. Of 8,663 cells that it finds in one piece of
 # 4096 x 4096 px, 99.96 % are the same in tiles of 512 px with this margin, and 99.78 % with 64 px (seams.csv

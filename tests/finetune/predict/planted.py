@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from finetune import Detector
 from shared.model.decoders import Detections
-from shared.model.dpa_p2pnet import Config
+from shared.model.dpa_p2pnet import DetectorConfig
 from shared.model.proposals import proposal_grid
 from shared.samples.pyramidal_tiff import write_pyramid
 from shared.samples.sample_slides import jpeg_level
@@ -26,7 +26,7 @@ class SquareNetwork(nn.Module):
 
     def __init__(self, views: int = 1, after: Callable[[], None] = lambda: None) -> None:
         super().__init__()
-        self.config = Config(arch="resnet50", classes=2, interval=CELL, views=views)
+        self.config = DetectorConfig(arch="resnet50", classes=2, interval=CELL, views=views)
         self.after = after
         """Called for each batch."""
 

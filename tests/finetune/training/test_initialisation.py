@@ -26,7 +26,7 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_arch_and_normalisation_come_from_the_file(tiny_weights: Path) -> None:
-    detector, loaded, _ = initial_detector(core.Config(classes=2), str(tiny_weights), None)
+    detector, loaded, _ = initial_detector(core.DetectorConfig(classes=2), str(tiny_weights), None)
     assert detector.config.arch == TINY
     assert (detector.config.mean, detector.config.std) == ((0.7, 0.6, 0.7), (0.2, 0.2, 0.1))
     source = timm.create_model(TINY)
@@ -44,7 +44,7 @@ def test_another_project_s_file_is_taken_and_accounted_for(tmp_path: Path) -> No
     teacher = {f"module.backbone.{name}": tensor for name, tensor in source.items()}
     path = tmp_path / "checkpoint.pth"
     torch.save({"student": student, "teacher": teacher, "args": argparse.Namespace(arch="resnet50")}, path)
-    detector, loaded, origin = initial_detector(core.Config(), str(path), None)
+    detector, loaded, origin = initial_detector(core.DetectorConfig(), str(path), None)
     path.unlink()
     trunk = detector.backbone.trunk.state_dict()
     assert loaded == trunk.keys()
@@ -66,7 +66,7 @@ def test_a_detector_on_a_vit_with_layer_scale_is_saved_and_built_again(tmp_path:
     for parameter in source.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
     torch.save(source.state_dict(), tmp_path / "dinov2.pth")
-    detector, loaded, _ = initial_detector(core.Config(classes=2), str(tmp_path / "dinov2.pth"), None)
+    detector, loaded, _ = initial_detector(core.DetectorConfig(classes=2), str(tmp_path / "dinov2.pth"), None)
     assert detector.config.arch == "vit_small_patch14_dinov2"
     assert loaded == detector.backbone.trunk.state_dict().keys()
     save_detector(tmp_path / "detector.pth", detector, {})
@@ -77,13 +77,13 @@ def test_a_detector_on_a_vit_with_layer_scale_is_saved_and_built_again(tmp_path:
 
 
 def test_every_field_of_view_starts_from_the_same_weights(tiny_weights: Path) -> None:
-    detector, _, _ = initial_detector(core.Config(views=2), str(tiny_weights), None)
+    detector, _, _ = initial_detector(core.DetectorConfig(views=2), str(tiny_weights), None)
     own, wider = (trunk.state_dict() for trunk in detector.trunks())
     assert all(torch.equal(own[name], wider[name]) for name in own)
 
 
 def test_every_field_of_view_is_standardised_as_the_weights_want(tiny_weights: Path) -> None:
-    detector, _, _ = initial_detector(core.Config(views=2), str(tiny_weights), None)
+    detector, _, _ = initial_detector(core.DetectorConfig(views=2), str(tiny_weights), None)
     seen = {}
     for view, trunk in zip(("own", "wider"), detector.trunks(), strict=True):
         trunk.patch_embed.proj.register_forward_pre_hook(
@@ -99,14 +99,14 @@ def test_every_field_of_view_is_standardised_as_the_weights_want(tiny_weights: P
 def test_only_batch_norms_with_loaded_statistics_are_held(tmp_path: Path) -> None:
     path = tmp_path / "resnet.pth"
     torch.save(timm.create_model("resnet50").state_dict(), path)
-    detector, loaded, _ = initial_detector(core.Config(), str(path), None)
+    detector, loaded, _ = initial_detector(core.DetectorConfig(), str(path), None)
     assert len(held_batch_norms(detector.backbone.trunk, loaded)) == 53
-    detector, loaded, _ = initial_detector(core.Config(), "random", None)
+    detector, loaded, _ = initial_detector(core.DetectorConfig(), "random", None)
     assert held_batch_norms(detector.backbone.trunk, loaded) == []
 
 
 def test_files_of_the_wrong_kind_are_refused_in_a_sentence(tmp_path: Path, tiny_weights: Path) -> None:
-    detector = core.Detector(core.Config(arch=TINY))
+    detector = core.Detector(core.DetectorConfig(arch=TINY))
     save_detector(tmp_path / "detector.pth", detector, {"classes": ["cell"]})
     torch.save({"unknown.weight": torch.zeros(3)}, tmp_path / "other.pth")
     (tmp_path / "text.pth").write_text("no weights")
@@ -119,10 +119,10 @@ def test_files_of_the_wrong_kind_are_refused_in_a_sentence(tmp_path: Path, tiny_
         "none.pth": "there is no weights file",
     }.items():
         with pytest.raises(UserError, match=sentence) as caught:
-            initial_detector(core.Config(), str(tmp_path / name), None)
+            initial_detector(core.DetectorConfig(), str(tmp_path / name), None)
         assert name in str(caught.value)
     with pytest.raises(UserError, match=r"fits only .* --arch"):
-        initial_detector(core.Config(), str(tiny_weights), "resnet50")
+        initial_detector(core.DetectorConfig(), str(tiny_weights), "resnet50")
 
 
 def test_imagenet_offline_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -130,8 +130,8 @@ def test_imagenet_offline_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"cannot be fetched from timm's hub .*pass that file with --init"):
-        initial_detector(core.Config(), "imagenet", "resnet50")
+        initial_detector(core.DetectorConfig(), "imagenet", "resnet50")
     with pytest.raises(UserError, match="timm has no weights of vit_giant24_patch14_dinov2; pass a file"):
-        initial_detector(core.Config(), "imagenet", "vit_giant24_patch14_dinov2")
+        initial_detector(core.DetectorConfig(), "imagenet", "vit_giant24_patch14_dinov2")
     with pytest.raises(UserError, match="there is no backbone 'resnet51'"):
-        initial_detector(core.Config(), "imagenet", "resnet51")
+        initial_detector(core.DetectorConfig(), "imagenet", "resnet51")

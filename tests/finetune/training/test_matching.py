@@ -69,7 +69,7 @@ def test_an_image_without_cells_matches_nothing() -> None:
 def refining(refinements: int) -> core.Detector:
     torch.manual_seed(0)
     detector = core.Detector(
-        core.Config(
+        core.DetectorConfig(
             arch="vit_tiny_patch16_224",
             classes=2,
             deformable=False,

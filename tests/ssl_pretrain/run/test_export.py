@@ -109,7 +109,7 @@ def test_both_formats_start_a_detector(suffix: str, tmp_path: Path, shards: Path
     method = changed(MAE_DEMO.method, image_size=64, decoder_dim=32, decoder_depth=1)
     recipe = tiny.recipe("mae_vitb", shards, tmp_path, method=method, max_steps=1, out=tmp_path / f"mine{suffix}")
     assert train(changed(recipe, monitor_every=0), world, StopSignal()) == 0
-    start = initial_detector(dpa_p2pnet.Config(), str(recipe.out), None)
+    start = initial_detector(dpa_p2pnet.DetectorConfig(), str(recipe.out), None)
     tensors = weights_file.read(recipe.out).tensors
     trunk = start.detector.trunks()[0].state_dict()
     assert trunk.keys() == start.loaded and start.detector.config.mean == (0.7, 0.6, 0.65)

@@ -10,11 +10,11 @@ from finetune.predict.search.inference import read_views
 from finetune.predict.search.tiling import Tiling, tiling_of
 from shared.errors import UserError
 from shared.model.detector_file import tile_to_predict
-from shared.model.dpa_p2pnet import Config
+from shared.model.dpa_p2pnet import DetectorConfig
 from shared.wsi.image_source import Picture
 
-RESNET = Config(arch="resnet50", interval=8)
-VIT = Config(arch="vit_base_patch16_224", interval=16)
+RESNET = DetectorConfig(arch="resnet50", interval=8)
+VIT = DetectorConfig(arch="vit_base_patch16_224", interval=16)
 
 
 @pytest.mark.parametrize("size", [(1500, 800), (1025, 1024), (2000, 40)])
