@@ -18,7 +18,7 @@ from shared.cli import as_plain, check_range, make_folder, run
 from shared.errors import UserError
 from shared.files import atomic_path, write_json
 from shared.model.detector_file import LoadedDetector
-from shared.model.dpa_p2pnet import Detector
+from shared.model.dpa_p2pnet import DPAP2PNet
 from shared.training.run_folder import provenance
 
 # Slides of one scanner differ by less; twice the resolution makes other objects of cells.
@@ -43,7 +43,7 @@ class Config:
     """Folder for scores.json and the picture of predicted against annotated cells."""
 
 
-def load_for(path: Path, data: AnnotatedData, tiles: Sequence[Tile], device: torch.device) -> Detector:
+def load_for(path: Path, data: AnnotatedData, tiles: Sequence[Tile], device: torch.device) -> DPAP2PNet:
     """Load a detector that fits the data and the tiles to be scored.
 
     Raises:

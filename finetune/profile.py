@@ -14,7 +14,7 @@ from finetune.sweep.paper_tables import VARIANTS, Variant
 from shared.cli import check_range, run
 from shared.errors import UserError
 from shared.files import atomic_path
-from shared.model.dpa_p2pnet import Detector, DetectorConfig
+from shared.model.dpa_p2pnet import DetectorConfig, DPAP2PNet
 from shared.training.precision import autocast
 from shared.training.run_folder import provenance
 
@@ -84,7 +84,7 @@ def _settings(variant: Variant, config: Config) -> DetectorConfig:
 
 
 def _measure(variant: Variant, settings: DetectorConfig, config: Config) -> Row:
-    detector = Detector(settings).eval()
+    detector = DPAP2PNet(settings).eval()
     detector.samples_smoothing = False
     dense = multiply_adds(detector, config.size)
     detector.samples_smoothing = True
@@ -101,7 +101,7 @@ def _measure(variant: Variant, settings: DetectorConfig, config: Config) -> Row:
 
 
 @torch.inference_mode()
-def images_per_second(detector: Detector, config: Config) -> float:
+def images_per_second(detector: DPAP2PNet, config: Config) -> float:
     """Batch 1, on the GPU in bfloat16 if there is one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     image = image_of(detector, config.size).to(device)

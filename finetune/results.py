@@ -11,7 +11,7 @@ from finetune.scoring.tile_scores import predict_tiles, score_tiles, to_batch
 from finetune.training.tile_loader import TileStream
 from shared.files import write_json
 from shared.model.detector_file import load_detector
-from shared.model.dpa_p2pnet import Detector
+from shared.model.dpa_p2pnet import DPAP2PNet
 from shared.training.run_folder import Run
 from shared.weights.weights_file import publish
 
@@ -26,7 +26,7 @@ def draw_augmented(run: Run, stream: TileStream, classes: Sequence[str], count: 
 
 
 @torch.inference_mode()
-def draw_proposals(run: Run, detector: Detector, data: AnnotatedData, device: torch.device, step: int) -> None:
+def draw_proposals(run: Run, detector: DPAP2PNet, data: AnnotatedData, device: torch.device, step: int) -> None:
     """Proposals that became cells on the first validation tile (else training tile)."""
     tile = (data.splits.get("val") or data.splits["train"])[0]
     views_KHWC = tile.read_views(detector.config.views)

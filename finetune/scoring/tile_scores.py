@@ -10,19 +10,19 @@ from finetune.datasets.dataset import AnnotatedData, Tile
 from finetune.scoring.challenge import official_score
 from finetune.scoring.metrics import Scores, score_cells
 from shared.model.cells import Cells, CellSet, select_cells
-from shared.model.dpa_p2pnet import Detector
+from shared.model.dpa_p2pnet import DPAP2PNet
 from shared.model.image_tensors import to_image
 from shared.training.precision import autocast
 
 
 @torch.inference_mode()
-def predict_tiles(detector: Detector, tiles: Sequence[Tile], device: torch.device) -> list[CellSet]:
+def predict_tiles(detector: DPAP2PNet, tiles: Sequence[Tile], device: torch.device) -> list[CellSet]:
     """Cells the detector finds in every tile, one image at a time; leaves the detector in eval mode."""
     detector.eval()
     return [predict_image(detector, tile.read_views(detector.config.views), device) for tile in tiles]
 
 
-def predict_image(detector: Detector, views_KHWC: np.ndarray, device: torch.device) -> CellSet:
+def predict_image(detector: DPAP2PNet, views_KHWC: np.ndarray, device: torch.device) -> CellSet:
     """Cells in one uint8 RGB image, which comes last after the wider views that the detector takes."""
     height, width = views_KHWC.shape[1:3]
     with autocast(device):

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from shared.model.dpa_p2pnet import Detector
+from shared.model.dpa_p2pnet import DPAP2PNet
 from shared.training.flops import counted_operations
 
 # The counter of the paper adds two operations for every output of a norm and two for its scale and shift.
@@ -14,13 +14,13 @@ NORM_OPERATIONS = 4
 NORMS = (nn.BatchNorm2d, nn.LayerNorm)
 
 
-def image_of(detector: Detector, size: int) -> torch.Tensor:
+def image_of(detector: DPAP2PNet, size: int) -> torch.Tensor:
     """One empty image, or as many views of it as the detector takes."""
     views = detector.config.views
     return torch.zeros((1, 3, size, size) if views == 1 else (1, views, 3, size, size))
 
 
-def multiply_adds(detector: Detector, size: int) -> float:
+def multiply_adds(detector: DPAP2PNet, size: int) -> float:
     """Billions for one image; nothing is computed."""
     with torch.no_grad(), _norm_outputs(detector) as outputs, counted_operations() as operations:
         detector(image_of(detector, size))

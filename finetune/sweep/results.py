@@ -13,7 +13,7 @@ from finetune.sweep.detector_size import multiply_adds
 from finetune.sweep.paper_tables import VARIANTS, Row, Table
 from shared.errors import UserError
 from shared.files import atomic_path
-from shared.model.dpa_p2pnet import Detector, DetectorConfig
+from shared.model.dpa_p2pnet import DetectorConfig, DPAP2PNet
 
 # The best weights are those of the best validation score; the last are those of the last step.
 COLUMNS = {
@@ -134,7 +134,7 @@ def _summary(results: Sequence[Result]) -> dict[str, Any]:
 def _sizes(row: Row) -> list[str]:
     """Parameters and multiply-adds as `finetune.profile` counts them, each beside the paper's."""
     variant = next(each for each in VARIANTS if each.name == row.variant)
-    detector = Detector(DetectorConfig(classes=CLASSES, interval=INTERVAL, **variant.fields)).eval()
+    detector = DPAP2PNet(DetectorConfig(classes=CLASSES, interval=INTERVAL, **variant.fields)).eval()
     detector.samples_smoothing = False  # the paper's counter sees every output of every convolution
     params = sum(parameter.numel() for parameter in detector.parameters()) / 1e6
     macs = multiply_adds(detector, SIZE)

@@ -17,7 +17,7 @@ from shared.weights.weights_file import LoadReport, Weights, load_into, read
 class Start(NamedTuple):
     """A detector before its first step."""
 
-    detector: core.Detector
+    detector: core.DPAP2PNet
     loaded: set[str]
     """The trunk's tensors that came with the weights."""
     trunk_source: str
@@ -38,14 +38,14 @@ def initial_detector(config: core.DetectorConfig, init: str, arch: str | None) -
     """
     if init == "random":
         config = dataclasses.replace(config, arch=arch or "resnet50")
-        return Start(core.Detector(config), set(), f"{config.arch}, random weights")
+        return Start(core.DPAP2PNet(config), set(), f"{config.arch}, random weights")
     weights = _imagenet(arch or "resnet50") if init == "imagenet" else read(Path(init))
     if weights.metadata.get("kind") == "detector":
         raise UserError(
             f"{init} is a whole detector; --init takes the weights of a backbone (ssl_pretrain writes them)"
         )
     config = dataclasses.replace(config, arch=arch or weights.arch, mean=weights.mean, std=weights.std)
-    detector = core.Detector(config)
+    detector = core.DPAP2PNet(config)
     report, *_ = [load_into(trunk, weights) for trunk in detector.trunks()]  # the same in every field of view
     return Start(detector, set(report.used), _origin(config, init, weights, report))
 

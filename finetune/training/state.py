@@ -7,14 +7,14 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from shared.model.dpa_p2pnet import Detector
+from shared.model.dpa_p2pnet import DPAP2PNet
 
 
 @dataclass
 class Training:
     """A detector in training."""
 
-    detector: Detector
+    detector: DPAP2PNet
     optimiser: torch.optim.Optimizer
     held: list[nn.Module]
     """Batch norms that stay in eval mode."""
@@ -26,7 +26,7 @@ class Training:
     best_step: int = 0
 
     @property
-    def scored(self) -> Detector:
+    def scored(self) -> DPAP2PNet:
         """The detector that is scored and written: the moving average, if there is one."""
         return self.detector if self.average is None else self.average.module
 
@@ -55,7 +55,7 @@ class Training:
             module.eval()
 
 
-def average_of(detector: Detector, decay: float) -> ModelEmaV3 | None:
+def average_of(detector: DPAP2PNet, decay: float) -> ModelEmaV3 | None:
     """A moving average that begins at the detector's weights; None for decay 0.
 
     At step t it keeps min(decay, 1 - 1 / (t + 1)) of itself (authors' public code).

@@ -12,7 +12,7 @@ from PIL import Image
 from shared.errors import UserError
 from shared.model.cells import select_cells
 from shared.model.detector_file import load_detector
-from shared.model.dpa_p2pnet import Detector
+from shared.model.dpa_p2pnet import DPAP2PNet
 from shared.wsi.slide import MOST_UPSAMPLING
 
 GPU_BATCH = 32  # patches
@@ -74,7 +74,7 @@ def _device() -> str:
 
 
 @functools.cache
-def _loaded(path: Path) -> tuple[Detector, float]:
+def _loaded(path: Path) -> tuple[DPAP2PNet, float]:
     """The detector and its um/px; once a process."""
     torch.set_num_threads(1)  # the processes share the cores; and the same sums whatever their number
     detector, metadata = load_detector(path)

@@ -12,7 +12,7 @@ from shared.cli import as_plain
 from shared.errors import UserError
 from shared.model.backbones import sees_whole_image
 from shared.model.decoders import PYRAMID_STRIDES
-from shared.model.dpa_p2pnet import Detector, DetectorConfig
+from shared.model.dpa_p2pnet import DetectorConfig, DPAP2PNet
 from shared.weights.safe_load import first_line
 from shared.weights.weights_file import Weights, read, write
 
@@ -24,7 +24,7 @@ class LoadedDetector:
     """Network, classes in the order of its labels, um/px it was trained at."""
 
     path: Path
-    network: Detector
+    network: DPAP2PNet
     classes: tuple[str, ...]
     mpp: float
     device: torch.device
@@ -45,7 +45,7 @@ class LoadedDetector:
         return cls(path, network.to(chosen), classes, mpp, chosen, tile)
 
 
-def save_detector(path: Path, detector: Detector, metadata: Mapping[str, Any]) -> None:
+def save_detector(path: Path, detector: DPAP2PNet, metadata: Mapping[str, Any]) -> None:
     """Write a detector atomically; the file holds its config, so that it can be built again.
 
     `metadata` is what else is known: `classes` (names), `mpp` it was trained at, `recipe`, `metrics`,
@@ -54,7 +54,7 @@ def save_detector(path: Path, detector: Detector, metadata: Mapping[str, Any]) -
     write(path, detector.state_dict(), {**metadata, "kind": "detector", "config": as_plain(detector.config)})
 
 
-def load_detector(path: Path) -> tuple[Detector, dict[str, Any]]:
+def load_detector(path: Path) -> tuple[DPAP2PNet, dict[str, Any]]:
     """A detector (on the CPU, in eval mode) and its metadata.
 
     Raises:
@@ -67,7 +67,7 @@ def load_detector(path: Path) -> tuple[Detector, dict[str, Any]]:
             "python -m finetune writes"
         )
     try:
-        detector = Detector(_config(weights.metadata["config"]))
+        detector = DPAP2PNet(_config(weights.metadata["config"]))
         detector.load_state_dict(weights.tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(
@@ -109,7 +109,9 @@ def tile_to_predict(config: DetectorConfig, crop: int) -> int | None:
     return math.ceil(crop / step) * step
 
 
-def _checked(path: Path, network: Detector, metadata: dict[str, Any]) -> tuple[tuple[str, ...], float, int | None]:
+def _checked(
+    path: Path, network: DPAP2PNet, metadata: dict[str, Any]
+) -> tuple[tuple[str, ...], float, int | None]:
     """Classes, um/px and tile, as far as others rely on them."""
     if missing := {"classes", "mpp"} - metadata.keys():
         raise UserError(f"the metadata in {path} lack {' and '.join(sorted(missing))}; train the detector again")

@@ -33,7 +33,7 @@ from shared.weights.weights_file import IMAGENET_MEAN, IMAGENET_STD
 # a CPU, tests/benchmarks/smoothing.csv).
 SAMPLING_COST = 3
 
-__all__ = ["Detections", "Detector", "DetectorConfig"]
+__all__ = ["DPAP2PNet", "Detections", "DetectorConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ class DetectorConfig:
             )
 
 
-class View(nn.Module):
+class FovBranch(nn.Module):
     """Trunk and neck of one field of view: an image in, its pyramid out."""
 
     def __init__(self, config: DetectorConfig) -> None:
@@ -108,7 +108,7 @@ class View(nn.Module):
         return self.neck(self.backbone(image_BCHW))
 
 
-class Detector(nn.Module):
+class DPAP2PNet(nn.Module):
     """The whole network (Fig. 1, and Fig. 3 with several views), for images of any size."""
 
     mean: Tensor
@@ -121,7 +121,7 @@ class Detector(nn.Module):
         """Whether in eval mode the finest levels are only smoothed where they are sampled."""
         self.backbone = create_backbone(config.arch, config.drop_path)
         self.neck = _neck(config, self.backbone.channels)
-        self.wider = nn.ModuleList(View(config) for _ in range(config.views - 1))
+        self.wider = nn.ModuleList(FovBranch(config) for _ in range(config.views - 1))
         if config.views > 1:
             self.fusion = FieldOfViewFusion(len(_strides(config)), config.channels, config.upsampling)
         self.decoder = _decoder(config)
@@ -149,7 +149,7 @@ class Detector(nn.Module):
 
     def trunks(self) -> list[nn.Module]:
         """The timm trunks of all views, that of the annotated image first."""
-        return [self.backbone.trunk, *(cast(View, view).backbone.trunk for view in self.wider)]
+        return [self.backbone.trunk, *(cast(FovBranch, view).backbone.trunk for view in self.wider)]
 
     def _pyramid(self, image_BCHW: Tensor, grid_RS2: Tensor) -> Sequence[Level]:
         maps = self.backbone(image_BCHW)

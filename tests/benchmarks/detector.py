@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from shared.model.dpa_p2pnet import Detections, Detector, DetectorConfig
+from shared.model.dpa_p2pnet import Detections, DetectorConfig, DPAP2PNet
 from shared.model.proposals import proposal_grid
 from tests.benchmarks.measuring import in_turn, write
 
@@ -28,7 +28,7 @@ def main() -> None:
         write(OUT, parts_of_the_gain(torch.device("cpu")))
 
 
-def plainly(detector: Detector, image_BCHW: torch.Tensor) -> Detections:
+def plainly(detector: DPAP2PNet, image_BCHW: torch.Tensor) -> Detections:
     """What the detector computes for one view with sides divisible by 64, without anything to make it fast."""
     height, width = image_BCHW.shape[-2:]
     grid_RS2 = proposal_grid(height, width, detector.config.interval, image_BCHW.device)
@@ -73,10 +73,10 @@ def everything_on_a_gpu() -> dict[str, object]:
     return row(name, in_turn(works, repeats=8), results)
 
 
-def random_detectors(device: torch.device) -> tuple[Detector, Detector]:
+def random_detectors(device: torch.device) -> tuple[DPAP2PNet, DPAP2PNet]:
     """The same weights, under which no part is silent, in the usual layout and in that of loaded detectors."""
     torch.manual_seed(0)
-    plain = Detector(DetectorConfig(classes=10)).eval().to(device)
+    plain = DPAP2PNet(DetectorConfig(classes=10)).eval().to(device)
     for name, parameter in plain.named_parameters():
         if name.endswith("bn3.weight"):
             nn.init.constant_(parameter, 0.5)  # zero in timm

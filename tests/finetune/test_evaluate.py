@@ -27,7 +27,7 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def untrained(path: Path, classes: list[str], seed: int = 0) -> Path:
     torch.manual_seed(seed)
     config = core.DetectorConfig(arch="vit_tiny_patch16_224", classes=len(classes), interval=8)
-    save_detector(path, core.Detector(config), {"classes": classes, "mpp": 0.5})
+    save_detector(path, core.DPAP2PNet(config), {"classes": classes, "mpp": 0.5})
     return path
 
 
@@ -54,7 +54,7 @@ def test_what_does_not_fit_is_refused(tiles: Path, tmp_path: Path) -> None:
     other = untrained(tmp_path / "other.pth", ["tumour", "stroma"])
     torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "no_detector.pth")
     write(tmp_path / "empty.pth", {"a": torch.zeros(1)}, {"kind": "detector"})
-    save_detector(tmp_path / "nameless.pth", core.Detector(core.DetectorConfig(arch="vit_tiny_patch16_224")), {})
+    save_detector(tmp_path / "nameless.pth", core.DPAP2PNet(core.DetectorConfig(arch="vit_tiny_patch16_224")), {})
     (tmp_path / "file").touch()
     right = Config(detector=detector, source=Source(data=tiles), out=tmp_path / "evaluation")
     for changes, sentence in [

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from shared.model.detector_file import save_detector
-from shared.model.dpa_p2pnet import Detector, DetectorConfig
+from shared.model.dpa_p2pnet import DetectorConfig, DPAP2PNet
 from tests.slurm.checkout import ONE_CORE
 from tests.slurm.cluster import Cluster
 
@@ -20,7 +20,7 @@ ASKED = [*ONE_CORE, "--parts", "2"]
 def write_case(folder: Path) -> None:
     """An untrained detector and three pictures of noise."""
     torch.manual_seed(0)
-    detector = Detector(DetectorConfig(arch="regnetx_002", classes=2, interval=8, channels=16, hidden=16))
+    detector = DPAP2PNet(DetectorConfig(arch="regnetx_002", classes=2, interval=8, channels=16, hidden=16))
     metadata = {"classes": ["negative", "positive"], "mpp": 0.5, "recipe": "test"}
     save_detector(folder / "detector.pth", detector, metadata)
     (folder / "pictures").mkdir()

@@ -5,7 +5,7 @@ import torch
 
 from finetune.training.criterion import Config as Criterion
 from finetune.training.criterion import Targets, detection_loss, sums_of
-from shared.model.dpa_p2pnet import Detector, DetectorConfig
+from shared.model.dpa_p2pnet import DetectorConfig, DPAP2PNet
 
 SIDE = 64
 
@@ -31,7 +31,7 @@ def accuracy_after_training(views: int, steps: int = 60) -> float:
     torch.manual_seed(0)
     random = torch.Generator().manual_seed(1)
     arch = "vit_tiny_patch16_224"
-    detector = Detector(DetectorConfig(arch=arch, classes=2, views=views, channels=64, hidden=64))
+    detector = DPAP2PNet(DetectorConfig(arch=arch, classes=2, views=views, channels=64, hidden=64))
     optimiser = torch.optim.AdamW(detector.parameters(), 3e-4)
     for _ in range(steps):
         images, targets = sample(8, random)
@@ -45,7 +45,7 @@ def accuracy_after_training(views: int, steps: int = 60) -> float:
 
 
 @torch.inference_mode()
-def class_accuracy(detector: Detector, views: int, random: torch.Generator) -> float:
+def class_accuracy(detector: DPAP2PNet, views: int, random: torch.Generator) -> float:
     """Share of cells whose nearest point, asked which of the classes, says the right one."""
     images, targets = sample(32, random)
     found = detector(images if views == 2 else images[:, 1])

@@ -476,7 +476,7 @@ def test_drawings_that_cannot_be_used(
 def untrained(path: Path) -> Path:
     torch.manual_seed(0)
     config = core.DetectorConfig(arch="vit_tiny_patch16_224", classes=2, interval=8, channels=32, hidden=32)
-    save_detector(path, core.Detector(config), {"classes": ["red", "blue"], "mpp": 0.5, "tile": 192})
+    save_detector(path, core.DPAP2PNet(config), {"classes": ["red", "blue"], "mpp": 0.5, "tile": 192})
     return path
 
 

@@ -106,7 +106,7 @@ def test_only_batch_norms_with_loaded_statistics_are_held(tmp_path: Path) -> Non
 
 
 def test_files_of_the_wrong_kind_are_refused_in_a_sentence(tmp_path: Path, tiny_weights: Path) -> None:
-    detector = core.Detector(core.DetectorConfig(arch=TINY))
+    detector = core.DPAP2PNet(core.DetectorConfig(arch=TINY))
     save_detector(tmp_path / "detector.pth", detector, {"classes": ["cell"]})
     torch.save({"unknown.weight": torch.zeros(3)}, tmp_path / "other.pth")
     (tmp_path / "text.pth").write_text("no weights")

@@ -66,9 +66,9 @@ def test_an_image_without_cells_matches_nothing() -> None:
     assert [len(indices) for indices in assign(Config(), points, logits, cells, labels)] == [0, 0]
 
 
-def refining(refinements: int) -> core.Detector:
+def refining(refinements: int) -> core.DPAP2PNet:
     torch.manual_seed(0)
-    detector = core.Detector(
+    detector = core.DPAP2PNet(
         core.DetectorConfig(
             arch="vit_tiny_patch16_224",
             classes=2,

@@ -11,7 +11,7 @@ from patch_extraction.counters.base import SHIPPED_FILE, HaematoxylinCounter, ch
 from shared.errors import UserError
 from shared.model.cells import select_cells
 from shared.model.detector_file import load_detector, save_detector
-from shared.model.dpa_p2pnet import Detector, DetectorConfig
+from shared.model.dpa_p2pnet import DetectorConfig, DPAP2PNet
 from shared.samples.specimen import section
 
 FUNCTIONS = """
@@ -120,7 +120,7 @@ def detector_file(tmp_path_factory):
     """An untrained detector that takes about every second place for a cell."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("detector") / "detector.pth"
-    save_detector(path, Detector(DetectorConfig(arch="vit_tiny_patch16_224")), {"mpp": 0.5, "classes": ["cell"]})
+    save_detector(path, DPAP2PNet(DetectorConfig(arch="vit_tiny_patch16_224")), {"mpp": 0.5, "classes": ["cell"]})
     return path
 
 
@@ -158,6 +158,6 @@ def test_wrong_detectors(detector_file, tmp_path):
         choose_counter("haematoxylin", detector_file, 1.0, 128)
     with pytest.raises(UserError, match=r"no weights file .*nowhere\.pth"):
         choose_counter("haematoxylin", tmp_path / "nowhere.pth", 0.25, 128)
-    save_detector(tmp_path / "silent.pth", Detector(DetectorConfig(arch="vit_tiny_patch16_224")), {})
+    save_detector(tmp_path / "silent.pth", DPAP2PNet(DetectorConfig(arch="vit_tiny_patch16_224")), {})
     with pytest.raises(UserError, match="does not say at which um/px it was trained"):
         choose_counter("haematoxylin", tmp_path / "silent.pth", 0.25, 128)

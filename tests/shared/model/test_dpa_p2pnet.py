@@ -11,7 +11,7 @@ from torch import nn
 from shared.errors import UserError
 from shared.model.cells import select_cells
 from shared.model.detector_file import load_detector, save_detector
-from shared.model.dpa_p2pnet import Detections, Detector, DetectorConfig
+from shared.model.dpa_p2pnet import Detections, DetectorConfig, DPAP2PNet
 from shared.model.proposals import proposal_grid
 from shared.training import checkpoint
 from shared.training.flops import counted_operations
@@ -24,7 +24,7 @@ VIT = "vit_base_patch16_224"
 
 def parameters(**fields) -> int:
     with torch.device("meta"):
-        return sum(p.numel() for p in Detector(DetectorConfig(**fields)).parameters())
+        return sum(p.numel() for p in DPAP2PNet(DetectorConfig(**fields)).parameters())
 
 
 def test_parameters_are_the_papers():
@@ -44,7 +44,7 @@ def test_parameters_with_vit_adapter_are_the_papers():
 
 def multiply_adds(**fields) -> float:
     """Billions for one 1024 x 1024 px image, as torch counts: without norms, activations and sampling."""
-    detector = Detector(DetectorConfig(classes=10, **fields)).eval()
+    detector = DPAP2PNet(DetectorConfig(classes=10, **fields)).eval()
     detector.samples_smoothing = False
     with torch.no_grad(), counted_operations() as operations:
         detector(torch.empty(1, 3, 1024, 1024))
@@ -85,7 +85,7 @@ def test_undefined_combinations_end_in_a_sentence(fields, sentence):
         DetectorConfig(**fields)
 
 
-def check_size(detector: Detector, height: int, width: int) -> None:
+def check_size(detector: DPAP2PNet, height: int, width: int) -> None:
     count = -(-height // 8) * -(-width // 8)
     with torch.inference_mode():
         found = detector(torch.rand(1, 3, height, width))
@@ -97,10 +97,10 @@ def check_size(detector: Detector, height: int, width: int) -> None:
 
 @pytest.mark.parametrize("arch", ["resnet50", "vit_tiny_patch16_224"])
 def test_images_of_any_size(arch):
-    detector = Detector(DetectorConfig(arch=arch, classes=2, interval=8)).eval()
+    detector = DPAP2PNet(DetectorConfig(arch=arch, classes=2, interval=8)).eval()
     for height, width in ((500, 500), (496, 528), (333, 517), (40, 20)):
         check_size(detector, height, width)
-    baseline = Detector(DetectorConfig(arch=arch, classes=2, interval=8, **BASELINE)).eval()
+    baseline = DPAP2PNet(DetectorConfig(arch=arch, classes=2, interval=8, **BASELINE)).eval()
     for height, width in ((166, 258), (40, 20)):
         check_size(baseline, height, width)
 
@@ -109,7 +109,7 @@ def test_images_of_any_size(arch):
 def test_padding_is_what_the_mean_colour_would_be(arch):
     """96 x 112 px is padded to 128 x 128: the same as if the rest had the data's mean colour."""
     mean, std = (0.7, 0.5, 0.6), (0.2, 0.2, 0.1)
-    detector = Detector(DetectorConfig(arch=arch, mean=mean, std=std)).eval()
+    detector = DPAP2PNet(DetectorConfig(arch=arch, mean=mean, std=std)).eval()
     framed = torch.tensor(mean).view(1, 3, 1, 1).repeat(1, 1, 128, 128)
     image = framed[..., :96, :112] = torch.rand(1, 3, 96, 112)
     with torch.inference_mode():
@@ -120,7 +120,7 @@ def test_padding_is_what_the_mean_colour_would_be(arch):
 
 
 def test_the_backbone_sees_the_standardised_image_and_zeros_beyond():
-    detector, seen = Detector(DetectorConfig(mean=(0.7, 0.5, 0.6), std=(0.2, 0.3, 0.1))).eval(), []
+    detector, seen = DPAP2PNet(DetectorConfig(mean=(0.7, 0.5, 0.6), std=(0.2, 0.3, 0.1))).eval(), []
     detector.backbone.register_forward_pre_hook(lambda _backbone, inputs: seen.append(inputs[0]))
     image = torch.rand(2, 3, 50, 70)
     with torch.inference_mode():
@@ -135,7 +135,7 @@ def test_the_backbone_sees_the_standardised_image_and_zeros_beyond():
 
 
 def test_mean_and_std_are_config_not_weights():
-    assert not {"mean", "std"} & Detector(DetectorConfig()).state_dict().keys()
+    assert not {"mean", "std"} & DPAP2PNet(DetectorConfig()).state_dict().keys()
 
 
 @pytest.mark.parametrize("switches", [{}, BASELINE], ids=["dpa", "p2pnet"])
@@ -155,7 +155,7 @@ def test_coordinates_and_logits_stay_in_single_precision_under_autocast(switches
 
 def without_gradient(**fields) -> list[str]:
     """Parameters that take no part: distributed training has to know of them."""
-    detector = Detector(DetectorConfig(**fields))
+    detector = DPAP2PNet(DetectorConfig(**fields))
     found = detector(torch.rand(2, 3, 64, 64))
     (found.points_BN2.square().mean() + found.logits_BNC.square().mean()).backward()
     return [name for name, parameter in detector.named_parameters() if parameter.grad is None]
@@ -221,7 +221,7 @@ def test_the_whole_network_compiles_to_one_graph(switches):
 def test_smoothing_where_sampled_is_used_and_saves_most_of_two_convolutions():
     """P2's 38.65 G become 2 x 2.57 G and P3's 9.66 G 2.57 G: for each proposal and sampling one output
     (2.42 G) and the interpolation of nine taps from sixteen cells (0.15 G)."""
-    detector = Detector(DetectorConfig(classes=10)).eval()
+    detector = DPAP2PNet(DetectorConfig(classes=10)).eval()
     with torch.no_grad(), counted_operations() as operations:
         detector(torch.empty(1, 3, 1024, 1024))
     assert operations.get_total_flops() / 2e9 == pytest.approx(
@@ -272,12 +272,12 @@ def test_every_view_has_a_trunk_and_a_neck_of_its_own(views, upsampling):
 
 def parameters_of_neck() -> int:
     with torch.device("meta"):
-        return sum(p.numel() for p in Detector(DetectorConfig()).neck.parameters())
+        return sum(p.numel() for p in DPAP2PNet(DetectorConfig()).neck.parameters())
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (100, 132)])
 def test_detections_are_those_in_the_last_view(height, width):
-    detector = Detector(DetectorConfig(arch="vit_tiny_patch16_224", classes=2, views=3)).eval()
+    detector = DPAP2PNet(DetectorConfig(arch="vit_tiny_patch16_224", classes=2, views=3)).eval()
     images = torch.rand(1, 3, 3, height, width)
     with torch.inference_mode():
         found = detector(images)
@@ -328,10 +328,10 @@ SIDE, SHIFT = 896, 64  # the shift is P6's stride, so that every level sees the 
 ROUNDING = 2e-3
 
 
-def lively_detector(**fields) -> Detector:
+def lively_detector(**fields) -> DPAP2PNet:
     """Random weights under which no branch is silent and proposals move by several px."""
     torch.manual_seed(0)
-    detector = Detector(DetectorConfig(classes=3, **fields)).eval()
+    detector = DPAP2PNet(DetectorConfig(classes=3, **fields)).eval()
     for name, parameter in detector.named_parameters():
         if name.endswith("bn3.weight"):
             nn.init.constant_(parameter, 0.5)  # zero in timm: residual branches would be silent
@@ -343,7 +343,7 @@ def lively_detector(**fields) -> Detector:
 
 
 @pytest.fixture(scope="module")
-def seen() -> tuple[Detector, list[Detections], list[list[torch.Tensor]]]:
+def seen() -> tuple[DPAP2PNet, list[Detections], list[list[torch.Tensor]]]:
     """A detector, and its detections and pyramids for three views of one picture (blobs and grain).
 
     The second view begins 64 px further right, the third 64 px further down.
@@ -420,7 +420,7 @@ def test_cells_are_proposals_that_win_over_background_inside_the_image():
 
 def test_a_saved_detector_predicts_the_same(tmp_path):
     config = DetectorConfig(arch="vit_tiny_patch16_224", classes=2, interval=8, mean=(0.7, 0.6, 0.7))
-    detector = Detector(config).train()
+    detector = DPAP2PNet(config).train()
     detector(torch.rand(2, 3, 64, 64))  # moves the running statistics
     save_detector(tmp_path / "detector.pth", detector, {"classes": ["tumour", "other"], "mpp": 0.5})
     loaded, metadata = load_detector(tmp_path / "detector.pth")
@@ -459,7 +459,7 @@ def test_other_files_are_named_for_what_they_are(tmp_path):
 
 
 def test_a_detectors_file_is_an_ordinary_weights_file(tmp_path):
-    detector = Detector(DetectorConfig())
+    detector = DPAP2PNet(DetectorConfig())
     save_detector(tmp_path / "detector.safetensors", detector, {})
     weights = read(tmp_path / "detector.safetensors")
     assert weights.metadata["config"]["arch"] == "resnet50"
