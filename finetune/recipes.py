@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 import tyro
 
 from finetune.datasets import Source
-from finetune.training.augment import Config as Augment
-from finetune.training.criterion import Config as Criterion
+from finetune.training.augment import AugmentConfig
+from finetune.training.criterion import CriterionConfig
 from shared.cli import check_range
 from shared.errors import UserError
 from shared.model.multi_fov import Upsampling
@@ -81,9 +81,9 @@ class Recipe:
     """Seed of weights, sample order and augmentation."""
     workers: int = 2
     """Loader processes per rank."""
-    augment: Augment = Augment()
+    augment: AugmentConfig = AugmentConfig()
     """Random scaling, shifting, flipping, staining."""
-    criterion: Criterion = Criterion()
+    criterion: CriterionConfig = CriterionConfig()
     """The loss."""
 
 
@@ -139,7 +139,7 @@ DEMO = dataclasses.replace(
     warmup_steps=10,
     evaluate_every=4,
     checkpoint_every=4,
-    augment=Augment(crop=192),
+    augment=AugmentConfig(crop=192),
 )
 
 # The small detector of nuclei that patch_extraction counts with: it learns from H&E, and meets any stain.
@@ -158,7 +158,7 @@ NUCLEI = dataclasses.replace(
     warmup_steps=200,
     ema=0.998,
     evaluate_every=10,
-    augment=Augment(crop=256, scale=(0.6, 1.5), stain=0.2, brown=0.5),
+    augment=AugmentConfig(crop=256, scale=(0.6, 1.5), stain=0.2, brown=0.5),
 )
 
 RECIPES = {recipe.name: recipe for recipe in (DPA_P2PNET, DEMO, NUCLEI)}

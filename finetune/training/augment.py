@@ -10,7 +10,7 @@ from finetune.training.stain_augment import restain
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class AugmentConfig:
     """The paper names scaling, shifting and flipping and gives no ranges."""
 
     crop: int = 448
@@ -26,7 +26,7 @@ class Config:
 
 
 def augment(
-    config: Config,
+    config: AugmentConfig,
     views_KHWC: np.ndarray,
     points_N2: np.ndarray,
     labels_N: np.ndarray,

@@ -9,15 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from finetune.training import matching
-from finetune.training.matching import Config as Matching
+from finetune.training.matching import MatchingConfig
 from shared.model.dpa_p2pnet import Detections
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class CriterionConfig:
     """Weights of the loss terms (P2PNet's scheme; the paper states no coefficients)."""
 
-    matching: Matching = Matching()
+    matching: MatchingConfig = MatchingConfig()
     """How proposals are assigned to cells."""
     background_weight: float = 0.4
     """Weight of background proposals in the cross-entropy (authors' public code on H&E data)."""
@@ -40,7 +40,7 @@ class Losses(NamedTuple):
     regression: Tensor
 
 
-def sums_of(config: Config, targets: Sequence[Targets], proposals: int) -> Tensor:
+def sums_of(config: CriterionConfig, targets: Sequence[Targets], proposals: int) -> Tensor:
     """What a batch's losses are divided by: the weights of all its proposals, and its number of cells.
 
     Known before anything is matched, as min(cells, proposals) of an image will be. Averaged over the ranks of a
@@ -52,7 +52,9 @@ def sums_of(config: Config, targets: Sequence[Targets], proposals: int) -> Tenso
     return torch.tensor([matched + config.background_weight * background, float(sum(cells))])
 
 
-def detection_loss(config: Config, found: Detections, targets: Sequence[Targets], sums_2: Tensor) -> Losses:
+def detection_loss(
+    config: CriterionConfig, found: Detections, targets: Sequence[Targets], sums_2: Tensor
+) -> Losses:
     """Match per image, then cross-entropy over all proposals and squared distance over the matched.
 
     Args:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class MatchingConfig:
     """Weights of the assignment cost."""
 
     cost_point: float = 0.1
@@ -19,7 +19,7 @@ class Config:
 
 @torch.no_grad()
 def assign(
-    config: Config, points_N2: Tensor, logits_NC: Tensor, cells_M2: Tensor, labels_M: Tensor
+    config: MatchingConfig, points_N2: Tensor, logits_NC: Tensor, cells_M2: Tensor, labels_M: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Hungarian matching for one image: `cost_point * distance - cost_class * probability`, minimised.
 

@@ -5,11 +5,11 @@ import math
 import numpy as np
 
 from finetune.datasets.dataset import AnnotatedData, Tile
-from finetune.training.augment import Config as Augment
+from finetune.training.augment import AugmentConfig
 from shared.errors import UserError
 
 
-def check_interval(data: AnnotatedData, interval: int, augment: Augment) -> None:
+def check_interval(data: AnnotatedData, interval: int, augment: AugmentConfig) -> None:
     """Compare proposals and cells of every tile, and of the fullest crop that training can cut from it.
 
     Raises:

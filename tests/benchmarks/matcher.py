@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from finetune.training.matching import Config, assign
+from finetune.training.matching import MatchingConfig, assign
 from tests.benchmarks.measuring import timed, write
 
 SIDE, INTERVAL = 1024, 16  # 4096 proposals
@@ -30,8 +30,8 @@ def compare(batch: int, cells: int) -> dict[str, object]:
     cells_BM2 = torch.rand(batch, cells, 2, generator=generator) * SIDE
     labels_BM = torch.randint(0, 3, (batch, cells), generator=generator)
     images = list(zip(points_BN2, logits_BNC, cells_BM2, labels_BM, strict=True))
-    ours = min(timed(lambda: [assign(Config(), *image) for image in images])[0] for _ in range(3))
-    found = [assign(Config(), *image) for image in images]
+    ours = min(timed(lambda: [assign(MatchingConfig(), *image) for image in images])[0] for _ in range(3))
+    found = [assign(MatchingConfig(), *image) for image in images]
     literal, wanted = timed(lambda: literally(points_BN2, logits_BNC, cells_BM2, labels_BM))
     costs = [
         sum(float(cost_of(*image)[pair].sum()) for image, pair in zip(images, pairs, strict=True))
@@ -51,7 +51,10 @@ def compare(batch: int, cells: int) -> dict[str, object]:
 def cost_of(points_N2: torch.Tensor, logits_NC: torch.Tensor, cells_M2: torch.Tensor, labels_M: torch.Tensor):
     """Proposals x cells in float64."""
     distance = torch.cdist(points_N2.double(), cells_M2.double(), compute_mode="donot_use_mm_for_euclid_dist")
-    return Config().cost_point * distance - Config().cost_class * logits_NC.double().softmax(-1)[:, labels_M]
+    return (
+        MatchingConfig().cost_point * distance
+        - MatchingConfig().cost_class * logits_NC.double().softmax(-1)[:, labels_M]
+    )
 
 
 def literally(

@@ -20,7 +20,7 @@ from finetune.launch import LAUNCH
 from finetune.recipes import RECIPES
 from finetune.step import update
 from finetune.train import _start, train
-from finetune.training.augment import Config as Augment
+from finetune.training.augment import AugmentConfig
 from finetune.training.criterion import Targets
 from finetune.training.tile_loader import Batch, TileStream, tile_batches
 from shared.cli import parse_beside
@@ -237,7 +237,7 @@ def test_batch_norms_train_unless_their_statistics_were_loaded(
 ) -> None:
     """ResNet-50's are held in the trunk of every view; a ViT has none, and its adapter's start from chance."""
     torch.save(timm.create_model(arch).state_dict(), tmp_path / "trunk.pth")
-    common = {"arch": arch, "views": views, "augment": Augment(crop=64)}
+    common = {"arch": arch, "views": views, "augment": AugmentConfig(crop=64)}
     data = load_data(Source(data=tiles))
     for split, each in data.splits.items():
         data.splits[split] = [dataclasses.replace(tile, wider=(tile.image,) * (views - 1)) for tile in each]

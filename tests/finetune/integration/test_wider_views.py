@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from finetune.training.criterion import Config as Criterion
-from finetune.training.criterion import Targets, detection_loss, sums_of
+from finetune.training.criterion import CriterionConfig, Targets, detection_loss, sums_of
 from shared.model.dpa_p2pnet import DetectorConfig, DPAP2PNet
 
 SIDE = 64
@@ -36,9 +35,9 @@ def accuracy_after_training(views: int, steps: int = 60) -> float:
     for _ in range(steps):
         images, targets = sample(8, random)
         found = detector(images if views == 2 else images[:, 1])
-        sums_2 = sums_of(Criterion(), targets, found.points_BN2.shape[1])
+        sums_2 = sums_of(CriterionConfig(), targets, found.points_BN2.shape[1])
         optimiser.zero_grad()
-        detection_loss(Criterion(), found, targets, sums_2).total.backward()
+        detection_loss(CriterionConfig(), found, targets, sums_2).total.backward()
         torch.nn.utils.clip_grad_norm_(detector.parameters(), 1.0)
         optimiser.step()
     return class_accuracy(detector.eval(), views, random)

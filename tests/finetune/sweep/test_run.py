@@ -23,7 +23,7 @@ from finetune.sweep.config import CommonRecipe, Config, planned_runs, words_of
 from finetune.sweep.paper_tables import TABLES
 from finetune.sweep.results import mean_and_spread
 from finetune.sweep.run import sweep
-from finetune.training.augment import Config as Augment
+from finetune.training.augment import AugmentConfig
 from shared.cli import as_plain, parse_beside
 from shared.errors import UserError
 from shared.samples.sample_slides import write_tiles
@@ -32,7 +32,12 @@ from shared.weights import weights_file
 from tests.conftest import ENVIRONMENT
 
 TINY = CommonRecipe(
-    init="random", arch="vit_tiny_patch16_224", batch_size=2, workers=0, max_steps=8, augment=Augment(crop=64)
+    init="random",
+    arch="vit_tiny_patch16_224",
+    batch_size=2,
+    workers=0,
+    max_steps=8,
+    augment=AugmentConfig(crop=64),
 )
 # As they stand in the paper: F1 and AP from the top row to the bottom, or from left to right.
 PRINTED = {
@@ -186,7 +191,7 @@ def test_table_3_has_sizes_and_table_7_takes_weights(
 
 @pytest.mark.parametrize("table", TABLES)
 def test_rows_are_told_apart_by_what_a_user_would_type(table: str, tiles: Path, tmp_path: Path) -> None:
-    base = dataclasses.replace(TINY, arch=None, init="imagenet", ema=0.5, augment=Augment(scale=(0.7, 1.5)))
+    base = dataclasses.replace(TINY, arch=None, init="imagenet", ema=0.5, augment=AugmentConfig(scale=(0.7, 1.5)))
     files = ("moco_v2=a.pth", "swav=b.pth", "dino_vitb=c.pth", "dino_resnet50=d.pth", "mae=e.pth")
     asked = config(tiles, tmp_path, table, base, weights=files if table == "table7" else ())
     runs = planned_runs(asked)

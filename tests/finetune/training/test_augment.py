@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from finetune.training.augment import Config, augment
+from finetune.training.augment import AugmentConfig, augment
 
 RADIUS = 3
 
@@ -40,7 +40,7 @@ def test_points_stay_on_their_pixels(size: tuple[int, int], seed: int) -> None:
     random = np.random.default_rng(seed)
     image, points = painted(size, random)
     labels = np.arange(len(points))
-    (view,), moved, kept = augment(Config(crop=256), image[None], points, labels, random)
+    (view,), moved, kept = augment(AugmentConfig(crop=256), image[None], points, labels, random)
     assert view.shape == (256, 256, 3)
     found = discs(view)
     gaps = np.linalg.norm(found[:, None] - moved[None], axis=-1)
@@ -57,7 +57,7 @@ def test_labels_stay_with_their_points() -> None:
     colours = np.linspace(10, 200, 30).astype(np.uint8)
     for (x, y), colour in zip(points.astype(int), colours, strict=True):
         image[y - 2 : y + 3, x - 2 : x + 3] = colour
-    no_scaling = Config(crop=128, scale=(1.0, 1.0))
+    no_scaling = AugmentConfig(crop=128, scale=(1.0, 1.0))
     (view,), moved, kept = augment(no_scaling, image[None], points.astype(int) + 0.5, np.arange(30), random)
     lonely = [i for i, p in enumerate(moved) if np.sort(np.abs(moved - p).max(1))[1:2] > 6]
     assert lonely
@@ -70,7 +70,9 @@ def test_every_operation_happens() -> None:
     image = np.full((64, 64, 3), 255, np.uint8)
     image[:32, :32] = 0
     views = [
-        augment(Config(crop=48), image[None], np.zeros((0, 2)), np.zeros(0, int), np.random.default_rng(s))[0][0]
+        augment(AugmentConfig(crop=48), image[None], np.zeros((0, 2)), np.zeros(0, int), np.random.default_rng(s))[
+            0
+        ][0]
         for s in range(60)
     ]
     corners = {(v[0, 0, 0] < 128, v[0, -1, 0] < 128, v[-1, 0, 0] < 128, v[-1, -1, 0] < 128) for v in views}
@@ -82,7 +84,8 @@ def test_every_operation_happens() -> None:
 def test_the_same_seed_gives_the_same_view() -> None:
     image, points = painted((300, 300), np.random.default_rng(0))
     views = [
-        augment(Config(), image[None], points, np.arange(len(points)), np.random.default_rng(5)) for _ in range(2)
+        augment(AugmentConfig(), image[None], points, np.arange(len(points)), np.random.default_rng(5))
+        for _ in range(2)
     ]
     for first, second in zip(*views, strict=True):
         np.testing.assert_array_equal(first, second)
@@ -102,16 +105,16 @@ def drawn(cells: np.ndarray, size: tuple[int, int], factor: int, radius: float =
 @pytest.mark.parametrize(
     ("config", "size"),
     [
-        (Config(crop=96, scale=(1.0, 1.0), flip=0.0), (150, 211)),  # shifted
-        (Config(crop=96, scale=(1.0, 1.0), flip=1.0), (150, 211)),  # and flipped
-        (Config(crop=120, scale=(1.25, 1.25), flip=0.0), (150, 211)),  # and enlarged
-        (Config(crop=101, scale=(0.8, 0.8), flip=0.0), (150, 211)),  # and made smaller, to 0.8016
-        (Config(crop=160, scale=(1.0, 1.0), flip=0.0), (90, 211)),  # padded in height
-        (Config(crop=160, scale=(0.8, 1.25), flip=1.0), (110, 90)),  # everything, padded on all sides
+        (AugmentConfig(crop=96, scale=(1.0, 1.0), flip=0.0), (150, 211)),  # shifted
+        (AugmentConfig(crop=96, scale=(1.0, 1.0), flip=1.0), (150, 211)),  # and flipped
+        (AugmentConfig(crop=120, scale=(1.25, 1.25), flip=0.0), (150, 211)),  # and enlarged
+        (AugmentConfig(crop=101, scale=(0.8, 0.8), flip=0.0), (150, 211)),  # and made smaller, to 0.8016
+        (AugmentConfig(crop=160, scale=(1.0, 1.0), flip=0.0), (90, 211)),  # padded in height
+        (AugmentConfig(crop=160, scale=(0.8, 1.25), flip=1.0), (110, 90)),  # everything, padded on all sides
     ],
 )
 @pytest.mark.parametrize("seed", range(2))
-def test_each_operation_to_a_tenth_of_a_px(config: Config, size: tuple[int, int], seed: int) -> None:
+def test_each_operation_to_a_tenth_of_a_px(config: AugmentConfig, size: tuple[int, int], seed: int) -> None:
     random = np.random.default_rng(seed)
     x, y = np.meshgrid(np.arange(22.0, size[1] - 15, 30), np.arange(22.0, size[0] - 15, 30))
     cells = np.stack([x, y], -1).reshape(-1, 2) + random.uniform(-4, 4, (x.size, 2))
@@ -131,7 +134,7 @@ def test_wider_views_show_what_lies_around_the_crop(size: tuple[int, int], seed:
     cells = np.stack([x, y], -1).reshape(-1, 2).astype(float)
     views = np.stack([drawn(cells, size, factor) for factor in (4, 2, 1)])
     marks = np.stack(np.meshgrid(np.arange(0.0, width, 9), np.arange(0.0, height, 9)), -1).reshape(-1, 2)
-    views, moved, kept = augment(Config(crop=96), views, marks, np.arange(len(marks)), random)
+    views, moved, kept = augment(AugmentConfig(crop=96), views, marks, np.arange(len(marks)), random)
     assert views.shape == (3, 96, 96, 3)
     slope, origin = np.array([np.polyfit(marks[kept, axis], moved[:, axis], 1) for axis in (0, 1)]).T
     in_crop = cells * slope + origin

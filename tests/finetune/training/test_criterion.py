@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.training.criterion import Config, Targets, detection_loss, sums_of
+from finetune.training.criterion import CriterionConfig, Targets, detection_loss, sums_of
 from finetune.training.matching import assign
 from shared.model.dpa_p2pnet import Detections
 
@@ -24,7 +24,7 @@ def targets(seed: int, counts: tuple[int, ...]) -> list[Targets]:
 
 @pytest.mark.parametrize("counts", [(5, 9), (0, 7), (0, 0)])
 def test_loss_equals_its_definition(counts: tuple[int, ...]) -> None:
-    config, found, truth = Config(), detections(1), targets(2, counts)
+    config, found, truth = CriterionConfig(), detections(1), targets(2, counts)
     entropy, weight, squares = 0.0, 0.0, 0.0
     for index, (cells, labels) in enumerate(truth):
         logits = found.logits_BNC[index].detach().double().numpy()
@@ -50,14 +50,14 @@ def test_loss_equals_its_definition(counts: tuple[int, ...]) -> None:
 def test_both_terms_have_gradients() -> None:
     """In P2PNet's published code a misspelt key keeps the regression loss out of the sum."""
     found, truth = detections(3), targets(4, (5, 9))
-    detection_loss(Config(), found, truth, sums_of(Config(), truth, 64)).total.backward()
+    detection_loss(CriterionConfig(), found, truth, sums_of(CriterionConfig(), truth, 64)).total.backward()
     assert (found.points_BN2.grad.abs().sum(-1) > 0).sum() == 14
     assert found.logits_BNC.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("counts", [(7, 0), (0, 7), (1, 0), (0, 0)])
 def test_two_ranks_have_the_loss_of_one_also_where_one_has_no_cells(counts: tuple[int, ...]) -> None:
-    config, found, truth = Config(), detections(5), targets(6, counts)
+    config, found, truth = CriterionConfig(), detections(5), targets(6, counts)
     whole = detection_loss(config, found, truth, sums_of(config, truth, 64))
     sums_2 = torch.stack([sums_of(config, truth[rank : rank + 1], 64) for rank in (0, 1)]).mean(0)
     parts = [Detections(found.proposals_N2, *(each[rank : rank + 1] for each in found[1:])) for rank in (0, 1)]

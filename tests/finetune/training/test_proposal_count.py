@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from finetune.datasets.dataset import AnnotatedData, Tile
-from finetune.training.augment import Config as Augment
+from finetune.training.augment import AugmentConfig
 from finetune.training.proposal_count import check_interval, densest_window
 from shared.errors import UserError
 
@@ -29,16 +29,16 @@ def test_the_densest_window_is_that_of_brute_force(side: int) -> None:
 def test_a_crop_with_more_cells_than_proposals_is_refused() -> None:
     cluster_N2 = np.random.default_rng(0).uniform(100, 140, (20, 2))
     data = AnnotatedData(Path("data"), 0.25, ("cell",), {"train": [tile(cluster_N2, 512, 512)]})
-    check_interval(data, 16, Augment(crop=128))  # 20 cells, 1024 proposals on the tile, 64 on the crop
+    check_interval(data, 16, AugmentConfig(crop=128))  # 20 cells, 1024 proposals on the tile, 64 on the crop
     with pytest.raises(
         UserError, match=r"tile.png has 20 cells in 80x80 px of it, .* at 16 px; give --interval 8"
     ):
-        check_interval(data, 16, Augment(crop=64))
-    check_interval(data, 8, Augment(crop=64))
+        check_interval(data, 16, AugmentConfig(crop=64))
+    check_interval(data, 8, AugmentConfig(crop=64))
 
 
 def test_a_tile_with_more_cells_than_proposals_is_refused_in_every_split() -> None:
     points_N2 = np.random.default_rng(0).uniform(0, 64, (40, 2))
     data = AnnotatedData(Path("data"), 0.25, ("cell",), {"test": [tile(points_N2, 64, 64)]})
     with pytest.raises(UserError, match=r"tile.png has 40 cells, more than proposals at 16 px; give --interval 8"):
-        check_interval(data, 16, Augment())
+        check_interval(data, 16, AugmentConfig())

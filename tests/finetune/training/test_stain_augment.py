@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from finetune.training.augment import Config, augment
+from finetune.training.augment import AugmentConfig, augment
 from finetune.training.stain_augment import DAB, EOSIN, HAEMATOXYLIN, restain
 
 SEEDS = range(40)
@@ -86,7 +86,7 @@ def test_wider_views_are_dyed_alike() -> None:
 def test_points_stay_where_they_are(seed: int) -> None:
     image, _ = tissue(200)
     points, labels = np.random.default_rng(seed).uniform(0, 200, (30, 2)), np.arange(30)
-    plain = Config(crop=96)
+    plain = AugmentConfig(crop=96)
     stained = dataclasses.replace(plain, stain=0.2, brown=0.5)
     (_, xy, kept), (picture, same_xy, same_kept) = (
         augment(config, image[None], points, labels, np.random.default_rng(seed)) for config in (plain, stained)
