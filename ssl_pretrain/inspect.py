@@ -16,8 +16,7 @@ from shared.errors import UserError
 from shared.files import atomic_path
 from ssl_pretrain.data.crops import Crop
 from ssl_pretrain.data.shard_set import ShardSet, open_shards
-from ssl_pretrain.data.views import Config as Augmentation
-from ssl_pretrain.data.views import Views
+from ssl_pretrain.data.views import Views, ViewsConfig
 from ssl_pretrain.inspection import feature_metrics
 from ssl_pretrain.inspection.backbone_sources import Subject, open_subject, untrained
 from ssl_pretrain.inspection.curves import curve_sheet
@@ -97,7 +96,7 @@ def _examine(
 ) -> Finding:
     """Measure one backbone and save its pictures as `NUMBER-NAME-TITLE.png`."""
     device = _device()
-    views = Views(Augmentation(), (), subject.mean, subject.std).to(device)
+    views = Views(ViewsConfig(), (), subject.mean, subject.std).to(device)
     sample = sample_for(subject.crop)
     with undisturbed(subject.trunk.to(device)):
         features_ND = feature_metrics.features_of(subject.trunk, sample.patch_BCHW, views.normalise)

@@ -8,17 +8,17 @@ import tyro
 
 from shared.cli import check_range
 from shared.errors import UserError
-from ssl_pretrain.data.shard_loader import Config as Loader
-from ssl_pretrain.data.views import Config as Augmentation
+from ssl_pretrain.data.shard_loader import LoaderConfig
+from ssl_pretrain.data.views import ViewsConfig
 from ssl_pretrain.methods import dino, mae, moco_v2, swav
 from ssl_pretrain.optim.optimizers import LARC, SGD, AdamW
 
 # The recipe decides which of them it is; its options then stand under `--method.` and `--optimiser.`.
 Method = tyro.conf.AvoidSubcommands[
-    Annotated[mae.Config, tyro.conf.subcommand("mae")]
-    | Annotated[moco_v2.Config, tyro.conf.subcommand("moco_v2")]
-    | Annotated[swav.Config, tyro.conf.subcommand("swav")]
-    | Annotated[dino.Config, tyro.conf.subcommand("dino")]
+    Annotated[mae.MAEConfig, tyro.conf.subcommand("mae")]
+    | Annotated[moco_v2.MoCoConfig, tyro.conf.subcommand("moco_v2")]
+    | Annotated[swav.SwAVConfig, tyro.conf.subcommand("swav")]
+    | Annotated[dino.DINOConfig, tyro.conf.subcommand("dino")]
 ]
 Optimiser = tyro.conf.AvoidSubcommands[AdamW | SGD | LARC]
 
@@ -39,7 +39,7 @@ class Recipe:
     """Where the weights are copied to in the end."""
     method: Method
     """Networks and loss."""
-    views: Augmentation = field(default_factory=Augmentation)
+    views: ViewsConfig = field(default_factory=ViewsConfig)
     """What is varied in a view, beyond its crop."""
     normalisation: Literal["shards", "imagenet"] = "shards"
     """Whose channel means and deviations normalise the images: the shards' own or ImageNet's."""
@@ -59,7 +59,7 @@ class Recipe:
     checkpoint_activations: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, slower steps. Batch
     norms count such a pass twice in their running statistics."""
-    loader: Loader = field(default_factory=Loader)
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
     """How the shards are read. Unless told, a resumed run keeps its number of workers."""
     verify: bool = True
     """Compare each shard's SHA-256 with the index before the first step."""

@@ -8,7 +8,7 @@ MAE, ViT-B, and DINO with ResNet-50.
 from dataclasses import replace
 from pathlib import Path
 
-from ssl_pretrain.data.views import Config as Augmentation
+from ssl_pretrain.data.views import ViewsConfig
 from ssl_pretrain.methods import dino, mae, moco_v2, swav
 from ssl_pretrain.optim.optimizers import LARC, SGD, AdamW
 from ssl_pretrain.recipe import Recipe, check
@@ -20,7 +20,7 @@ IMAGENET_EPOCH = 1_281_167
 LENGTH = 200 * IMAGENET_EPOCH  # "200 ImageNet epochs": Kang et al., CVPR 2023
 
 # ColorJitter and RandomGrayscale of the official MoCo v2 (main_moco.py, --aug-plus).
-MOCO_COLOURS = Augmentation(
+MOCO_COLOURS = ViewsConfig(
     jitter=0.8, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, grayscale=0.2, blur_sigma=(0.1, 2.0)
 )
 # Twice as strong in SwAV (src/multicropdataset.py, get_color_distortion with s=1).
@@ -33,7 +33,7 @@ MOCO_V2_RESNET50 = Recipe(
     run_dir=Path("runs/moco_v2_resnet50"),
     out=Path("moco_v2_resnet50.pth"),
     # main_moco.py with --mlp --moco-t 0.2 --aug-plus --cos.
-    method=moco_v2.Config(
+    method=moco_v2.MoCoConfig(
         arch="resnet50",
         image_size=224,
         crop_scale=(0.2, 1.0),
@@ -53,7 +53,7 @@ MOCO_V2_RESNET50 = Recipe(
 )
 
 # scripts/swav_800ep_pretrain.sh and main_swav.py.
-SWAV = swav.Config(
+SWAV = swav.SwAVConfig(
     arch="resnet50",
     image_size=224,
     large_scale=(0.14, 1.0),
@@ -109,7 +109,7 @@ SWAV_RESNET50_256 = replace(
 )
 
 # README of the official code, and for the rest the defaults of main_dino.py.
-DINO = dino.Config(
+DINO = dino.DINOConfig(
     arch="resnet50",
     image_size=224,
     global_scale=(0.14, 1.0),
@@ -183,7 +183,7 @@ MAE_VITB = Recipe(
     run_dir=Path("runs/mae_vitb"),
     out=Path("mae.pth"),
     # Mask, loss, crops and decoder: official PRETRAIN.md and the defaults of models_mae.py.
-    method=mae.Config(
+    method=mae.MAEConfig(
         arch="vit_base_patch16_224",
         image_size=224,
         crop_scale=(0.2, 1.0),
@@ -193,7 +193,7 @@ MAE_VITB = Recipe(
         decoder_depth=8,
         decoder_heads=16,
     ),
-    views=Augmentation(horizontal_flip=0.5, vertical_flip=0.0),  # official: left-right only
+    views=ViewsConfig(horizontal_flip=0.5, vertical_flip=0.0),  # official: left-right only
     # Official PRETRAIN.md: blr 1.5e-4 (not main_pretrain.py's default of 1e-3), warm-up of 40 epochs,
     # weight decay 0.05; main_pretrain.py: betas 0.9 and 0.95, cosine to 0.
     optimiser=AdamW(
@@ -212,7 +212,7 @@ MAE_DEMO = Recipe(
     name="mae_demo",
     run_dir=Path("runs/mae_demo"),
     out=Path("mae_demo.pth"),
-    method=mae.Config(
+    method=mae.MAEConfig(
         arch="vit_tiny_patch16_224",
         image_size=96,
         crop_scale=(0.05, 0.3),  # a few cells fill a crop, so that they can be seen in its 36 tokens
@@ -223,7 +223,7 @@ MAE_DEMO = Recipe(
         decoder_depth=2,
         decoder_heads=4,
     ),
-    views=Augmentation(horizontal_flip=0.5, vertical_flip=0.5),
+    views=ViewsConfig(horizontal_flip=0.5, vertical_flip=0.5),
     optimiser=AdamW(base_lr=4e-3, warmup_samples=2560),
     batch_size=64,
     samples_seen=25_600,
@@ -240,7 +240,7 @@ def _for_ihc(recipe: Recipe) -> Recipe:
     """
     name = f"{recipe.name}_ihc"
     method = recipe.method
-    if isinstance(method, dino.Config):
+    if isinstance(method, dino.DINOConfig):
         method = replace(method, solarise=0.0)
     views = replace(
         recipe.views, hue=min(recipe.views.hue, 0.05), grayscale=0.0, vertical_flip=0.5, quarter_turns=True

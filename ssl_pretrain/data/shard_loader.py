@@ -47,7 +47,7 @@ MOST_WORKERS = 12
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class LoaderConfig:
     """How the shards are read."""
 
     workers: int | None = None
@@ -173,7 +173,7 @@ class ShardLoader:
         self,
         shard_set: ShardSet,
         crops: tuple[Crop, ...],
-        config: Config,
+        config: LoaderConfig,
         layout: Layout,
         world: World,
         seed: int,
@@ -240,7 +240,7 @@ def check_batch(shard_set: ShardSet, batch: int) -> None:
         )
 
 
-def _loader(stream: ShardStream, config: Config, device: torch.device) -> DataLoader[Any]:
+def _loader(stream: ShardStream, config: LoaderConfig, device: torch.device) -> DataLoader[Any]:
     workers = config.processes(stream.layout)
     return DataLoader(
         stream,

@@ -20,7 +20,7 @@ from ssl_pretrain.data.crops import Crop
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class ViewsConfig:
     """What is varied in a view, beyond its crop."""
 
     horizontal_flip: float = 0.5
@@ -94,7 +94,7 @@ class Views(nn.Module):
     std: Tensor
 
     def __init__(
-        self, config: Config, crops: tuple[Crop, ...], mean: tuple[float, ...], std: tuple[float, ...]
+        self, config: ViewsConfig, crops: tuple[Crop, ...], mean: tuple[float, ...], std: tuple[float, ...]
     ) -> None:
         """Make views of `crops`, normalised with channel `mean` and `std` (RGB, 0..1)."""
         super().__init__()
@@ -177,7 +177,7 @@ def _with_quarter_turns(lots: Lots, quarters_B: Tensor) -> Lots:
     return lots._replace(transpose_B=quarters_B % 2 == 1, horizontal_B=horizontal_B, vertical_B=vertical_B)
 
 
-def _draw_jitter(count: int, config: Config, device: torch.device) -> Jitter:
+def _draw_jitter(count: int, config: ViewsConfig, device: torch.device) -> Jitter:
     """Factors uniform around 1, as torchvision draws them; with the lot against a sample, nothing changes."""
     strengths = (config.brightness, config.contrast, config.saturation)
     factors = [_uniform(count, max(0.0, 1 - strength), 1 + strength, device) for strength in strengths]

@@ -30,7 +30,7 @@ GLOBAL = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class DINOConfig:
     """What defines DINO."""
 
     arch: str
@@ -140,7 +140,7 @@ class DINO(Method):
 
     synchronises_batch_norms = True
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: DINOConfig) -> None:
         """Build both networks with equal weights."""
         super().__init__()
         self.config = config
@@ -228,7 +228,7 @@ class Head(DINOProjectionHead):
         return cosine_BK
 
 
-def _encoder(config: Config, drop_path: float = 0.0) -> Encoder:
+def _encoder(config: DINOConfig, drop_path: float = 0.0) -> Encoder:
     trunk = create_trunk(config.arch, config.image_size, drop_path)
     with warnings.catch_warnings():
         # lightly's head keeps torch's older weight norm, whose names of tensors are the official ones.

@@ -35,7 +35,7 @@ EPSILON = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class MAEConfig:
     """What defines a masked autoencoder."""
 
     arch: str
@@ -122,7 +122,7 @@ class MAE(Method):
 
     may_collapse = False
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: MAEConfig) -> None:
         """Build encoder and decoder; Xavier-uniform weights and fixed sine-cosine positions in both."""
         super().__init__()
         self.config = config

@@ -24,7 +24,7 @@ from ssl_pretrain.methods.trunks import Encoder, check_arch, check_scale, check_
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class MoCoConfig:
     """What defines MoCo v2."""
 
     arch: str
@@ -104,7 +104,7 @@ class Config:
 class MoCo(Method):
     """A trained query network and its moving average, which makes the keys."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: MoCoConfig) -> None:
         """Build both networks, equal at first, and a queue of random keys."""
         super().__init__()
         self.config = config

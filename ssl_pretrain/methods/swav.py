@@ -28,7 +28,7 @@ BATCH_WITHOUT_QUEUE = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class SwAVConfig:
     """What defines SwAV."""
 
     arch: str
@@ -127,7 +127,7 @@ class SwAV(Method):
 
     synchronises_batch_norms = True
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: SwAVConfig) -> None:
         """Build network, prototypes and, if there is to be one, a queue for each large view."""
         super().__init__()
         self.config = config

@@ -12,7 +12,7 @@ from ssl_pretrain.optim import larc
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class OptimizerConfig:
     """What all optimisers have: a linear warm-up, then a cosine, both followed step by step."""
 
     base_lr: float
@@ -83,7 +83,7 @@ class Config:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdamW(Config):
+class AdamW(OptimizerConfig):
     """Adam with decoupled weight decay."""
 
     betas: tuple[float, float] = (0.9, 0.95)
@@ -101,7 +101,7 @@ class AdamW(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SGD(Config):
+class SGD(OptimizerConfig):
     """Gradient descent with momentum, not Nesterov's."""
 
     momentum: float = 0.9

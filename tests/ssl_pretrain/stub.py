@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_pretrain.data.crops import Crop
-from ssl_pretrain.data.views import Config as Views
+from ssl_pretrain.data.views import ViewsConfig
 from ssl_pretrain.methods import Method, Step
 from ssl_pretrain.optim import optimizers
 from ssl_pretrain.recipe import Recipe
@@ -38,7 +38,7 @@ class Line(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Stands in for `mae.Config`."""
+    """Stands in for `mae.MAEConfig`."""
 
     name: str = "stub"
     arch: str = "vit_tiny_patch16_224"
@@ -75,7 +75,7 @@ class Descent(torch.optim.SGD):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optimiser(optimizers.Config):
+class Optimiser(optimizers.OptimizerConfig):
     """Stands in for the optimiser's config."""
 
     built: ClassVar[list[Descent]] = []
@@ -97,7 +97,7 @@ def recipe(shards: Path, folder: Path, **fields: object) -> Recipe:
         "run_dir": folder / "run",
         "out": folder / "out.pth",
         "method": Config(),
-        "views": Views(horizontal_flip=0),
+        "views": ViewsConfig(horizontal_flip=0),
         "optimiser": Optimiser(base_lr=3e-3, warmup_samples=2 * SAMPLES),
         "batch_size": SAMPLES,
         "samples_seen": 6 * SAMPLES,

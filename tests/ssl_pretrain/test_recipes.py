@@ -204,7 +204,7 @@ def test_mae_sees_49_of_196_patches():
 
 def test_recipes_are_called_what_they_are_listed_as():
     assert {name: recipe.name for name, recipe in RECIPES.items()} == {name: name for name in RECIPES}
-    assert isinstance(MAE_DEMO.method, mae.Config)
+    assert isinstance(MAE_DEMO.method, mae.MAEConfig)
 
 
 @pytest.mark.parametrize(

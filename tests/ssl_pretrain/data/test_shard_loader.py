@@ -18,7 +18,7 @@ from shared.training.distributed import World
 from ssl_pretrain.data import shard_loader
 from ssl_pretrain.data.crops import Crop
 from ssl_pretrain.data.epoch_order import Layout, Position, buffered_order, epoch_segments
-from ssl_pretrain.data.shard_loader import Config, ShardLoader
+from ssl_pretrain.data.shard_loader import LoaderConfig, ShardLoader
 from ssl_pretrain.data.shard_set import ShardSet, open_shards
 from ssl_pretrain.inspection.monitor import sample_patches
 from tests.conftest import ENVIRONMENT
@@ -46,7 +46,7 @@ def batches(
 ) -> list[list[torch.Tensor]]:
     """The next batches of a rank, from as many real workers as the layout says."""
     world = World(rank, 0, layout.ranks, torch.device("cpu"))
-    config = Config(workers=layout.workers, decode=decode)
+    config = LoaderConfig(workers=layout.workers, decode=decode)
     with ShardLoader(shard_set, crops, config, layout, world, seed, start) as loader:
         return [loader.take() for _ in range(count)]
 
@@ -104,7 +104,7 @@ def test_resumed_anywhere_the_sequence_is_the_same(tmp_path: Path, workers: int,
     assert layout.batches(shard_set.samples) == 12
     world = World(1, 0, 2, torch.device("cpu"))
     crops = (Crop(size=16, scale=(0.2, 1.0)), Crop(size=8, scale=(0.1, 0.3), count=2))
-    arguments = (shard_set, crops, Config(workers=workers), layout, world, 5)
+    arguments = (shard_set, crops, LoaderConfig(workers=workers), layout, world, 5)
     with ShardLoader(*arguments, Position()) as loader:
         before = [loader.take() for _ in range(taken)]
         position = loader.position
@@ -121,7 +121,7 @@ def test_what_was_seen_is_not_decoded_again(uneven: ShardSet, monkeypatch: pytes
     monkeypatch.setattr(shard_loader, "decode", lambda *image: decoded.append(1) or decode(*image))
     world = World(0, 0, 1, torch.device("cpu"))
     layout = Layout(batch=10, ranks=1, workers=1, buffer=100)
-    with ShardLoader(uneven, CROPS, Config(workers=0), layout, world, 0, Position(0, 200)) as loader:
+    with ShardLoader(uneven, CROPS, LoaderConfig(workers=0), layout, world, 0, Position(0, 200)) as loader:
         loader.take()
     assert len(decoded) == 10
 
@@ -142,7 +142,7 @@ def test_decoded_on_a_gpu_the_crops_look_the_same(tmp_path: Path):
     shard_set = open_shards(write_shards(tmp_path, [12], tissue))
     layout, crops = Layout(batch=12, ranks=1, workers=1, buffer=4), (Crop(size=64, scale=(0.2, 1.0)),)
     (expected,) = batches(shard_set, layout, 1, crops=crops)[0]
-    arguments = (Config(workers=1, decode="gpu"), layout, World(0, 0, 1, torch.device("cuda")), 0, BEGINNING)
+    arguments = (LoaderConfig(workers=1, decode="gpu"), layout, World(0, 0, 1, torch.device("cuda")), 0, BEGINNING)
     with ShardLoader(shard_set, crops, *arguments) as loader:
         (found,) = loader.take()
     assert found.device.type == "cuda"
@@ -192,7 +192,7 @@ def test_damage_that_shows_only_while_reading_ends_in_one_sentence(tmp_path: Pat
     layout = Layout(batch=2, ranks=1, workers=max(workers, 1), buffer=4)
     world = World(0, 0, 1, torch.device("cpu"))
     with (
-        ShardLoader(shard_set, CROPS, Config(workers=workers), layout, world, 0, Position()) as loader,
+        ShardLoader(shard_set, CROPS, LoaderConfig(workers=workers), layout, world, 0, Position()) as loader,
         pytest.raises(UserError, match=r"^the shard \S+shard-000000.tar is damaged: it is cut short; [^\n]*$"),
     ):
         for _ in range(20):
@@ -216,7 +216,7 @@ def wait_or_fail(*_):
     time.sleep(0.5)
 
 def take():
-    arguments = shard_loader.Config(workers=2), Layout(4, 1, 2, 10), World(0, 0, 1, torch.device("cpu"))
+    arguments = shard_loader.LoaderConfig(workers=2), Layout(4, 1, 2, 10), World(0, 0, 1, torch.device("cpu"))
     kinds = (crops.Crop(size=8, scale=(0.5, 1.0)),)
     with shard_loader.ShardLoader(open_shards(folder), kinds, *arguments, 0, Position()) as loader:
         if not (folder / "fail").exists():

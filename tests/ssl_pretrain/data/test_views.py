@@ -11,13 +11,13 @@ from torchvision.transforms.v2 import functional as TF
 from shared.errors import UserError
 from ssl_pretrain.data.color_ops import BRIGHTNESS, CONTRAST, HUE, SATURATION
 from ssl_pretrain.data.crops import Crop
-from ssl_pretrain.data.views import Config, Lots, Views
+from ssl_pretrain.data.views import Lots, Views, ViewsConfig
 from tests.ssl_pretrain.conftest import tissue
 
 CROP = Crop(size=8, scale=(0.2, 1.0))
 MEAN, STD = (0.7, 0.5, 0.6), (0.2, 0.25, 0.3)
 # Everything at once, for what must hold whatever is switched on.
-ALL = Config(
+ALL = ViewsConfig(
     vertical_flip=0.5,
     quarter_turns=True,
     brightness=0.4,
@@ -37,14 +37,14 @@ def tissues(count: int, side: int = 32) -> Tensor:
     return torch.stack([TF.pil_to_tensor(tissue(number).crop((0, 0, side, side))) for number in range(count)])
 
 
-def plain(config: Config, *crops: Crop) -> Views:
+def plain(config: ViewsConfig, *crops: Crop) -> Views:
     """Views whose values stay between 0 and 255."""
     return Views(config, crops, (0, 0, 0), (1 / 255,) * 3)
 
 
 def test_normalisation_equals_torchvisions_and_can_be_undone():
     crops_BCHW = images(5)
-    views = Views(Config(horizontal_flip=0), (CROP,), MEAN, STD)
+    views = Views(ViewsConfig(horizontal_flip=0), (CROP,), MEAN, STD)
     (view_BCHW,) = views([crops_BCHW])
     expected = TF.normalize(TF.to_dtype(crops_BCHW, torch.float32, scale=True), MEAN, STD)
     torch.testing.assert_close(view_BCHW, expected)
@@ -54,7 +54,7 @@ def test_normalisation_equals_torchvisions_and_can_be_undone():
 
 def test_each_image_is_flipped_by_its_own_lot():
     crops_BCHW = images(400)
-    views = plain(Config(horizontal_flip=0.25, vertical_flip=0.5), CROP, CROP)
+    views = plain(ViewsConfig(horizontal_flip=0.25, vertical_flip=0.5), CROP, CROP)
     torch.manual_seed(1)
     first, second = views([crops_BCHW, crops_BCHW])
     flips = {"none": [], "horizontal": [-1], "vertical": [-2], "both": [-1, -2]}
@@ -71,7 +71,7 @@ def test_each_image_is_flipped_by_its_own_lot():
 @pytest.mark.parametrize("flips", [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
 def test_quarter_turns_and_then_flips_equal_torchvisions(flips: tuple[float, float]):
     crops_BCHW = images(200)
-    config = Config(horizontal_flip=flips[0], vertical_flip=flips[1], quarter_turns=True)
+    config = ViewsConfig(horizontal_flip=flips[0], vertical_flip=flips[1], quarter_turns=True)
     (view_BCHW,) = plain(config, CROP)([crops_BCHW])
     counts = [0] * 4
     for image_CHW, view_CHW in zip(crops_BCHW, view_BCHW, strict=True):
@@ -117,7 +117,7 @@ def theirs_of(image_CHW: Tensor, lots: Lots, number: int) -> Tensor:
 
 
 def test_lots_have_the_frequencies_and_ranges_asked_for():
-    config = Config(
+    config = ViewsConfig(
         jitter=0.8, brightness=0.4, contrast=0.3, saturation=1.5, hue=0.1, grayscale=0.2, horizontal_flip=0.5
     )
     torch.manual_seed(0)
@@ -173,7 +173,7 @@ def test_crops_of_a_kind_get_what_their_kind_is_due():
     image_BCHW[..., 14:, 14:] = 100  # and a blur softens this edge
     crops = [image_BCHW, image_BCHW, *[image_BCHW[..., 2:26, 2:26]] * 3]
     torch.manual_seed(0)
-    views = plain(Config(horizontal_flip=0, blur_sigma=(1.0, 1.1)), *kinds)(crops)
+    views = plain(ViewsConfig(horizontal_flip=0, blur_sigma=(1.0, 1.1)), *kinds)(crops)
     assert [view.shape for view in views] == [crop.shape for crop in crops]
     is_blurred = [view[:, 0, -4, view.shape[-1] // 2 - 1] > 1 for view in views]
     np.testing.assert_allclose([each.float().mean() for each in is_blurred], [1, 0.1, 0.5, 0.5, 0.5], atol=0.08)
@@ -187,7 +187,7 @@ def test_views_come_in_the_order_of_the_crops():
     kinds = (Crop(size=8, scale=(0.14, 1.0), count=2), Crop(size=6, scale=(0.05, 0.14), count=3))
     eight, six = images(10), images(15)[..., :6, :6]
     crops = [*eight.chunk(2), *six.chunk(3)]
-    views = plain(Config(horizontal_flip=0), *kinds)(crops)
+    views = plain(ViewsConfig(horizontal_flip=0), *kinds)(crops)
     for crop_BCHW, view_BCHW in zip(crops, views, strict=True):
         torch.testing.assert_close(view_BCHW, crop_BCHW.float())
 
@@ -204,7 +204,7 @@ def test_same_seed_gives_the_same_views_and_another_seed_others():
 
 def test_samples_of_a_batch_differ():
     same_BCHW = tissues(1).expand(16, -1, -1, -1)
-    always = Config(jitter=1.0, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
+    always = ViewsConfig(jitter=1.0, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
     (view_BCHW,) = Views(always, (Crop(size=32, scale=(0.2, 1.0)),), MEAN, STD)([same_BCHW])
     assert torch.pdist(view_BCHW.flatten(1)).min() > 1
 
@@ -223,12 +223,12 @@ def test_autocast_changes_nothing_and_no_gradient_is_kept():
 # MoCo v2's and DINO's second view's as their main files compose them, without the crop.
 OFFICIAL = {
     "moco_v2": (
-        Config(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, grayscale=0.2),
+        ViewsConfig(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, grayscale=0.2),
         Crop(size=32, scale=(0.2, 1.0), blur=0.5),
         (official.ColorJitter(0.4, 0.4, 0.4, 0.1), 0.2, 0.5, 0.0),
     ),
     "dino": (
-        Config(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, grayscale=0.2),
+        ViewsConfig(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, grayscale=0.2),
         Crop(size=32, scale=(0.4, 1.0), blur=0.1, solarise=0.2),
         (official.ColorJitter(0.4, 0.4, 0.2, 0.1), 0.2, 0.1, 0.2),
     ),
@@ -272,14 +272,14 @@ def measures(view_BCHW: Tensor) -> list[np.ndarray]:
 
 def test_little_hue_and_no_grayscale_keep_brown_and_blue_apart():
     """Marked (brown) and unmarked (blue) nuclei in one view: which has more DAB is what a biomarker is about."""
-    gentle = Config(horizontal_flip=0, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.05)
-    official = Config(**{**vars(gentle), "hue": 0.1, "grayscale": 0.2})  # MoCo v2
+    gentle = ViewsConfig(horizontal_flip=0, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.05)
+    official = ViewsConfig(**{**vars(gentle), "hue": 0.1, "grayscale": 0.2})  # MoCo v2
     assert share_kept_apart(gentle) > 0.99
     assert share_kept_apart(official) < 0.85
-    assert share_kept_apart(Config(horizontal_flip=0, grayscale=1.0)) < 0.05
+    assert share_kept_apart(ViewsConfig(horizontal_flip=0, grayscale=1.0)) < 0.05
 
 
-def share_kept_apart(config: Config) -> float:
+def share_kept_apart(config: ViewsConfig) -> float:
     """Share of views in which brown has more DAB for its haematoxylin than blue."""
     brown, blue, ground = (120, 70, 40), (90, 80, 150), (235, 235, 235)
     row = torch.tensor([brown, blue, ground, ground], dtype=torch.uint8).T
@@ -337,4 +337,4 @@ def test_views_never_make_the_host_wait_for_the_gpu():
 )
 def test_numbers_that_make_no_sense(fields: dict, sentence: str):
     with pytest.raises(UserError, match=sentence):
-        Config(**fields).check()
+        ViewsConfig(**fields).check()

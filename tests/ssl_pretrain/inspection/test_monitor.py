@@ -14,7 +14,7 @@ from shared.training import checkpoint
 from shared.training.distributed import World
 from ssl_pretrain.data.crops import Crop
 from ssl_pretrain.data.shard_set import open_shards
-from ssl_pretrain.data.views import Config, Views
+from ssl_pretrain.data.views import Views, ViewsConfig
 from ssl_pretrain.inspection import feature_metrics
 from ssl_pretrain.inspection.feature_metrics import alarms, features_of, measure
 from ssl_pretrain.inspection.monitor import SHEET_SIDE, augmentation_sheet, undisturbed
@@ -45,7 +45,7 @@ def cells(sheet: Image.Image, rows: int, columns: int) -> list[list[torch.Tensor
 
 def test_sheet_has_a_row_for_each_patch_and_a_column_for_each_view(tmp_path: Path):
     shard_set = open_shards(write_shards(tmp_path, [2, 1], colour))
-    sheet = augmentation_sheet(shard_set, Views(Config(), (LARGE, SMALL), shard_set.mean, shard_set.std), 3)
+    sheet = augmentation_sheet(shard_set, Views(ViewsConfig(), (LARGE, SMALL), shard_set.mean, shard_set.std), 3)
     assert sheet.width == 4 * (SHEET_SIDE + 4)
     for row, images in enumerate(cells(sheet, rows=3, columns=4)):
         for image_CHW in images:
@@ -55,7 +55,7 @@ def test_sheet_has_a_row_for_each_patch_and_a_column_for_each_view(tmp_path: Pat
 
 def test_sheet_shows_colours_as_they_are_varied(tmp_path: Path):
     shard_set = open_shards(write_shards(tmp_path, [2], colour))
-    gray = Views(Config(grayscale=1.0), (LARGE,), shard_set.mean, shard_set.std)
+    gray = Views(ViewsConfig(grayscale=1.0), (LARGE,), shard_set.mean, shard_set.std)
     for patch_CHW, *views in cells(augmentation_sheet(shard_set, gray, 2), rows=2, columns=3):
         brightness = patch_CHW.float().mean(dim=(1, 2)) @ torch.tensor([0.2989, 0.587, 0.114])
         for view_CHW in views:

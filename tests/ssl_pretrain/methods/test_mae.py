@@ -20,7 +20,7 @@ from ssl_pretrain.methods import Step, mae
 from ssl_pretrain.optim.optimizers import parameter_groups
 from tests.conftest import ENVIRONMENT, free_port
 
-SMALL = mae.Config(arch="vit_tiny_patch16_224", image_size=64, decoder_dim=32, decoder_depth=2, decoder_heads=4)
+SMALL = mae.MAEConfig(arch="vit_tiny_patch16_224", image_size=64, decoder_dim=32, decoder_depth=2, decoder_heads=4)
 
 FIRST = Step(0, 0, 100)
 
@@ -81,7 +81,7 @@ def loss_by_hand(model: mae.MAE, image_BCHW: Tensor, noise_BN: np.ndarray, norm_
 @torch.no_grad()
 def test_loss_equals_the_papers_formula(norm_pix: bool):
     torch.manual_seed(0)
-    model = mae.Config(**{**vars(SMALL), "norm_pix_loss": norm_pix}).build()
+    model = mae.MAEConfig(**{**vars(SMALL), "norm_pix_loss": norm_pix}).build()
     noise_BN = lots(7, 3)
     torch.manual_seed(7)
     loss = model.loss([images()], FIRST)
@@ -161,7 +161,7 @@ def test_loss_is_float32_under_autocast(small: mae.MAE):
 def test_export_loads_strictly_into_timm_and_gives_the_same_features():
     torch.manual_seed(0)
     model = (
-        mae.Config(arch="vit_tiny_patch16_224", decoder_dim=32, decoder_depth=1, decoder_heads=2).build().eval()
+        mae.MAEConfig(arch="vit_tiny_patch16_224", decoder_dim=32, decoder_depth=1, decoder_heads=2).build().eval()
     )
     trunk = timm.create_model("vit_tiny_patch16_224", num_classes=0).eval()
     trunk.load_state_dict(model.export(), strict=True)
@@ -172,7 +172,7 @@ def test_export_loads_strictly_into_timm_and_gives_the_same_features():
 
 @pytest.mark.parametrize("norm_pix", [True, False])
 def test_perfect_predictions_are_drawn_as_the_original(norm_pix: bool, monkeypatch: pytest.MonkeyPatch):
-    model = mae.Config(**{**vars(SMALL), "norm_pix_loss": norm_pix}).build()
+    model = mae.MAEConfig(**{**vars(SMALL), "norm_pix_loss": norm_pix}).build()
     image_BCHW = images(2)
     target_BNP = torch.from_numpy(np.array([patches_of(x.numpy()) for x in image_BCHW]))
     if norm_pix:
@@ -200,7 +200,7 @@ def test_perfect_predictions_are_drawn_as_the_original(norm_pix: bool, monkeypat
 )
 def test_networks_it_cannot_build(change: dict, sentence: str):
     with pytest.raises(UserError, match=sentence):
-        mae.Config(**{**vars(SMALL), **change}).build()
+        mae.MAEConfig(**{**vars(SMALL), **change}).build()
 
 
 def six_steps(world: World) -> dict[str, Tensor]:
