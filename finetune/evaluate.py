@@ -26,7 +26,7 @@ MPP_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class EvaluateConfig:
     """Score a detector on annotated tiles: F1 and AP per class, macro-averaged, within 3 um by default."""
 
     detector: tyro.conf.Positional[Path]
@@ -65,7 +65,7 @@ def load_for(path: Path, data: AnnotatedData, tiles: Sequence[Tile], device: tor
     return trained.network
 
 
-def evaluate(config: Config) -> int:
+def evaluate(config: EvaluateConfig) -> int:
     """Score, print, write; 1 if the gain over the baseline is too small."""
     check(config)
     data = load_data(config.source)
@@ -89,7 +89,7 @@ def evaluate(config: Config) -> int:
     return _compare(config, scores, other) if other else 0
 
 
-def check(config: Config) -> None:
+def check(config: EvaluateConfig) -> None:
     """Refuse options that make no sense.
 
     Raises:
@@ -100,7 +100,7 @@ def check(config: Config) -> None:
     check_range("min-gain", config.min_gain, 0, 1)
 
 
-def _write(config: Config, scores: Scores, baseline: Scores | None) -> None:
+def _write(config: EvaluateConfig, scores: Scores, baseline: Scores | None) -> None:
     result = {
         "config": as_plain(config),
         "scores": scores.as_dict(),
@@ -111,7 +111,7 @@ def _write(config: Config, scores: Scores, baseline: Scores | None) -> None:
     print(f"\npicture: {config.out / 'comparison.png'}\nscores: {config.out / 'scores.json'}")
 
 
-def _compare(config: Config, scores: Scores, baseline: Scores) -> int:
+def _compare(config: EvaluateConfig, scores: Scores, baseline: Scores) -> int:
     """Print the gain over the baseline; the exit code says whether it is what was asked for."""
     gain = scores.macro_f1 - baseline.macro_f1
     print(f"\n{config.baseline} on the same tiles:\n{baseline.table()}")
@@ -123,4 +123,4 @@ def _compare(config: Config, scores: Scores, baseline: Scores) -> int:
 
 
 if __name__ == "__main__":
-    run(lambda: evaluate(tyro.cli(Config, prog="python -m finetune.evaluate")))
+    run(lambda: evaluate(tyro.cli(EvaluateConfig, prog="python -m finetune.evaluate")))

@@ -20,7 +20,7 @@ from shared.training.run_folder import provenance
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class ProfileConfig:
     """Print parameters, multiply-adds and images/s of every variant, and write them as CSV."""
 
     size: int = 1024
@@ -53,7 +53,7 @@ class Row:
     paper_fps: float
 
 
-def profile(config: Config) -> int:
+def profile(config: ProfileConfig) -> int:
     """Measure, print and write."""
     check_range("size", config.size, 32, 8192)
     check_range("seconds", config.seconds, 0)
@@ -79,11 +79,11 @@ def profile(config: Config) -> int:
     return 0
 
 
-def _settings(variant: Variant, config: Config) -> DetectorConfig:
+def _settings(variant: Variant, config: ProfileConfig) -> DetectorConfig:
     return DetectorConfig(classes=config.classes, interval=config.interval, **variant.fields)
 
 
-def _measure(variant: Variant, settings: DetectorConfig, config: Config) -> Row:
+def _measure(variant: Variant, settings: DetectorConfig, config: ProfileConfig) -> Row:
     detector = DPAP2PNet(settings).eval()
     detector.samples_smoothing = False
     dense = multiply_adds(detector, config.size)
@@ -101,7 +101,7 @@ def _measure(variant: Variant, settings: DetectorConfig, config: Config) -> Row:
 
 
 @torch.inference_mode()
-def images_per_second(detector: DPAP2PNet, config: Config) -> float:
+def images_per_second(detector: DPAP2PNet, config: ProfileConfig) -> float:
     """Batch 1, on the GPU in bfloat16 if there is one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     image = image_of(detector, config.size).to(device)
@@ -127,7 +127,7 @@ def _line(row: Row) -> str:
     )
 
 
-def _write(config: Config, rows: list[Row]) -> None:
+def _write(config: ProfileConfig, rows: list[Row]) -> None:
     """The rows, each with where and when it was measured."""
     made = provenance()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
@@ -148,4 +148,4 @@ def _write(config: Config, rows: list[Row]) -> None:
 
 
 if __name__ == "__main__":
-    run(lambda: profile(tyro.cli(Config, prog="python -m finetune.profile")))
+    run(lambda: profile(tyro.cli(ProfileConfig, prog="python -m finetune.profile")))

@@ -43,7 +43,7 @@ CURVES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class InspectConfig:
     """Judge the features of backbones on the same patches, beside untrained networks; with curves and pictures."""
 
     places: tyro.conf.Positional[tuple[Path, ...]]
@@ -56,7 +56,7 @@ class Config:
     """Folder for report.csv, report.html and the pictures."""
 
 
-def inspect(config: Config) -> None:
+def inspect(config: InspectConfig) -> None:
     """Measure, draw, print the table and write the report.
 
     Raises:
@@ -135,7 +135,7 @@ def _saved(image: Image.Image, path: Path) -> Path:
 
 def main() -> None:
     """Entry point of the command line."""
-    inspect(tyro.cli(Config, prog="python -m ssl_pretrain.inspect"))
+    inspect(tyro.cli(InspectConfig, prog="python -m ssl_pretrain.inspect"))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ LEAST_MPP, MOST_MPP = 0.01, 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class PredictConfig:
     """Find the cells of slides and images; write them for QuPath, spreadsheets and people.
 
     The same command goes on where it was interrupted, and repeats nothing that is done.
@@ -64,7 +64,7 @@ class Config:
     """I/N, as 3/16: look only at this part of the slides, other processes looking at the others."""
 
 
-def check(config: Config) -> None:
+def check(config: PredictConfig) -> None:
     """Refuse numbers and options that make no sense.
 
     Raises:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.datasets.annotations.qupath import SUFFIXES
-from finetune.predict.config import Config, check
+from finetune.predict.config import PredictConfig, check
 from finetune.predict.outputs.ratios import Ratio, parse_ratio
 from finetune.predict.search.tiling import Tiling, tiling_of
 from shared.errors import UserError
@@ -20,7 +20,7 @@ from shared.wsi.image_source import Source, size_at
 class Plan:
     """What holds for all slides."""
 
-    config: Config
+    config: PredictConfig
     detector: LoadedDetector
     detector_digest: str
     ratios: tuple[Ratio, ...]
@@ -55,7 +55,7 @@ class Plan:
         return {**options, "annotations": digest_of(annotations) if annotations else None}
 
 
-def make_plan(config: Config, device: str | None) -> Plan:
+def make_plan(config: PredictConfig, device: str | None) -> Plan:
     """Load the detector and read the ratios.
 
     Raises:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.predict.config import Config
+from finetune.predict.config import PredictConfig
 from finetune.predict.outputs.file_names import drawn_by_prediction
 from finetune.predict.outputs.summary import write_overview
 from finetune.predict.plan import make_plan
@@ -21,7 +21,7 @@ from shared.wsi.slide import printable
 NAMED = 3  # slides that failed, in the last line
 
 
-def predict(config: Config, stop: StopSignal) -> int:
+def predict(config: PredictConfig, stop: StopSignal) -> int:
     """Do what is left to do; returns the exit code of the process.
 
     0: all done. 2: nothing could be done. 3: some slides failed, or have parts that cannot be read. 85: told to

@@ -11,10 +11,10 @@ from shared.signals import StopSignal
 def main() -> int:
     """Run; returns 0, 2 (refused), 3 (some runs failed) or 85 (told to stop; the same command goes on)."""
     stop = StopSignal(signal.SIGINT)  # before torch, as in finetune
-    from finetune.sweep.config import Config
+    from finetune.sweep.config import SweepConfig
     from finetune.sweep.run import sweep
 
-    return sweep(tyro.cli(Config, prog="python -m finetune.sweep"), stop)
+    return sweep(tyro.cli(SweepConfig, prog="python -m finetune.sweep"), stop)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ class CommonRecipe(Recipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class SweepConfig:
     """Train the rows of one of the paper's tables with several seeds each, and print it beside the paper's.
 
     The same command goes on where it was stopped, and repeats nothing that is done. Options of a training run
@@ -112,7 +112,7 @@ def read_kept(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def check(config: Config) -> AnnotatedData:
+def check(config: SweepConfig) -> AnnotatedData:
     """Refuse what can be refused before the first run begins; returns the data.
 
     Raises:
@@ -143,12 +143,12 @@ def check(config: Config) -> AnnotatedData:
     return data
 
 
-def weights_files(config: Config) -> list[Path]:
+def weights_files(config: SweepConfig) -> list[Path]:
     """The files that runs start from."""
     return sorted({Path(run.recipe.init) for run in planned_runs(config) if run.recipe.init not in NO_FILE})
 
 
-def planned_runs(config: Config) -> list[SweepRun]:
+def planned_runs(config: SweepConfig) -> list[SweepRun]:
     """Every row with every seed; every row once before any row twice, so that a first table stands early.
 
     Raises:
@@ -158,7 +158,7 @@ def planned_runs(config: Config) -> list[SweepRun]:
     return [SweepRun(row, _recipe_of(row, seed, config)) for seed in seeds_of(config) for row in rows]
 
 
-def finished_runs(config: Config) -> list[SweepRun]:
+def finished_runs(config: SweepConfig) -> list[SweepRun]:
     """Every finished run in the folder, also of rows and seeds that are not asked for now."""
     found = [
         SweepRun(row, _recipe_of(row, int(folder.name.removeprefix("seed-")), config))
@@ -168,7 +168,7 @@ def finished_runs(config: Config) -> list[SweepRun]:
     return sorted((run for run in found if run.is_finished), key=lambda run: run.recipe.seed)
 
 
-def chosen_rows(config: Config) -> list[Row]:
+def chosen_rows(config: SweepConfig) -> list[Row]:
     """The rows that are asked for, in the order of the table."""
     table = TABLES[config.table]
     if unknown := set(config.rows) - {row.name for row in table.rows}:
@@ -176,12 +176,12 @@ def chosen_rows(config: Config) -> list[Row]:
     return [row for row in table.rows if not config.rows or row.name in config.rows]
 
 
-def is_skipped(row: Row, config: Config) -> bool:
+def is_skipped(row: Row, config: SweepConfig) -> bool:
     """Whether the row wants a weights file and has none."""
     return row.settings.get("init") == GIVEN and row.name not in weights_of(config)
 
 
-def seeds_of(config: Config) -> list[int]:
+def seeds_of(config: SweepConfig) -> list[int]:
     """`--seeds 0,1,2`, or with spaces.
 
     Raises:
@@ -199,7 +199,7 @@ def seeds_of(config: Config) -> list[int]:
     return seeds
 
 
-def weights_of(config: Config) -> dict[str, str]:
+def weights_of(config: SweepConfig) -> dict[str, str]:
     """Row -> weights file, from `--weights`; a row may be named by its beginning.
 
     Raises:
@@ -219,7 +219,7 @@ def weights_of(config: Config) -> dict[str, str]:
     return found
 
 
-def layout_of(config: Config) -> str:
+def layout_of(config: SweepConfig) -> str:
     """The name of the data's layout in `finetune.datasets.READERS`."""
     return next(name for name, reader in READERS.items() if reader.recognises(config.recipe.source.data))
 
@@ -239,7 +239,7 @@ def words_of(recipe: Recipe) -> list[str]:
     return words
 
 
-def _recipe_of(row: Row, seed: int, config: Config) -> Recipe:
+def _recipe_of(row: Row, seed: int, config: SweepConfig) -> Recipe:
     """The common recipe with what the row and the seed decide."""
     common = {field.name: getattr(config.recipe, field.name) for field in dataclasses.fields(Recipe)}
     folder = config.folder / row.name / f"seed-{seed}"
@@ -249,7 +249,7 @@ def _recipe_of(row: Row, seed: int, config: Config) -> Recipe:
     return Recipe(**{**common, **row.settings, **own})
 
 
-def _refuse_what_rows_decide(config: Config) -> None:
+def _refuse_what_rows_decide(config: SweepConfig) -> None:
     """Options that the rows set would have no effect."""
     default = CommonRecipe()
     for name in sorted(TABLES[config.table].decided):

@@ -10,7 +10,7 @@ from typing import Any
 from finetune.datasets.dataset import AnnotatedData
 from finetune.sweep.config import (
     SCORES,
-    Config,
+    SweepConfig,
     SweepRun,
     check,
     finished_runs,
@@ -30,7 +30,7 @@ from shared.signals import STOPPED, StopSignal, leave_marker
 from shared.training.run_folder import provenance
 
 
-def sweep(config: Config, stop: StopSignal) -> int:
+def sweep(config: SweepConfig, stop: StopSignal) -> int:
     """Do what is left to do; returns the exit code of the process.
 
     Raises:
@@ -55,7 +55,7 @@ def sweep(config: Config, stop: StopSignal) -> int:
     return SOME_FAILED if unfinished else NOTHING_FAILED
 
 
-def _train(config: Config, runs: Sequence[SweepRun], stop: StopSignal) -> bool:
+def _train(config: SweepConfig, runs: Sequence[SweepRun], stop: StopSignal) -> bool:
     """Run what is left; returns whether it was told to stop."""
     by_name = {run.task.name: run for run in runs}
     if config.launcher == "slurm":
@@ -68,7 +68,7 @@ def _train(config: Config, runs: Sequence[SweepRun], stop: StopSignal) -> bool:
     return run_here([run.task for run in runs], stop, ended)
 
 
-def _start_output(config: Config, digest: str) -> None:
+def _start_output(config: SweepConfig, digest: str) -> None:
     """Write the settings, or go on with those of a sweep of the same data.
 
     Raises:
@@ -107,7 +107,7 @@ def _saved(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged; give another folder with --run-dir, or remove it") from error
 
 
-def _report(config: Config, data: AnnotatedData) -> None:
+def _report(config: SweepConfig, data: AnnotatedData) -> None:
     """The table for people and as CSV, of everything that is finished in the folder, and what is missing in it."""
     table, finished, layout = TABLES[config.table], finished_runs(config), layout_of(config)
     print_table(table, finished, layout, data)

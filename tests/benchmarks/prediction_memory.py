@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from finetune.predict import slide_job
-from finetune.predict.config import Config
+from finetune.predict.config import PredictConfig
 from finetune.predict.plan import Plan
 from shared.model.decoders import Detections
 from shared.model.detector_file import LoadedDetector
@@ -86,7 +86,7 @@ def measure(cells: int, folder: Path) -> dict[str, float]:
     image = folder / "blank.png"
     image.write_bytes(b"blank")
     detector = LoadedDetector(image, Crowd(), ("a", "b", "c"), MPP, torch.device("cpu"))
-    config = Config(detector=image, sources=(image,), out=folder / "out", workers=0, batch_size=1)
+    config = PredictConfig(detector=image, sources=(image,), out=folder / "out", workers=0, batch_size=1)
     job = slide_job.Job(Plan(config, detector, "", ()), image, Path("blank"))
     _predict(replace(job, path=image), 1024)  # what is loaded at first use is no matter of cells
     before = peak_mb()

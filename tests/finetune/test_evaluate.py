@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from finetune.datasets import Source
-from finetune.evaluate import Config, evaluate
+from finetune.evaluate import EvaluateConfig, evaluate
 from shared.errors import UserError
 from shared.model import dpa_p2pnet as core
 from shared.model.detector_file import save_detector
@@ -56,7 +56,7 @@ def test_what_does_not_fit_is_refused(tiles: Path, tmp_path: Path) -> None:
     write(tmp_path / "empty.pth", {"a": torch.zeros(1)}, {"kind": "detector"})
     save_detector(tmp_path / "nameless.pth", core.DPAP2PNet(core.DetectorConfig(arch="vit_tiny_patch16_224")), {})
     (tmp_path / "file").touch()
-    right = Config(detector=detector, source=Source(data=tiles), out=tmp_path / "evaluation")
+    right = EvaluateConfig(detector=detector, source=Source(data=tiles), out=tmp_path / "evaluation")
     for changes, sentence in [
         ({"detector": other}, "detects tumour, stroma, but .* is annotated with negative, positive"),
         ({"split": "holdout"}, "has no split 'holdout', only train, val, test"),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from finetune.predict.config import Config
+from finetune.predict.config import PredictConfig
 from finetune.predict.outputs.file_names import (
     CSV,
     DENSITY,
@@ -40,7 +40,7 @@ from shared.wsi.image_source import Source
 class Outputs:
     """A slide whose cells are all found."""
 
-    config: Config
+    config: PredictConfig
     detector: LoadedDetector
     ratios: tuple[Ratio, ...]
     path: Path

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from finetune.predict.config import Config
+from finetune.predict.config import PredictConfig
 from finetune.predict.run import predict
 from shared.model.detector_file import LoadedDetector
 from shared.signals import StopSignal
@@ -25,7 +25,7 @@ def predict_here(tmp_path: Path, stop: StopSignal, monkeypatch: pytest.MonkeyPat
     ) -> int:
         monkeypatch.setattr(LoadedDetector, "load", lambda *_: detector or planted.detector())
         defaults = {"out": tmp_path / "cells", "workers": 0, "report": False}
-        config = Config(detector=tmp_path / "detector.pth", sources=sources, **{**defaults, **options})
+        config = PredictConfig(detector=tmp_path / "detector.pth", sources=sources, **{**defaults, **options})
         return predict(config, stopped)
 
     return run

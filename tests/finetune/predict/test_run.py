@@ -249,7 +249,7 @@ def test_stopped_it_goes_on(predict_here: Predict, png: Path, tmp_path: Path, st
 DIES = """
 import os, pathlib, signal, sys
 from finetune.predict.search import cell_store as store
-from finetune.predict.config import Config
+from finetune.predict.config import PredictConfig
 from finetune.predict.run import predict
 from shared.model.detector_file import LoadedDetector
 from shared.signals import StopSignal
@@ -263,8 +263,8 @@ store.SAVE_EVERY_S = 0.0
 LoadedDetector.load = lambda *_: planted.detector(after=after)
 png, out = map(pathlib.Path, sys.argv[1:])
 detector = png.with_name("detector.pth")
-predict(Config(detector=detector, sources=(png,), out=out, slide_mpp=0.25, tile=192, margin=64, workers=0,
-               report=False), StopSignal())
+predict(PredictConfig(detector=detector, sources=(png,), out=out, slide_mpp=0.25, tile=192, margin=64, workers=0,
+                      report=False), StopSignal())
 """
 
 

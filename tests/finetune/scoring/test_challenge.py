@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from finetune.datasets import Source, load_data
-from finetune.evaluate import Config, evaluate
+from finetune.evaluate import EvaluateConfig, evaluate
 from finetune.scoring.tile_scores import score_tiles
 from shared.model.cells import CellSet
 from shared.samples.sample_slides import write_tiles
@@ -89,7 +89,7 @@ def test_training_and_evaluation_print_and_keep_it(
     assert start(*TINY, "--data", ocelot, "--epochs", 0) == 0
     printed = [capsys.readouterr().out]
     kept = json.loads(Path("runs/finetune/test_scores.json").read_text())
-    assert evaluate(Config(detector=Path("detector.pth"), source=Source(data=ocelot))) == 0
+    assert evaluate(EvaluateConfig(detector=Path("detector.pth"), source=Source(data=ocelot))) == 0
     printed.append(capsys.readouterr().out)
     means = [[line.split()[1] for line in text.splitlines() if line.startswith("mF1")] for text in printed]
     assert means == [["0.5000", "0.5000"], ["0.5000"]]  # last and best weights; the detector

@@ -19,7 +19,7 @@ import tyro
 from finetune.datasets import Source
 from finetune.launch import LAUNCH
 from finetune.recipes import RECIPES, Recipe
-from finetune.sweep.config import CommonRecipe, Config, planned_runs, words_of
+from finetune.sweep.config import CommonRecipe, SweepConfig, planned_runs, words_of
 from finetune.sweep.paper_tables import TABLES
 from finetune.sweep.results import mean_and_spread
 from finetune.sweep.run import sweep
@@ -63,12 +63,14 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def config(tiles: Path, folder: Path, table: str = "table6", recipe: CommonRecipe = TINY, **more: Any) -> Config:
+def config(
+    tiles: Path, folder: Path, table: str = "table6", recipe: CommonRecipe = TINY, **more: Any
+) -> SweepConfig:
     recipe = dataclasses.replace(recipe, source=Source(data=tiles), run_dir=folder / "sweeps")
-    return Config(table=table, recipe=recipe, **more)
+    return SweepConfig(table=table, recipe=recipe, **more)
 
 
-def pretend(asked: Config, scores: dict[tuple[str, int], tuple[float, float]]) -> None:
+def pretend(asked: SweepConfig, scores: dict[tuple[str, int], tuple[float, float]]) -> None:
     """Folders of finished runs with these best F1 and AP; the last weights are 0.1 worse."""
     for run in planned_runs(asked):
         f1, ap = scores[run.row.name, run.recipe.seed]
@@ -105,14 +107,14 @@ def test_stopped_and_resumed_with_a_failing_row(
     foreign = tmp_path / "runs/sweeps/table6/msd/seed-0/notes.txt"
     foreign.parent.mkdir(parents=True)
     foreign.touch()
-    assert sweep(tyro.cli(Config, args=[*words, *rows]), stop) == 3
+    assert sweep(tyro.cli(SweepConfig, args=[*words, *rows]), stop) == 3
     assert "going on after step" in log.read_text()
     errors = capsys.readouterr().err
     assert errors.count("\n") == 1
     assert errors.startswith("failed: msd/seed-0: error: ") and "msd/seed-0" in errors
 
     scored = (run / "test_scores.json").stat().st_mtime_ns
-    assert sweep(tyro.cli(Config, args=[*words, *rows[:2]]), stop) == 0
+    assert sweep(tyro.cli(SweepConfig, args=[*words, *rows[:2]]), stop) == 0
     said = capsys.readouterr().out
     assert "runs: 1, of which 1 are done" in said
     assert (run / "test_scores.json").stat().st_mtime_ns == scored
@@ -315,7 +317,7 @@ def test_damaged_files_of_a_finished_run_are_named(
 
 def test_an_unknown_table_is_answered_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
-        tyro.cli(Config, args=["table9"])
+        tyro.cli(SweepConfig, args=["table9"])
     assert left.value.code == 2
     said = capsys.readouterr().err
     assert "'table9'" in said and all(name in said for name in TABLES)
