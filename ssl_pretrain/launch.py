@@ -7,7 +7,7 @@ from shared.jobs.slurm import Slurm
 from shared.jobs.slurm import check as check_slurm
 from shared.training.distributed import World
 from ssl_pretrain.recipe import Recipe
-from ssl_pretrain.run.batch_plan import Plan
+from ssl_pretrain.run.batch_plan import BatchPlan
 from ssl_pretrain.run.setup import prepare
 
 # Like the headers in slurm/.
@@ -33,5 +33,5 @@ def train_in_slurm(recipe: Recipe, launch: Launch) -> int:
     ranks = ranks_of(launch.slurm)
     device = torch.device("cuda" if launch.slurm.gpus else "cpu")  # of the job; there need not be one here
     prepare(recipe, World(rank=0, local_rank=0, size=1, device=device))
-    Plan.of(recipe, ranks)
+    BatchPlan.of(recipe, ranks)
     return wait_for_run("ssl_pretrain", recipe.name, recipe.run_dir, launch.slurm)

@@ -14,7 +14,7 @@ from ssl_pretrain.recipe import Recipe, check
 from ssl_pretrain.recipe_fallback import Asked as Typed
 from ssl_pretrain.recipe_fallback import parse_asked
 from ssl_pretrain.recipes import RECIPES
-from ssl_pretrain.run.batch_plan import Plan
+from ssl_pretrain.run.batch_plan import BatchPlan
 from ssl_pretrain.run.flops import flops_per_image
 
 # Share of a GPU's peak that training reaches, for ViTs and ResNets (channels last, bfloat16): estimates for A100
@@ -49,7 +49,7 @@ class Asked:
 class Bill:
     """What a recipe takes on a number of GPUs, if they do not slow each other down."""
 
-    plan: Plan
+    plan: BatchPlan
     speed: float
     """Images a second of one GPU."""
 
@@ -86,7 +86,7 @@ def main() -> int:
     recipe = typed.on(ranks[0]) if len(ranks) == 1 else typed.recipe
     speed, how = speed_of(recipe, asked)
     if len(ranks) == 1:
-        bill = Bill(Plan.of(recipe, ranks[0]), speed)
+        bill = Bill(BatchPlan.of(recipe, ranks[0]), speed)
     print(f"recipe  {recipe.name}: {recipe.method.name} with {recipe.method.arch}")
     print(f"speed   {speed:,.0f} images/s a GPU ({how})")
     if len(ranks) > 1:
@@ -173,7 +173,7 @@ def describe_reading(bill: Bill, asked: Asked) -> str:
     )
 
 
-def _enough(plan: Plan, shard_set: ShardSet, workers: int) -> str:
+def _enough(plan: BatchPlan, shard_set: ShardSet, workers: int) -> str:
     """Whether the shards suffice for everybody who reads."""
     samples, shards = shard_set.samples, len(shard_set.shards)
     readers = plan.ranks * max(workers, 1)
@@ -192,7 +192,7 @@ def table_of(typed: Typed, ranks: Sequence[int], speed: float) -> str:
     rows, remarks = [], []
     for count in ranks:
         try:
-            bill = Bill(Plan.of(typed.on(count), count), speed)
+            bill = Bill(BatchPlan.of(typed.on(count), count), speed)
         except UserError as error:
             remarks.append(f"{count} GPUs: {error}")
             continue

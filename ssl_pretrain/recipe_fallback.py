@@ -16,7 +16,7 @@ from shared.training.rank_errors import together
 from ssl_pretrain.methods.swav import BATCH_WITHOUT_QUEUE
 from ssl_pretrain.recipe import Recipe, check
 from ssl_pretrain.recipes import RECIPES
-from ssl_pretrain.run.batch_plan import Plan
+from ssl_pretrain.run.batch_plan import BatchPlan
 from ssl_pretrain.run.setup import has_begun
 
 Beside = TypeVar("Beside")
@@ -45,7 +45,7 @@ class Asked:
         check(self.recipe)
         if has_begun(self.recipe):
             return self.small if _trained_in(self.recipe) == self.small.name else self.recipe
-        micro_batch, _ = Plan.divide(self.recipe, ranks)
+        micro_batch, _ = BatchPlan.divide(self.recipe, ranks)
         return self.small if ranks * micro_batch < BATCH_WITHOUT_QUEUE else self.recipe
 
     def on_these(self, world: World) -> Recipe:

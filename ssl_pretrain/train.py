@@ -18,7 +18,7 @@ from ssl_pretrain.inspection.monitor import Monitor
 from ssl_pretrain.methods import Step
 from ssl_pretrain.optim.optimizers import set_rates
 from ssl_pretrain.recipe import Recipe
-from ssl_pretrain.run.batch_plan import Plan
+from ssl_pretrain.run.batch_plan import BatchPlan
 from ssl_pretrain.run.export import export, is_finished
 from ssl_pretrain.run.setup import begin, describe, normalisation, open_run, prepare, verify
 from ssl_pretrain.run.state import State
@@ -40,7 +40,7 @@ def train(recipe: Recipe, world: World, stop: StopSignal) -> int:
         return _train(plan, shard_set, run, world, stop)
 
 
-def _train(plan: Plan, shard_set: ShardSet, run: Run, world: World, stop: StopSignal) -> int:
+def _train(plan: BatchPlan, shard_set: ShardSet, run: Run, world: World, stop: StopSignal) -> int:
     say = print if world.is_main else _silence
     where = f"weights in {plan.recipe.out}, pictures in {run.folder}/pictures"
     with together(world):
@@ -62,7 +62,7 @@ def _train(plan: Plan, shard_set: ShardSet, run: Run, world: World, stop: StopSi
     return 0
 
 
-def _loop(plan: Plan, state: State, shard_set: ShardSet, run: Run, world: World, stop: StopSignal) -> bool:
+def _loop(plan: BatchPlan, state: State, shard_set: ShardSet, run: Run, world: World, stop: StopSignal) -> bool:
     """Steps until the end, or until any rank is told to stop; returns whether it was the latter."""
     recipe, method, optimiser = plan.recipe, state.method, state.optimiser
     views = _views(recipe, shard_set).to(world.device)
@@ -118,7 +118,7 @@ def _views(recipe: Recipe, shard_set: ShardSet) -> Views:
 
 
 def _add_gradients(
-    plan: Plan, step: Step, model: nn.Module, views: Views, loader: ShardLoader, meter: Meter, world: World
+    plan: BatchPlan, step: Step, model: nn.Module, views: Views, loader: ShardLoader, meter: Meter, world: World
 ) -> Tensor:
     """Forward and backward passes of one step, one for each micro-batch; returns this rank's loss (scalar)."""
     loss = torch.zeros((), device=world.device)

@@ -17,7 +17,7 @@ from shared.wsi.image_source import Source, size_at
 
 
 @dataclass(frozen=True)
-class Plan:
+class PredictPlan:
     """What holds for all slides."""
 
     config: PredictConfig
@@ -55,7 +55,7 @@ class Plan:
         return {**options, "annotations": digest_of(annotations) if annotations else None}
 
 
-def make_plan(config: PredictConfig, device: str | None) -> Plan:
+def make_plan(config: PredictConfig, device: str | None) -> PredictPlan:
     """Load the detector and read the ratios.
 
     Raises:
@@ -65,7 +65,7 @@ def make_plan(config: PredictConfig, device: str | None) -> Plan:
     detector = LoadedDetector.load(config.detector, device)
     tiling_of(1, 1, detector.network.config, detector.tile, config.tile, config.margin)
     ratios = tuple(parse_ratio(line, detector.classes) for line in config.ratio)
-    return Plan(config, detector, digest_of(config.detector), ratios)
+    return PredictPlan(config, detector, digest_of(config.detector), ratios)
 
 
 def digest_of(path: Path) -> str:

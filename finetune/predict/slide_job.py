@@ -14,7 +14,7 @@ import numpy as np
 from finetune.datasets.annotations.qupath import read_objects, read_regions
 from finetune.predict.outputs.file_names import GEOJSON, SUMMARY, file_of, work_folder
 from finetune.predict.outputs.write_all import Outputs, write_outputs
-from finetune.predict.plan import Plan, file_for, refuse_other_key
+from finetune.predict.plan import PredictPlan, file_for, refuse_other_key
 from finetune.predict.search.area import Area, Everywhere, Regions, TissueArea
 from finetune.predict.search.cell_store import CellStore, StoredCells, read_progress
 from finetune.predict.search.inference import WindowReader, find_cells
@@ -32,7 +32,7 @@ from shared.wsi.slide import Slide, SlideError
 class Job:
     """A slide that was asked for."""
 
-    plan: Plan
+    plan: PredictPlan
     path: Path
     name: Path
     """Of its outputs, below --out and without suffix."""

@@ -39,7 +39,7 @@ LARGE_BLOCK = 24 << 20  # bytes; see `_keep_freed_memory`
 
 
 @dataclass(frozen=True)
-class Plan:
+class SlidePlan:
     """How the patches of an open slide are read and counted."""
 
     slide: Slide
@@ -49,7 +49,7 @@ class Plan:
     grid: Grid
 
     @classmethod
-    def of(cls, slide: Slide, source: Source, config: HarvestConfig, counter: CellCounter) -> "Plan":
+    def of(cls, slide: Slide, source: Source, config: HarvestConfig, counter: CellCounter) -> "SlidePlan":
         """The plan of an open slide, its grid laid out."""
         return cls(slide, source, config, counter, Grid.over(slide, config.patch_size * config.patch_mpp))
 
@@ -133,7 +133,7 @@ def harvest_slide(
     try:
         trace.unlink(missing_ok=True)  # of an earlier attempt
         with Slide(source.path, source.slide_mpp, config.trust_objective, config.reader) as slide:
-            _harvest_open(Plan.of(slide, source, config, counter), facts, tell or (lambda _: None))
+            _harvest_open(SlidePlan.of(slide, source, config, counter), facts, tell or (lambda _: None))
     except UserError as error:  # a SlideError, or what a counter says
         facts |= {"status": FAILED, "reason": printable(str(error))}
     except OSError as error:
@@ -177,7 +177,7 @@ def _stored(source: Source, config: HarvestConfig, facts: dict[str, Any]) -> Rec
     return record
 
 
-def _harvest_open(plan: Plan, facts: dict[str, Any], tell: Callable[[int], None]) -> None:
+def _harvest_open(plan: SlidePlan, facts: dict[str, Any], tell: Callable[[int], None]) -> None:
     """Harvest an open slide and note what was found; raises SlideError where nothing can be had from it."""
     slide, source, config = plan.slide, plan.source, plan.config
     remove_near_misses(config.out, source.slide_id)
@@ -235,7 +235,7 @@ def _in_order(places_N2: np.ndarray, source: Source, seed: int) -> np.ndarray:
 
 
 def _keep_patches(
-    plan: Plan, places_N2: np.ndarray, tar: SlideTar, tally: Tally, tell: Callable[[int], None]
+    plan: SlidePlan, places_N2: np.ndarray, tar: SlideTar, tally: Tally, tell: Callable[[int], None]
 ) -> None:
     """Count place after place and write those with enough cells, until there are enough patches.
 
@@ -252,7 +252,9 @@ def _keep_patches(
         raise tally.errors[0]
 
 
-def _look_at(plan: Plan, places_N2: np.ndarray, tar: SlideTar, tally: Tally, tell: Callable[[int], None]) -> None:
+def _look_at(
+    plan: SlidePlan, places_N2: np.ndarray, tar: SlideTar, tally: Tally, tell: Callable[[int], None]
+) -> None:
     """Keep what is worth it of the places, as long as patches are lacking.
 
     As many places as patches are lacking are looked at in one go, so that neighbours can follow one another.
@@ -266,7 +268,12 @@ def _look_at(plan: Plan, places_N2: np.ndarray, tar: SlideTar, tally: Tally, tel
 
 
 def _keep(
-    plan: Plan, corner: tuple[int, int], patch: np.ndarray | SlideError, cells: int, tar: SlideTar, tally: Tally
+    plan: SlidePlan,
+    corner: tuple[int, int],
+    patch: np.ndarray | SlideError,
+    cells: int,
+    tar: SlideTar,
+    tally: Tally,
 ) -> None:
     """Write a patch if it holds enough cells; take note of it in any case."""
     tally.counted += 1
@@ -283,7 +290,7 @@ def _keep(
     tally.cells.append(cells)
 
 
-def _counted(plan: Plan, places_N2: np.ndarray) -> Iterator[tuple[int, int, np.ndarray | SlideError, int]]:
+def _counted(plan: SlidePlan, places_N2: np.ndarray) -> Iterator[tuple[int, int, np.ndarray | SlideError, int]]:
     """Place after place: where it is, its patch or why it cannot be read, its cells; counted in batches."""
     for start in range(0, len(places_N2), plan.counter.batch):
         corners = (places_N2[start : start + plan.counter.batch] * plan.grid.side).tolist()
@@ -294,7 +301,7 @@ def _counted(plan: Plan, places_N2: np.ndarray) -> Iterator[tuple[int, int, np.n
             yield x, y, patch, 0 if isinstance(patch, SlideError) else next(counts)
 
 
-def _read(plan: Plan, x: int, y: int) -> np.ndarray | SlideError:
+def _read(plan: SlidePlan, x: int, y: int) -> np.ndarray | SlideError:
     try:
         return plan.read(x, y)
     except SlideError as error:

@@ -9,7 +9,7 @@ from ssl_pretrain.recipe import Recipe
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchPlan:
     """Derived numbers of a run."""
 
     recipe: Recipe
@@ -22,7 +22,7 @@ class Plan:
     """Of the whole length."""
 
     @classmethod
-    def of(cls, recipe: Recipe, ranks: int) -> "Plan":
+    def of(cls, recipe: Recipe, ranks: int) -> "BatchPlan":
         """Divide a recipe's batch among the ranks.
 
         Raises:

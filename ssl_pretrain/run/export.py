@@ -7,13 +7,13 @@ from shared.errors import UserError
 from shared.training.run_folder import Run, git_commit, versions
 from shared.weights import weights_file
 from ssl_pretrain.data.shard_set import ShardSet
-from ssl_pretrain.run.batch_plan import Plan
+from ssl_pretrain.run.batch_plan import BatchPlan
 from ssl_pretrain.run.model_card import write_card
 from ssl_pretrain.run.setup import normalisation
 from ssl_pretrain.run.state import State
 
 
-def export(state: State, plan: Plan, run: Run, shard_set: ShardSet) -> Path:
+def export(state: State, plan: BatchPlan, run: Run, shard_set: ShardSet) -> Path:
     """Write the backbone into the run folder and copy it to where the recipe says; returns that place."""
     path = _in_run(run, plan)
     metadata = _metadata(state, plan, run, shard_set)
@@ -22,7 +22,7 @@ def export(state: State, plan: Plan, run: Run, shard_set: ShardSet) -> Path:
     return plan.recipe.out
 
 
-def is_finished(plan: Plan, run: Run) -> bool:
+def is_finished(plan: BatchPlan, run: Run) -> bool:
     """Whether the run has exported the weights of its last step; copies them again if the copy is gone."""
     path = _in_run(run, plan)
     try:
@@ -42,11 +42,11 @@ def _publish(path: Path, out: Path, metadata: dict[str, Any]) -> None:
         write_card(place, metadata)
 
 
-def _in_run(run: Run, plan: Plan) -> Path:
+def _in_run(run: Run, plan: BatchPlan) -> Path:
     return run.folder / plan.recipe.out.name
 
 
-def _metadata(state: State, plan: Plan, run: Run, shard_set: ShardSet) -> dict[str, Any]:
+def _metadata(state: State, plan: BatchPlan, run: Run, shard_set: ShardSet) -> dict[str, Any]:
     recipe = plan.recipe
     mean, std = normalisation(recipe, shard_set)
     return {

@@ -24,7 +24,7 @@ from ssl_pretrain.data.shard_set import (
 )
 from ssl_pretrain.methods import Method
 from ssl_pretrain.recipe import Recipe, check
-from ssl_pretrain.run.batch_plan import Plan
+from ssl_pretrain.run.batch_plan import BatchPlan
 from ssl_pretrain.run.state import State
 
 # May differ between two attempts of one run: where things lie, how the work is divided, what is written when.
@@ -36,7 +36,7 @@ FREE = (
 )
 
 
-def prepare(recipe: Recipe, world: World) -> tuple[Plan, ShardSet]:
+def prepare(recipe: Recipe, world: World) -> tuple[BatchPlan, ShardSet]:
     """What the run will do and with which shards; refuses what cannot work and writes nothing.
 
     Raises:
@@ -49,7 +49,7 @@ def prepare(recipe: Recipe, world: World) -> tuple[Plan, ShardSet]:
             raise UserError("--loader.decode gpu needs a GPU that torch can use; leave it out, and workers decode")
         if world.is_main:
             check_destination(recipe.out)
-        plan = Plan.of(recipe, world.size)
+        plan = BatchPlan.of(recipe, world.size)
         if has_begun(recipe):
             refuse_other_settings(recipe.run_dir, as_plain(recipe), FREE)
         shard_set = open_shards(recipe.shards)
@@ -94,7 +94,7 @@ def open_run(recipe: Recipe, shard_set: ShardSet, world: World) -> Run:
     return run
 
 
-def begin(plan: Plan, world: World) -> tuple[State, str]:
+def begin(plan: BatchPlan, world: World) -> tuple[State, str]:
     """Networks and optimiser, fresh or from the newest checkpoint, and in words where the run stands.
 
     Raises:
@@ -135,7 +135,7 @@ def normalisation(recipe: Recipe, shard_set: ShardSet) -> tuple[tuple[float, ...
     return shard_set.mean, shard_set.std
 
 
-def describe(plan: Plan, state: State, shard_set: ShardSet, world: World) -> str:
+def describe(plan: BatchPlan, state: State, shard_set: ShardSet, world: World) -> str:
     """The numbers a user wants to see before the first step."""
     recipe, method = plan.recipe, state.method
     mean, std = (", ".join(f"{x:.3f}" for x in values) for values in normalisation(recipe, shard_set))

@@ -11,7 +11,7 @@ from torch import Tensor
 from shared.training.distributed import World, mean_over_ranks
 from shared.training.gpu_usage import peak_flops, utilisation
 from shared.training.run_folder import Run, progress
-from ssl_pretrain.run.batch_plan import Plan
+from ssl_pretrain.run.batch_plan import BatchPlan
 from ssl_pretrain.run.flops import flops_per_image
 from ssl_pretrain.run.state import not_finite
 
@@ -30,7 +30,7 @@ class Meter:
     speed of all ranks, so that they agree.
     """
 
-    def __init__(self, run: Run, plan: Plan, world: World, first_step: int) -> None:
+    def __init__(self, run: Run, plan: BatchPlan, world: World, first_step: int) -> None:
         """Start the clock and the bar at `first_step`."""
         self.run, self.plan, self.device = run, plan, world.device
         self.bar = progress(

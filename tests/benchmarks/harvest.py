@@ -31,7 +31,7 @@ from PIL import Image
 
 from patch_extraction.config import HarvestConfig
 from patch_extraction.counters.base import HaematoxylinCounter
-from patch_extraction.harvesting.slide_harvest import Plan, harvest_slide
+from patch_extraction.harvesting.slide_harvest import SlidePlan, harvest_slide
 from patch_extraction.harvesting.slide_list import find_sources
 from patch_extraction.slide_store.slide_record import Record
 from patch_extraction.slide_store.slide_tar import QUALITY, SlideTar, add_member, as_jpeg
@@ -209,13 +209,13 @@ def plain_means(path: Path) -> Iterator[None]:
     """Within, openslide-python and Pillow read, resample and encode the patches of a slide, from level 0."""
     slide = openslide.OpenSlide(path)
 
-    def read(plan: Plan, x: int, y: int) -> np.ndarray:
+    def read(plan: SlidePlan, x: int, y: int) -> np.ndarray:
         region = slide.read_region((x, y), 0, (plan.grid.side, plan.grid.side)).convert("RGB")
         return np.asarray(region.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
 
     with (
         contextlib.closing(slide),
-        mock.patch("patch_extraction.harvesting.slide_harvest.Plan.read", read),
+        mock.patch("patch_extraction.harvesting.slide_harvest.SlidePlan.read", read),
         mock.patch("patch_extraction.slide_store.slide_tar.as_jpeg", jpeg_by_pillow),
     ):
         yield

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from finetune.predict import slide_job
 from finetune.predict.config import PredictConfig
-from finetune.predict.plan import Plan
+from finetune.predict.plan import PredictPlan
 from shared.model.decoders import Detections
 from shared.model.detector_file import LoadedDetector
 from shared.model.dpa_p2pnet import DetectorConfig
@@ -87,7 +87,7 @@ def measure(cells: int, folder: Path) -> dict[str, float]:
     image.write_bytes(b"blank")
     detector = LoadedDetector(image, Crowd(), ("a", "b", "c"), MPP, torch.device("cpu"))
     config = PredictConfig(detector=image, sources=(image,), out=folder / "out", workers=0, batch_size=1)
-    job = slide_job.Job(Plan(config, detector, "", ()), image, Path("blank"))
+    job = slide_job.Job(PredictPlan(config, detector, "", ()), image, Path("blank"))
     _predict(replace(job, path=image), 1024)  # what is loaded at first use is no matter of cells
     before = peak_mb()
     start, cpu_start = time.perf_counter(), time.process_time()

@@ -10,7 +10,7 @@ from ssl_pretrain import plan as bill
 from ssl_pretrain.data.epoch_order import Layout
 from ssl_pretrain.plan import Asked, Bill, sizes_of, speed_of
 from ssl_pretrain.recipes import MAE_VITB, RECIPES
-from ssl_pretrain.run.batch_plan import Plan
+from ssl_pretrain.run.batch_plan import BatchPlan
 from ssl_pretrain.run.state import State
 from tests.conftest import InProcess
 from tests.ssl_pretrain.tiny import NAMES, recipe
@@ -39,17 +39,17 @@ def test_estimated_speed(name: str, gflop: float, low: float, high: float, monke
 
 
 def test_hours_are_those_of_200_imagenet_epochs():
-    node = Bill(Plan.of(MAE_VITB, 8), speed=2000.0)
+    node = Bill(BatchPlan.of(MAE_VITB, 8), speed=2000.0)
     assert node.hours == pytest.approx(200 * 1_281_167 / 16_000 / 3600, rel=1e-4)  # 4.45
     assert node.gpu_hours == pytest.approx(8 * node.hours)
     assert node.step_seconds == pytest.approx(4096 / 16_000)
-    assert Bill(Plan.of(MAE_VITB, 64), speed=2000.0).gpu_hours == pytest.approx(node.gpu_hours)
+    assert Bill(BatchPlan.of(MAE_VITB, 64), speed=2000.0).gpu_hours == pytest.approx(node.gpu_hours)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_sizes_are_those_of_the_files(name: str, tmp_path: Path):
     asked = recipe(name, tmp_path, tmp_path)
-    plan, method = Plan.of(asked, 1), asked.method.build()
+    plan, method = BatchPlan.of(asked, 1), asked.method.build()
     state = State(method, asked.optimiser.build(method), Layout(batch=1, ranks=1, workers=1, buffer=1))
     for weight in method.parameters():
         weight.grad = torch.zeros_like(weight) if weight.requires_grad else None

@@ -18,7 +18,7 @@ from ssl_pretrain.launch import LAUNCH
 from ssl_pretrain.recipe import Recipe
 from ssl_pretrain.recipe_fallback import Asked, parse_asked
 from ssl_pretrain.recipes import RECIPES
-from ssl_pretrain.run.batch_plan import Plan
+from ssl_pretrain.run.batch_plan import BatchPlan
 from tests.ssl_pretrain import tiny
 from tests.ssl_pretrain.stub import changed
 
@@ -78,7 +78,7 @@ def check_choice(asked: str, name: str, words: tuple, ranks: int) -> None:
 def test_its_numbers_are_those_of_the_official_script():
     """swav_200ep_bs256_pretrain.sh."""
     recipe = typed("swav_resnet50").on(1)
-    plan, method = Plan.of(recipe, 1), recipe.method
+    plan, method = BatchPlan.of(recipe, 1), recipe.method
     assert (recipe.batch_size, method.queue_length, method.queue_after) == (256, 3840, 15 * IMAGENET)
     assert (method.epsilon, method.sinkhorn_iterations, method.frozen_samples) == (0.05, 3, IMAGENET)
     assert [plan.learning_rate(step) for step in (0, plan.steps)] == pytest.approx([0.6, 0.0006])
@@ -117,7 +117,7 @@ def test_a_large_batch_in_small_parts_gets_the_queue_and_keeps_its_rates():
     recipe = typed("swav_resnet50", "--batch-size", 4096, "--optimiser.momentum", 0.8).on(8)
     assert recipe.method == RECIPES["swav_resnet50_256"].method
     assert recipe.optimiser == changed(RECIPES["swav_resnet50"].optimiser, momentum=0.8)
-    assert (Plan.of(recipe, 8).images_at_once, recipe.batch_size) == (2048, 4096)
+    assert (BatchPlan.of(recipe, 8).images_at_once, recipe.batch_size) == (2048, 4096)
 
 
 @pytest.mark.parametrize("name", sorted(set(RECIPES) - {"swav_resnet50", "swav_resnet50_ihc"}))

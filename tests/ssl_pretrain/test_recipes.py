@@ -15,7 +15,7 @@ from ssl_pretrain.launch import LAUNCH
 from ssl_pretrain.methods import mae
 from ssl_pretrain.optim import optimizers
 from ssl_pretrain.recipes import MAE_DEMO, MAE_VITB, RECIPES, check
-from ssl_pretrain.run.batch_plan import Plan
+from ssl_pretrain.run.batch_plan import BatchPlan
 from ssl_pretrain.train import train
 from tests.ssl_pretrain import tiny
 from tests.ssl_pretrain.stub import changed
@@ -125,7 +125,7 @@ def test_recipes_are_the_published_ones(name: str):
 def test_schedules_begin_and_end_as_published(name: str):
     batch, peak, first, final, warmup, decay, final_decay, clip, all_decayed = STEPS[name]
     recipe = RECIPES[name]
-    plan, optimiser = Plan.of(recipe, ranks=1), recipe.optimiser
+    plan, optimiser = BatchPlan.of(recipe, ranks=1), recipe.optimiser
     assert recipe.batch_size == batch
     assert plan.learning_rate(0) == pytest.approx(first)
     at_peak = -(-warmup * IMAGENET // batch)
@@ -143,12 +143,12 @@ def test_schedules_begin_and_end_as_published(name: str):
 )
 def test_steps_that_something_is_frozen_for(name: str, frozen: int):
     """SwAV's scripts: 313 and 5005 iterations; DINO: an epoch."""
-    plan = Plan.of(RECIPES[name], ranks=1)
+    plan = BatchPlan.of(RECIPES[name], ranks=1)
     assert plan.at(frozen - 1).samples < RECIPES[name].method.frozen_samples <= plan.at(frozen).samples
 
 
 def test_mae_is_divided_among_eight_gpus():
-    plan = Plan.of(MAE_VITB, ranks=8)
+    plan = BatchPlan.of(MAE_VITB, ranks=8)
     assert (plan.micro_batch, plan.accumulation, plan.steps) == (256, 2, 62_557)
 
 
@@ -327,7 +327,7 @@ def test_a_blur_may_reach_as_far_as_a_view_is_wide():
 def test_advice_where_a_batch_is_too_small_for_its_method(
     name: str, batch: int, micro_batch: int, part_of_advice: str | None
 ):
-    told = str(Plan.of(changed(RECIPES[name], batch_size=batch, micro_batch=micro_batch), ranks=1))
+    told = str(BatchPlan.of(changed(RECIPES[name], batch_size=batch, micro_batch=micro_batch), ranks=1))
     if part_of_advice is None:
         assert "advice" not in told
     else:
@@ -335,7 +335,7 @@ def test_advice_where_a_batch_is_too_small_for_its_method(
 
 
 def test_the_batch_that_a_loss_sees_is_told():
-    told = str(Plan.of(RECIPES["dino_vitb"], ranks=8))
+    told = str(BatchPlan.of(RECIPES["dino_vitb"], ranks=8))
     assert "1,024 images = 8 rank(s) x 64 x 2 accumulated; batch norms and what the loss shares" in told
     assert "see 512 at once" in told
-    assert "at once" not in str(Plan.of(MAE_VITB, ranks=8))
+    assert "at once" not in str(BatchPlan.of(MAE_VITB, ranks=8))

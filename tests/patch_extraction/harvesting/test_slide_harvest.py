@@ -18,7 +18,7 @@ from scipy.ndimage import gaussian_filter, label
 
 from patch_extraction.config import HarvestConfig
 from patch_extraction.counters.base import HaematoxylinCounter, OneByOne
-from patch_extraction.harvesting.slide_harvest import Plan, harvest_slide
+from patch_extraction.harvesting.slide_harvest import SlidePlan, harvest_slide
 from patch_extraction.harvesting.slide_list import find_sources
 from patch_extraction.slide_store.file_names import tar_path
 from patch_extraction.slide_store.slide_record import FAILED, HARVESTED, NO_PATCH, Record
@@ -225,14 +225,14 @@ def test_a_dear_counter_is_spared_what_the_screen_refuses(mosaic_dir, tmp_path):
 @pytest.mark.parametrize(("lost", "status"), [(16, NO_PATCH), (256, FAILED)])
 def test_a_slide_fails_if_no_place_can_be_read(mosaic_dir, tmp_path, monkeypatch, lost, status):
     """But not if only those are lost that are read before the screen refuses all others."""
-    read, calls = Plan.read, itertools.count()
+    read, calls = SlidePlan.read, itertools.count()
 
-    def damaged(plan: Plan, x: int, y: int) -> np.ndarray:
+    def damaged(plan: SlidePlan, x: int, y: int) -> np.ndarray:
         if next(calls) < lost:
             raise SlideError("the slide has unreadable parts; copy it again")
         return read(plan, x, y)
 
-    monkeypatch.setattr(Plan, "read", damaged)
+    monkeypatch.setattr(SlidePlan, "read", damaged)
     settings = {"patch_mpp": 1.0, "patch_size": 64, "min_cells": 300, "screen": lost == 16}
     record = harvest(mosaic_dir, tmp_path, "a.tif", **settings)
     assert record.status == status

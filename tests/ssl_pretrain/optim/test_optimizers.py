@@ -11,7 +11,7 @@ from torch import nn
 from ssl_pretrain.optim import larc, optimizers
 from ssl_pretrain.optim.optimizers import clip_gradients, set_rates
 from ssl_pretrain.recipes import MAE_VITB, RECIPES
-from ssl_pretrain.run.batch_plan import Plan
+from ssl_pretrain.run.batch_plan import BatchPlan
 from tests.ssl_pretrain import tiny
 from tests.ssl_pretrain.stub import changed
 
@@ -19,7 +19,7 @@ from tests.ssl_pretrain.stub import changed
 def test_learning_rate_follows_the_closed_form_at_every_step():
     """util/lr_sched.py: by fractional epochs, here of 10 steps, warm-up 4 epochs of 20."""
     optimiser = changed(MAE_VITB.optimiser, base_lr=1e-3, warmup_samples=128 * 40, warmup_lr=1e-4, final_lr=1e-5)
-    plan = Plan.of(changed(MAE_VITB, batch_size=128, samples_seen=128 * 200, optimiser=optimiser), ranks=1)
+    plan = BatchPlan.of(changed(MAE_VITB, batch_size=128, samples_seen=128 * 200, optimiser=optimiser), ranks=1)
     for step in range(200):
         epoch = step / 10
         if epoch < 4:
@@ -32,7 +32,7 @@ def test_learning_rate_follows_the_closed_form_at_every_step():
 def test_weight_decay_follows_a_cosine_from_the_first_step_on():
     """DINO's cosine_scheduler without a warm-up."""
     recipe = changed(RECIPES["dino_vitb"], batch_size=128, samples_seen=128 * 200)
-    plan = Plan.of(changed(recipe, optimiser=changed(recipe.optimiser, warmup_samples=0)), ranks=1)
+    plan = BatchPlan.of(changed(recipe, optimiser=changed(recipe.optimiser, warmup_samples=0)), ranks=1)
     for step in range(200):
         expected = 0.4 + 0.5 * (0.04 - 0.4) * (1 + math.cos(math.pi * step / 200))
         assert plan.weight_decay(step) == pytest.approx(expected)

@@ -4,7 +4,7 @@ import pytest
 
 from shared.errors import UserError
 from ssl_pretrain.recipes import MAE_DEMO, MAE_VITB
-from ssl_pretrain.run.batch_plan import Plan
+from ssl_pretrain.run.batch_plan import BatchPlan
 from tests.ssl_pretrain.stub import changed
 
 
@@ -13,26 +13,26 @@ from tests.ssl_pretrain.stub import changed
     [(1, 64, 256, (64, 1)), (64, 4096, 256, (64, 1)), (2, 36, 16, (9, 2)), (1, 7, 3, (1, 7))],
 )
 def test_batch_is_divided_exactly(ranks: int, batch: int, most: int, expected: tuple[int, int]):
-    plan = Plan.of(changed(MAE_VITB, batch_size=batch, micro_batch=most), ranks)
+    plan = BatchPlan.of(changed(MAE_VITB, batch_size=batch, micro_batch=most), ranks)
     assert (plan.micro_batch, plan.accumulation) == expected
     assert plan.micro_batch * plan.accumulation * ranks == batch
 
 
 def test_early_end_keeps_the_schedule():
-    short = Plan.of(changed(MAE_DEMO, max_steps=3), 1)
+    short = BatchPlan.of(changed(MAE_DEMO, max_steps=3), 1)
     assert short.last_step == 3
-    assert Plan.of(changed(MAE_DEMO, max_steps=0), 1).last_step == 0
-    assert short.learning_rate(2) == Plan.of(MAE_DEMO, 1).learning_rate(2)
+    assert BatchPlan.of(changed(MAE_DEMO, max_steps=0), 1).last_step == 0
+    assert short.learning_rate(2) == BatchPlan.of(MAE_DEMO, 1).learning_rate(2)
 
 
 def test_what_does_not_divide_is_refused():
     with pytest.raises(
         UserError, match=r"a rank's 509 images .* 1 at a time, .* multiple of 2048 with --batch-size"
     ):
-        Plan.of(changed(MAE_VITB, batch_size=8 * 509), 8)
+        BatchPlan.of(changed(MAE_VITB, batch_size=8 * 509), 8)
     with pytest.raises(UserError, match=r"a batch of 4096 cannot be shared evenly by 3 ranks; .*multiple of 3"):
-        Plan.of(MAE_VITB, 3)
+        BatchPlan.of(MAE_VITB, 3)
     with pytest.raises(UserError, match=r"a batch of 2 cannot be shared evenly by 4 ranks"):
-        Plan.of(changed(MAE_DEMO, batch_size=2), 4)
+        BatchPlan.of(changed(MAE_DEMO, batch_size=2), 4)
     with pytest.raises(UserError, match=r"the warm-up .* leaves nothing"):
-        Plan.of(changed(MAE_VITB, samples_seen=10_000), 1)
+        BatchPlan.of(changed(MAE_VITB, samples_seen=10_000), 1)

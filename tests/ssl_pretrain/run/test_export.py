@@ -12,7 +12,7 @@ from shared.signals import StopSignal
 from shared.training.distributed import World
 from shared.weights import weights_file
 from ssl_pretrain.recipes import MAE_DEMO
-from ssl_pretrain.run.batch_plan import Plan
+from ssl_pretrain.run.batch_plan import BatchPlan
 from ssl_pretrain.run.export import is_finished
 from ssl_pretrain.run.setup import open_run, prepare
 from ssl_pretrain.train import train
@@ -38,7 +38,7 @@ def test_what_is_exported_and_when_a_run_counts_as_finished(shards: Path, tmp_pa
     assert run.id == exported.metadata["run_id"]
     recipe.out.unlink()
     assert is_finished(plan, run) and recipe.out.exists()  # the copy is made again
-    assert not is_finished(Plan.of(changed(recipe, max_steps=5), 1), run)
+    assert not is_finished(BatchPlan.of(changed(recipe, max_steps=5), 1), run)
     inside = recipe.run_dir / "out.pth"
     inside.write_bytes(inside.read_bytes()[:100])
     assert not is_finished(plan, run)
