@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 import tyro
 
-from finetune.datasets import Source, load_data
+from finetune.datasets import DataOptions, load_data
 from finetune.datasets.dataset import AnnotatedData, Tile
 from finetune.datasets.wider_views import require_views
 from finetune.scoring.metrics import Scores
@@ -31,7 +31,7 @@ class EvaluateConfig:
 
     detector: tyro.conf.Positional[Path]
     """Detector file (finetune writes detector.pth)."""
-    source: Annotated[Source, tyro.conf.arg(name="")] = Source()
+    source: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions()
     """The annotated data."""
     split: str = "test"
     """Which split to score: train, val or test."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from finetune.datasets import Source
+from finetune.datasets import DataOptions
 from finetune.training.augment import AugmentConfig
 from finetune.training.criterion import CriterionConfig
 from shared.cli import check_range
@@ -27,7 +27,7 @@ class Recipe:
     """Weights of the trunk: a file (of ssl_pretrain or of another project), imagenet (timm's hub) or random."""
     arch: str | None = None
     """Trunk as timm names it, where the weights do not say it (resnet50, vit_base_patch16_224, ...)."""
-    source: Annotated[Source, tyro.conf.arg(name="")] = Source()
+    source: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions()
     """The annotated data."""
     out: Path = Path("detector.pth")
     """Where the best detector is copied at the end."""

@@ -93,7 +93,7 @@ class HarvestConfig:
 
 
 @dataclass(frozen=True)
-class Source:
+class SlideEntry:
     """One slide to harvest."""
 
     path: Path

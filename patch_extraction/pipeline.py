@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from patch_extraction.config import HarvestConfig, Source, common_settings
+from patch_extraction.config import HarvestConfig, SlideEntry, common_settings
 from patch_extraction.counters.base import CellCounter
 from patch_extraction.harvesting.workers import finished_slides, harvest_slides
 from patch_extraction.packing.locks import one_after_another, only_part
@@ -23,7 +23,7 @@ from shared.training.run_folder import CONFIG, PROVENANCE, provenance
 
 
 def harvest_part(
-    part: Part, sources: Sequence[Source], config: HarvestConfig, counter: CellCounter
+    part: Part, sources: Sequence[SlideEntry], config: HarvestConfig, counter: CellCounter
 ) -> list[Record]:
     """Harvest a part of the slides, other tasks being at the others; the records of the part.
 
@@ -41,7 +41,7 @@ def harvest_part(
     return records
 
 
-def harvest(sources: Sequence[Source], config: HarvestConfig, counter: CellCounter) -> list[Record]:
+def harvest(sources: Sequence[SlideEntry], config: HarvestConfig, counter: CellCounter) -> list[Record]:
     """Fill the output folder; the records of all slides whose patches are there or should be.
 
     Raises:
@@ -81,7 +81,7 @@ def pack_all(records: Sequence[Record], config: HarvestConfig, counter: CellCoun
     return pack(config.out, records, settings, config.shard_size, config.seed, config.add_shards)
 
 
-def start(sources: Sequence[Source], config: HarvestConfig) -> dict[str, Record]:
+def start(sources: Sequence[SlideEntry], config: HarvestConfig) -> dict[str, Record]:
     """Begin with the output folder, or go on with it; the records of the slides that are done, by slide id.
 
     Raises:

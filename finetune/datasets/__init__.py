@@ -44,7 +44,7 @@ class Overrides:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source(Overrides):
+class DataOptions(Overrides):
     """Where annotated data lies; the rest only where the data does not say it."""
 
     data: Path = Path("data")
@@ -53,7 +53,7 @@ class Source(Overrides):
     """Matching distance of the scores, um; default: the data set's own, else 3 (the paper's)."""
 
 
-def load_data(source: Source) -> AnnotatedData:
+def load_data(source: DataOptions) -> AnnotatedData:
     """Recognise the layout of `source.data` and read its annotations.
 
     Raises:
@@ -72,7 +72,7 @@ def load_data(source: Source) -> AnnotatedData:
     raise UserError(f"{folder} has none of the known layouts: {layouts}")
 
 
-def _described(folder: Path, name: str, source: Source) -> Description:
+def _described(folder: Path, name: str, source: DataOptions) -> Description:
     """What the command line says goes before what the data says, and that before what is known of the data set."""
     described = describe(folder, READERS[name].KNOWN)
     if described.format not in (None, name):

@@ -25,7 +25,14 @@ from finetune.datasets.description import NAME, class_values
 from shared.cli import check_range, make_folder
 from shared.errors import NOTHING_FAILED, SOME_FAILED, UserError
 from shared.files import atomic_path, write_json
-from shared.wsi.image_source import Source, bounds_corner, find_sources, open_source, require_fine, visible_files
+from shared.wsi.image_source import (
+    ImageSource,
+    bounds_corner,
+    find_sources,
+    open_source,
+    require_fine,
+    visible_files,
+)
 from shared.wsi.polygons import Polygon
 from shared.wsi.slide import SlideError
 
@@ -201,7 +208,7 @@ def _classes(config: Import, paths: Sequence[Path]) -> dict[str, str]:
 
 
 def _cut_slide(
-    config: Import, annotation: Path, source: Source, name: str, values: dict[str, str], written: Written
+    config: Import, annotation: Path, source: ImageSource, name: str, values: dict[str, str], written: Written
 ) -> None:
     """All tiles of one slide."""
     objects = read_objects(annotation, bounds_corner(source) if config.bounds else (0, 0), config.outlines)
@@ -223,7 +230,7 @@ def _cut_slide(
         tqdm.write(f"warning: {lost} of {len(owner_N)} cells in {annotation} lie {where}", file=sys.stderr)
 
 
-def _refuse_strays(objects: Objects, source: Source, annotation: Path) -> None:
+def _refuse_strays(objects: Objects, source: ImageSource, annotation: Path) -> None:
     outside_N = ((objects.points_N2 < 0) | (objects.points_N2 > source.size)).any(axis=1)
     if outside_N.any():
         x, y = objects.points_N2[outside_N][0]
@@ -233,7 +240,7 @@ def _refuse_strays(objects: Objects, source: Source, annotation: Path) -> None:
         )
 
 
-def _places(config: Import, objects: Objects, source: Source) -> Iterator[Place]:
+def _places(config: Import, objects: Objects, source: ImageSource) -> Iterator[Place]:
     """Tiles of every region, or around the cells."""
     scale = source.mpp / config.mpp
     for region in objects.regions:
@@ -248,7 +255,7 @@ def _places(config: Import, objects: Objects, source: Source) -> Iterator[Place]
             yield place
 
 
-def _in_region(config: Import, region: Region, source: Source, scale: float) -> Iterator[Place]:
+def _in_region(config: Import, region: Region, source: ImageSource, scale: float) -> Iterator[Place]:
     """Tiles that cover a region; those of which little lies in it are left out."""
     left, top, right, bottom = region.polygon.box
     box = (max(left, 0.0), max(top, 0.0), min(right, source.size[0]), min(bottom, source.size[1]))
@@ -289,7 +296,7 @@ def _raster_of(polygon: Polygon, place: Place, scale: float) -> np.ndarray:
 
 
 def _write_tile(
-    config: Import, source: Source, place: Place, name: str, xy_M2: np.ndarray, numbers_M: np.ndarray
+    config: Import, source: ImageSource, place: Place, name: str, xy_M2: np.ndarray, numbers_M: np.ndarray
 ) -> None:
     """The image of a tile, its wider views, its cells."""
     for doublings in range(config.views):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from finetune.datasets import Overrides, Source, load_data
+from finetune.datasets import DataOptions, Overrides, load_data
 from finetune.datasets.dataset import AnnotatedData, Tile
 
 
@@ -24,7 +24,7 @@ class Summary(Overrides):
 def summarise(config: Summary) -> None:
     """Print the summary."""
     said = {field.name: getattr(config, field.name) for field in dataclasses.fields(Overrides)}
-    print(table(load_data(Source(data=config.data, **said))))
+    print(table(load_data(DataOptions(data=config.data, **said))))
 
 
 def table(data: AnnotatedData) -> str:

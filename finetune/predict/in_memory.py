@@ -13,7 +13,7 @@ from shared.errors import UserError
 from shared.model.cells import CellSet
 from shared.model.detector_file import LoadedDetector
 from shared.training.precision import Precision
-from shared.wsi.image_source import Picture, Source, size_at
+from shared.wsi.image_source import ImageSource, Picture, size_at
 
 
 def predict_image(
@@ -29,7 +29,7 @@ def predict_image(
     if not LEAST_MPP <= mpp <= MOST_MPP:
         raise UserError(f"an image of {mpp:g} um/px makes no sense; give mpp between {LEAST_MPP} and {MOST_MPP}")
     if isinstance(image, str | Path):
-        source: Source = Picture.open(Path(image), mpp)
+        source: ImageSource = Picture.open(Path(image), mpp)
     elif isinstance(image, Image.Image):
         source = Picture(image, mpp)
     else:
@@ -42,7 +42,11 @@ def predict_image(
 
 
 def cells_of(
-    detector: LoadedDetector, source: Source, tiling: Tiling, batch_size: int = 1, precision: Precision = "auto"
+    detector: LoadedDetector,
+    source: ImageSource,
+    tiling: Tiling,
+    batch_size: int = 1,
+    precision: Precision = "auto",
 ) -> np.ndarray:
     """Cells of a whole source, of dtype `windows.CELL`, in the order of its tiles; all at once in memory.
 

@@ -13,7 +13,7 @@ from finetune.predict.outputs.ratios import Ratio, parse_ratio
 from finetune.predict.search.tiling import Tiling, tiling_of
 from shared.errors import UserError
 from shared.model.detector_file import LoadedDetector
-from shared.wsi.image_source import Source, size_at
+from shared.wsi.image_source import ImageSource, size_at
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class PredictPlan:
     detector_digest: str
     ratios: tuple[Ratio, ...]
 
-    def tiling(self, source: Source) -> Tiling:
+    def tiling(self, source: ImageSource) -> Tiling:
         """The tiles of a source."""
         config, detector = self.config, self.detector
         size = size_at(source, detector.mpp)

@@ -24,7 +24,7 @@ from shared.errors import UserError
 from shared.model.cells import CellSet
 from shared.signals import StopSignal
 from shared.training.run_folder import progress
-from shared.wsi.image_source import Source, bounds_corner, is_slide, open_source, require_fine
+from shared.wsi.image_source import ImageSource, bounds_corner, is_slide, open_source, require_fine
 from shared.wsi.slide import Slide, SlideError
 
 
@@ -145,7 +145,7 @@ def _fill(
     tiling: Tiling,
     area: Area,
     batches: list[list[int]],
-    source: Source,
+    source: ImageSource,
     stop: StopSignal,
 ) -> bool:
     """Do the batches that are not done; returns whether it was told to stop."""
@@ -188,7 +188,7 @@ def _touched(tiling: Tiling, area: Area, scale: float) -> list[int]:
     return found
 
 
-def _open(job: Job) -> Source:
+def _open(job: Job) -> ImageSource:
     return open_source(job.path, job.plan.config.slide_mpp)
 
 
@@ -211,7 +211,7 @@ def _annotated(job: Job, corner: tuple[int, int]) -> CellSet | None:
     return CellSet(objects.points_N2, labels_N, np.ones(len(labels_N)))
 
 
-def _area(job: Job, source: Source, corner: tuple[int, int]) -> Area:
+def _area(job: Job, source: ImageSource, corner: tuple[int, int]) -> Area:
     """Where to look.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from patch_extraction.config import HarvestConfig, Source
+from patch_extraction.config import HarvestConfig, SlideEntry
 from patch_extraction.harvesting.slide_harvest import refuse_resolution
 from patch_extraction.harvesting.workers import each
 from patch_extraction.reports.summary import MOST_ROWS
@@ -15,7 +15,9 @@ from shared.wsi.slide import Slide, SlideError
 TO_DO, DONE = "to do", "done"
 
 
-def preview_slides(sources: Sequence[Source], done: Mapping[str, Record], config: HarvestConfig) -> list[Record]:
+def preview_slides(
+    sources: Sequence[SlideEntry], done: Mapping[str, Record], config: HarvestConfig
+) -> list[Record]:
     """Print what would become of every slide; their records, with status `to do`, `duplicate` or `failed`.
 
     Raises:
@@ -41,7 +43,7 @@ class _Look:
     def __init__(self, config: HarvestConfig) -> None:
         self._config = config
 
-    def __call__(self, source: Source, tell: Callable[[int], None] | None = None) -> Record:
+    def __call__(self, source: SlideEntry, tell: Callable[[int], None] | None = None) -> Record:
         name = (source.name, source.slide_id, source.biomarker)
         if source.twin:
             return Record(*name, DUPLICATE, f"the same file as {source.twin}")

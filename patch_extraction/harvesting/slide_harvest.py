@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from patch_extraction.config import COARSEST_PATCH_MPP, HarvestConfig, Source
+from patch_extraction.config import COARSEST_PATCH_MPP, HarvestConfig, SlideEntry
 from patch_extraction.counters.base import CellCounter, HaematoxylinCounter
 from patch_extraction.harvesting.candidates import Grid, neighbours_together, on_tissue, screen, spread_order
 from patch_extraction.harvesting.near_misses import NearMisses, remove_near_misses
@@ -43,13 +43,13 @@ class SlidePlan:
     """How the patches of an open slide are read and counted."""
 
     slide: Slide
-    source: Source
+    source: SlideEntry
     config: HarvestConfig
     counter: CellCounter
     grid: Grid
 
     @classmethod
-    def of(cls, slide: Slide, source: Source, config: HarvestConfig, counter: CellCounter) -> "SlidePlan":
+    def of(cls, slide: Slide, source: SlideEntry, config: HarvestConfig, counter: CellCounter) -> "SlidePlan":
         """The plan of an open slide, its grid laid out."""
         return cls(slide, source, config, counter, Grid.over(slide, config.patch_size * config.patch_mpp))
 
@@ -111,7 +111,7 @@ class Tally:
 
 
 def harvest_slide(
-    source: Source, config: HarvestConfig, counter: CellCounter, tell: Callable[[int], None] | None = None
+    source: SlideEntry, config: HarvestConfig, counter: CellCounter, tell: Callable[[int], None] | None = None
 ) -> Record:
     """Write a slide's tar and record, and its thumbnail; a slide that fails is reported, never raised.
 
@@ -149,7 +149,7 @@ def harvest_slide(
     return _stored(source, config, {**facts, "seconds": round(time.monotonic() - start, 2)})
 
 
-def failed_record(source: Source, config: HarvestConfig, reason: str, seconds: float) -> Record:
+def failed_record(source: SlideEntry, config: HarvestConfig, reason: str, seconds: float) -> Record:
     """Return the record of a slide whose process came to no end of its own; stored, unless this is a dry run."""
     facts = _first_facts(source, config)
     facts |= {"status": FAILED, "reason": printable(reason), "seconds": round(seconds, 2)}
@@ -167,11 +167,11 @@ def _keep_freed_memory() -> None:
     np.empty(LARGE_BLOCK, np.uint8)
 
 
-def _first_facts(source: Source, config: HarvestConfig) -> dict[str, Any]:
+def _first_facts(source: SlideEntry, config: HarvestConfig) -> dict[str, Any]:
     return {"settings": source.settings, "wsi_dir": folder_name(config.wsi_dir)}
 
 
-def _stored(source: Source, config: HarvestConfig, facts: dict[str, Any]) -> Record:
+def _stored(source: SlideEntry, config: HarvestConfig, facts: dict[str, Any]) -> Record:
     record = Record(source.name, source.slide_id, source.biomarker, **facts)
     write_record(config.out, record)  # of a failed slide, too: one that packs what others harvested has to know
     return record
@@ -228,7 +228,7 @@ def refuse_resolution(slide: Slide, config: HarvestConfig) -> None:
         )
 
 
-def _in_order(places_N2: np.ndarray, source: Source, seed: int) -> np.ndarray:
+def _in_order(places_N2: np.ndarray, source: SlideEntry, seed: int) -> np.ndarray:
     """The order to look at places in: random, spread over the slide, and the slide's own."""
     rng = np.random.default_rng((seed, int(source.slide_id[-8:], 16)))
     return places_N2[spread_order(places_N2, rng)]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from patch_extraction.config import HarvestConfig, Source, overrides, pixel_settings
+from patch_extraction.config import HarvestConfig, SlideEntry, overrides, pixel_settings
 from patch_extraction.counters.base import CellCounter
 from patch_extraction.slide_store.fingerprint import MANY_FILES, fingerprint
 from patch_extraction.slide_store.slide_record import finished, slide_id
@@ -32,7 +32,7 @@ class Row:
     biomarker: str | None
 
 
-def find_sources(config: HarvestConfig, counter: CellCounter, hidden: list[str] | None = None) -> list[Source]:
+def find_sources(config: HarvestConfig, counter: CellCounter, hidden: list[str] | None = None) -> list[SlideEntry]:
     """The slides to harvest, in the order of their paths or of --slides.
 
     Args:
@@ -58,14 +58,16 @@ def find_sources(config: HarvestConfig, counter: CellCounter, hidden: list[str] 
 
 def _source(
     config: HarvestConfig, counter: CellCounter, name: str, path: Path, mpp: float | None, row: Row | None
-) -> Source:
+) -> SlideEntry:
     """A slide with what is known of it: the CSV goes before the options, and those before the folder."""
     folder = name.split("/")[-2] if "/" in name else ""
     biomarker = folder if config.biomarker is None else config.biomarker
     if row is not None:
         biomarker = biomarker if row.biomarker is None else row.biomarker
         mpp = mpp if row.slide_mpp is None else row.slide_mpp
-    return Source(path, name, slide_id(name), biomarker, mpp, pixel_settings(config, counter.name, biomarker, mpp))
+    return SlideEntry(
+        path, name, slide_id(name), biomarker, mpp, pixel_settings(config, counter.name, biomarker, mpp)
+    )
 
 
 def select(path: Path, names: Sequence[str], wsi_dir: Path) -> dict[str, Row | None]:
@@ -159,12 +161,12 @@ def _composed(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def without_twins(sources: Sequence[Source], out: Path) -> list[Source]:
+def without_twins(sources: Sequence[SlideEntry], out: Path) -> list[SlideEntry]:
     """The same, with `twin` set where a slide is the same file as one that is harvested.
 
     Of several copies the one that is finished is harvested, else the first.
     """
-    by_size: dict[int, list[Source]] = defaultdict(list)
+    by_size: dict[int, list[SlideEntry]] = defaultdict(list)
     for source in sources:
         if source.path.suffix.lower() not in MANY_FILES and (size := _size(source.path)):
             by_size[size].append(source)
@@ -185,9 +187,9 @@ def _size(path: Path) -> int:
     return status.st_size if stat.S_ISREG(status.st_mode) else 0
 
 
-def _copies(sources: Sequence[Source]) -> Iterator[list[Source]]:
+def _copies(sources: Sequence[SlideEntry]) -> Iterator[list[SlideEntry]]:
     """Those of equally large files that hold the same."""
-    by_content: dict[str, list[Source]] = defaultdict(list)
+    by_content: dict[str, list[SlideEntry]] = defaultdict(list)
     for source in sources:
         try:
             by_content[fingerprint(source.path)].append(source)

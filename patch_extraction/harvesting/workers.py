@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
 from multiprocessing.context import ForkServerProcess
 
-from patch_extraction.config import HarvestConfig, Source
+from patch_extraction.config import HarvestConfig, SlideEntry
 from patch_extraction.counters.base import CellCounter
 from patch_extraction.harvesting.slide_harvest import MAKE_ROOM, failed_record, harvest_slide
 from patch_extraction.slide_store.slide_record import Record, finished
@@ -29,7 +29,7 @@ KILLING = 20  # seconds; what waits for a disk that does not answer cannot be ki
 Task = Callable[..., Record]  # takes a source, and `tell`, which takes the number of patches so far
 
 
-def finished_slides(sources: Sequence[Source], config: HarvestConfig) -> dict[str, Record]:
+def finished_slides(sources: Sequence[SlideEntry], config: HarvestConfig) -> dict[str, Record]:
     """Records of the slides whose tars are whole, by slide id.
 
     Raises:
@@ -55,7 +55,7 @@ def finished_slides(sources: Sequence[Source], config: HarvestConfig) -> dict[st
 
 
 def harvest_slides(
-    sources: Sequence[Source], done: Mapping[str, Record], config: HarvestConfig, counter: CellCounter
+    sources: Sequence[SlideEntry], done: Mapping[str, Record], config: HarvestConfig, counter: CellCounter
 ) -> list[Record]:
     """Harvest every slide that is not `done` yet; the records of all, in the order of `sources`.
 
@@ -79,7 +79,7 @@ def harvest_slides(
     return [records[source.slide_id] for source in sources]
 
 
-def each(task: Task, sources: Sequence[Source], config: HarvestConfig) -> Iterator[tuple[Record | None, int]]:
+def each(task: Task, sources: Sequence[SlideEntry], config: HarvestConfig) -> Iterator[tuple[Record | None, int]]:
     """Run the task on every source, each in one of several processes.
 
     Yields a record when a slide is done, or None when there is news only; and the patches that the slides at
@@ -123,7 +123,7 @@ class _Worker:
         self, context: multiprocessing.context.ForkServerContext, task: Task, config: HarvestConfig
     ) -> None:
         self._context, self._task, self._config = context, task, config
-        self.source: Source | None = None
+        self.source: SlideEntry | None = None
         self.kept = 0
         self.deadline = 0.0
         self._start()
@@ -136,7 +136,7 @@ class _Worker:
         self._process.start()
         theirs.close()
 
-    def begin(self, source: Source) -> None:
+    def begin(self, source: SlideEntry) -> None:
         """Hand over a slide."""
         if self.pipe.closed or not self._process.is_alive():  # given up: it may live on where it cannot be killed
             self._start()

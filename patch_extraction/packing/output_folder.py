@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from patch_extraction.config import HarvestConfig, Source, common_settings
+from patch_extraction.config import HarvestConfig, SlideEntry, common_settings
 from patch_extraction.packing.pack import INDEX, own_shards, read_index
 from patch_extraction.slide_store.file_names import CONTACT_SHEET, REJECTED_SHEET, REPORT, SLIDES_CSV, tar_path
 from patch_extraction.slide_store.fingerprint import fingerprint
@@ -39,7 +39,7 @@ def _begun(out: Path) -> bool:
     return configured or read_index(out) is not None or bool(own_shards(out) or _records(out))
 
 
-def kept_slides(sources: Sequence[Source], config: HarvestConfig, counter: str) -> list[Record]:
+def kept_slides(sources: Sequence[SlideEntry], config: HarvestConfig, counter: str) -> list[Record]:
     """Records of slides harvested from --wsi-dir earlier and gone from it since; their patches stay.
 
     Raises:
@@ -62,7 +62,7 @@ def kept_slides(sources: Sequence[Source], config: HarvestConfig, counter: str) 
     return [dataclasses.replace(record, status=KEPT) for record in gone]
 
 
-def _without_moved(gone: Sequence[Record], sources: Sequence[Source], out: Path) -> list[Record]:
+def _without_moved(gone: Sequence[Record], sources: Sequence[SlideEntry], out: Path) -> list[Record]:
     """Slides that are gone and not merely somewhere else now; what was harvested of those others is removed."""
     sizes = {record.source_bytes for record in gone if record.fingerprint}
     names = {}
@@ -83,7 +83,9 @@ def _without_moved(gone: Sequence[Record], sources: Sequence[Source], out: Path)
     return left
 
 
-def harvested_slides(sources: Sequence[Source], done: Mapping[str, Record], config: HarvestConfig) -> list[Record]:
+def harvested_slides(
+    sources: Sequence[SlideEntry], done: Mapping[str, Record], config: HarvestConfig
+) -> list[Record]:
     """Records of all slides, which other processes have harvested, or have found to fail.
 
     Raises:
@@ -103,7 +105,7 @@ def harvested_slides(sources: Sequence[Source], done: Mapping[str, Record], conf
     return [records[source.slide_id] for source in sources]
 
 
-def _was_tried(record: Record, source: Source) -> bool:
+def _was_tried(record: Record, source: SlideEntry) -> bool:
     """Whether a slide without patches was tried as it would be now."""
     tried = record.status == FAILED or (record.status == DUPLICATE and bool(source.twin))
     return tried and all(record.settings.get(name) == value for name, value in source.settings.items())
@@ -114,7 +116,7 @@ def _records(out: Path) -> list[Record]:
     return [record for record in records if record is not None]
 
 
-def _of_another_folder(record: Record, source: Source | None, config: HarvestConfig) -> bool:
+def _of_another_folder(record: Record, source: SlideEntry | None, config: HarvestConfig) -> bool:
     """Whether a record's slide is none of this run's; a folder may move, a slide of equal size is the same."""
     if record.wsi_dir == folder_name(config.wsi_dir):
         return False

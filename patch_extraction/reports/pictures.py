@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from patch_extraction.config import Source
+from patch_extraction.config import SlideEntry
 from patch_extraction.counters.base import CellCounter
 from patch_extraction.slide_store.file_names import CONTACT_SHEET, REJECTED_SHEET, THUMBNAILS, near_misses_path
 from patch_extraction.slide_store.slide_tar import members, read_at
@@ -31,7 +31,7 @@ NUCLEUS_UM = 4.0  # radius of the circles around counted cells
 
 def save_thumbnail(
     out: Path,
-    source: Source,
+    source: SlideEntry,
     slide: Slide,
     tissue: Tissue,
     side: int,

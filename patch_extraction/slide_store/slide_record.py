@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from patch_extraction.config import Source
+from patch_extraction.config import SlideEntry
 from patch_extraction.slide_store.file_names import tar_path
 from patch_extraction.slide_store.fingerprint import fingerprint
 from shared.files import write_json
@@ -68,7 +68,7 @@ def write_record(out: Path, record: Record) -> None:
     write_json(tar_path(out, record.slide_id).with_suffix(".json"), dataclasses.asdict(record))
 
 
-def finished(out: Path, source: Source) -> Record | None:
+def finished(out: Path, source: SlideEntry) -> Record | None:
     """The record of a slide that is done: its tar is whole and the slide what it was; else None.
 
     A slide that cannot be looked at now, as on a disk that is not mounted, does not undo what was harvested from

@@ -22,7 +22,7 @@ TIFFS = (".tif", ".tiff")
 EIGHT_BIT = ("RGB", "RGBA", "L", "LA", "P", "PA", "1", "CMYK", "YCbCr")
 
 
-class Source(Protocol):
+class ImageSource(Protocol):
     """Something with pixels of a known size; `shared.wsi.slide.Slide` is one."""
 
     path: Path
@@ -92,7 +92,7 @@ class Picture:
         return cls(Image.fromarray(image_HWC), mpp)
 
     def read(self, x: float, y: float, width: int, height: int, mpp: float) -> Image.Image:
-        """See `Source`; shrinking is antialiased, enlarging by more than 1.25 refused.
+        """See `ImageSource`; shrinking is antialiased, enlarging by more than 1.25 refused.
 
         White is not mixed in at the edges: px that show some of the image show nothing else.
         """
@@ -111,7 +111,7 @@ class Picture:
         return canvas
 
     def overview(self, mpp: float) -> Image.Image:
-        """See `Source`."""
+        """See `ImageSource`."""
         mpp = max(mpp, self.mpp)
         width, height = (math.ceil(side * self.mpp / mpp) for side in self.size)
         return self.read(0, 0, width, height, mpp)
@@ -141,7 +141,7 @@ def _inside(start: float, count: int, factor: float, side: int) -> range:
     return range(max(0, math.floor(first)), min(count, math.ceil(end)))
 
 
-def open_source(path: Path, slide_mpp: float | None = None) -> Source:
+def open_source(path: Path, slide_mpp: float | None = None) -> ImageSource:
     """Open a slide, or a picture.
 
     Raises:
@@ -153,7 +153,7 @@ def open_source(path: Path, slide_mpp: float | None = None) -> Source:
     return Slide(path, slide_mpp)
 
 
-def require_fine(source: Source, mpp: float) -> None:
+def require_fine(source: ImageSource, mpp: float) -> None:
     """Refuse an image whose px would have to be enlarged by more than 1.25.
 
     Raises:
@@ -165,18 +165,18 @@ def require_fine(source: Source, mpp: float) -> None:
         )
 
 
-def size_at(source: Source, mpp: float) -> tuple[float, float]:
+def size_at(source: ImageSource, mpp: float) -> tuple[float, float]:
     """Width and height in px of `mpp` um, which need not be whole; up to what floats cannot tell from whole."""
     width, height = (round(side * source.mpp / mpp, 6) for side in source.size)
     return width, height
 
 
-def is_slide(source: Source) -> bool:
+def is_slide(source: ImageSource) -> bool:
     """Whether it may show glass beside its tissue."""
     return isinstance(source, Slide)
 
 
-def bounds_corner(source: Source) -> tuple[int, int]:
+def bounds_corner(source: ImageSource) -> tuple[int, int]:
     """Where QuPath counts from, px of level 0: the corner of what was scanned, where the slide says it."""
     if not isinstance(source, Slide):
         return (0, 0)

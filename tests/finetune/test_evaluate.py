@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetune.datasets import Source
+from finetune.datasets import DataOptions
 from finetune.evaluate import EvaluateConfig, evaluate
 from shared.errors import UserError
 from shared.model import dpa_p2pnet as core
@@ -56,19 +56,19 @@ def test_what_does_not_fit_is_refused(tiles: Path, tmp_path: Path) -> None:
     write(tmp_path / "empty.pth", {"a": torch.zeros(1)}, {"kind": "detector"})
     save_detector(tmp_path / "nameless.pth", core.DPAP2PNet(core.DetectorConfig(arch="vit_tiny_patch16_224")), {})
     (tmp_path / "file").touch()
-    right = EvaluateConfig(detector=detector, source=Source(data=tiles), out=tmp_path / "evaluation")
+    right = EvaluateConfig(detector=detector, source=DataOptions(data=tiles), out=tmp_path / "evaluation")
     for changes, sentence in [
         ({"detector": other}, "detects tumour, stroma, but .* is annotated with negative, positive"),
         ({"split": "holdout"}, "has no split 'holdout', only train, val, test"),
         ({"detector": tmp_path / "no_detector.pth"}, "not a detector"),
         ({"detector": tmp_path / "empty.pth"}, "is no detector that this version can build"),
         ({"detector": tmp_path / "nameless.pth"}, "nameless.pth lack classes and mpp"),
-        ({"source": Source(data=tiles, slide_mpp=0.25)}, "was trained at 0.5 um/px, but .* has 0.25"),
+        ({"source": DataOptions(data=tiles, slide_mpp=0.25)}, "was trained at 0.5 um/px, but .* has 0.25"),
         ({"min_gain": 0.1}, "--min-gain needs a detector to compare with"),
         ({"min_gain": 5.0, "baseline": detector}, "--min-gain 5.0 is out of range"),
         ({"baseline": other}, "detects tumour, stroma"),
-        ({"source": Source(data=tiles, radius_um=0)}, "--radius-um 0 is out of range"),
-        ({"source": Source(data=tiles, radius_um=float("inf"))}, "--radius-um inf is out of range"),
+        ({"source": DataOptions(data=tiles, radius_um=0)}, "--radius-um 0 is out of range"),
+        ({"source": DataOptions(data=tiles, radius_um=float("inf"))}, "--radius-um inf is out of range"),
         ({"out": tmp_path / "file"}, "cannot make the folder --out"),
     ]:
         with pytest.raises(UserError, match=sentence):

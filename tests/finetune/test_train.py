@@ -15,7 +15,7 @@ import pytest
 import timm
 import torch
 
-from finetune.datasets import Source, load_data
+from finetune.datasets import DataOptions, load_data
 from finetune.launch import LAUNCH
 from finetune.recipes import RECIPES
 from finetune.step import update
@@ -199,7 +199,7 @@ def test_other_data_are_not_gone_on_with(command: Command, tiles: Path, tmp_path
 
 
 def test_the_ranks_of_a_step_get_different_tiles(tiles: Path) -> None:
-    data = load_data(Source(data=tiles)).splits["train"]
+    data = load_data(DataOptions(data=tiles)).splits["train"]
     stream = TileStream(data, RECIPES["demo"].augment, seed=0)
     cpu = torch.device("cpu")
     alone = [batch.image_BCHW for batch in tile_batches(stream, 4, range(2), World(0, 0, 1, cpu), 0)]
@@ -238,7 +238,7 @@ def test_batch_norms_train_unless_their_statistics_were_loaded(
     """ResNet-50's are held in the trunk of every view; a ViT has none, and its adapter's start from chance."""
     torch.save(timm.create_model(arch).state_dict(), tmp_path / "trunk.pth")
     common = {"arch": arch, "views": views, "augment": AugmentConfig(crop=64)}
-    data = load_data(Source(data=tiles))
+    data = load_data(DataOptions(data=tiles))
     for split, each in data.splits.items():
         data.splits[split] = [dataclasses.replace(tile, wider=(tile.image,) * (views - 1)) for tile in each]
     for init in ("random", str(tmp_path / "trunk.pth")):
@@ -268,7 +268,7 @@ def test_the_optimiser_gets_the_recipe_s_numbers(tiles: Path) -> None:
         RECIPES["dpa_p2pnet"],
         init="random",
         arch="vit_tiny_patch16_224",
-        source=Source(data=tiles),
+        source=DataOptions(data=tiles),
         clip_norm=1e-3,
         weight_decay=0.5,
         learning_rate=0.01,

@@ -12,7 +12,7 @@ from finetune.predict.outputs.writers import Rows, colour_of
 from finetune.predict.search.area import Area, Regions
 from shared.model.cells import CellSet
 from shared.reporting.pictures import RIM, contact_sheet, draw_points
-from shared.wsi.image_source import Source
+from shared.wsi.image_source import ImageSource
 from shared.wsi.slide import SlideError
 
 # Side of the slide in a density picture, px.
@@ -34,7 +34,7 @@ Chunks = Callable[[], Iterable[Rows]]
 class Painter:
     """What pictures of one source have in common."""
 
-    source: Source
+    source: ImageSource
     chunks: Chunks
     """The cells found, in px as written."""
     offset: tuple[int, int]

@@ -16,7 +16,7 @@ from PIL import Image
 from finetune.predict.outputs.report_page import PAGE
 from finetune.predict.outputs.writers import Rows, colour_of
 from shared.files import atomic_path
-from shared.wsi.image_source import Source
+from shared.wsi.image_source import ImageSource
 
 # Longest side of the picture to zoom into, px, and how many cells are drawn on it: a page of about 5 MB.
 PICTURE_SIDE = 3072
@@ -30,7 +30,7 @@ class Report:
     """What the page is about."""
 
     summary: dict[str, Any]
-    source: Source
+    source: ImageSource
     chunks: Callable[[], Iterable[Rows]]
     offset: tuple[int, int]
     """To be added to the cells' px to get px of level 0."""

@@ -33,7 +33,7 @@ from shared.files import atomic_path, write_json
 from shared.model.cells import CellSet
 from shared.model.detector_file import LoadedDetector
 from shared.training.run_folder import provenance
-from shared.wsi.image_source import Source
+from shared.wsi.image_source import ImageSource
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Outputs:
     ratios: tuple[Ratio, ...]
     path: Path
     stem: Path
-    source: Source
+    source: ImageSource
     area: Area
     cells: StoredCells
     corner: tuple[int, int]

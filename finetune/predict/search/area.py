@@ -8,7 +8,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.sparse.csgraph import connected_components
 
-from shared.wsi.image_source import Source
+from shared.wsi.image_source import ImageSource
 from shared.wsi.polygons import Polygon
 from shared.wsi.slide import Slide, SlideError
 from shared.wsi.tissue import find_tissue
@@ -36,7 +36,7 @@ class Everywhere:
 
     kind = "everywhere"
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: ImageSource) -> None:
         self.mm2 = source.size[0] * source.size[1] * source.mpp**2 * 1e-6
 
     def touches(self, left: float, top: float, right: float, bottom: float) -> bool:
@@ -83,7 +83,7 @@ class Regions:
 
     kind = "regions"
 
-    def __init__(self, polygons: Sequence[Polygon], source: Source) -> None:
+    def __init__(self, polygons: Sequence[Polygon], source: ImageSource) -> None:
         self.polygons = [polygon for polygon in polygons if len(polygon.rings[0]) > 2]
         boxes = np.array([polygon.box for polygon in self.polygons]).reshape(-1, 4)
         inside = (boxes[:, :2] < source.size).all() and (boxes[:, 2:] > 0).all()

@@ -16,7 +16,7 @@ from shared.model.dpa_p2pnet import Detections
 from shared.model.image_tensors import to_image
 from shared.training.distributed import ignore_signals_in_worker
 from shared.training.precision import Precision, autocast
-from shared.wsi.image_source import Source
+from shared.wsi.image_source import ImageSource
 from shared.wsi.slide import SlideError
 
 # A cell as it is kept: position in px of the detector's um/px, probability of its class, number of the tile that
@@ -62,12 +62,12 @@ class Found(NamedTuple):
 class WindowReader(Dataset[Batch]):
     """Reads batches of windows; opens the source in the process that reads."""
 
-    open_source: Callable[[], Source]
+    open_source: Callable[[], ImageSource]
     tiling: Tiling
     batches: Sequence[Sequence[int]]
     mpp: float
     views: int = 1
-    _source: Source | None = field(default=None, repr=False)
+    _source: ImageSource | None = field(default=None, repr=False)
 
     def __getitem__(self, number: int) -> Batch:
         if self._source is None:
@@ -84,7 +84,7 @@ class WindowReader(Dataset[Batch]):
         return Batch(number, tiles, torch.stack(images) if images else torch.empty(0), failures)
 
 
-def read_views(source: Source, window: Box, mpp: float, views: int) -> np.ndarray:
+def read_views(source: ImageSource, window: Box, mpp: float, views: int) -> np.ndarray:
     """A window, last, and views of twice, four times, ... its width around its centre: uint8 (K, H, W, 3).
 
     Args:

@@ -10,7 +10,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from finetune.datasets import Source, load_data
+from finetune.datasets import DataOptions, load_data
 from tests.conftest import Command
 from tests.finetune.datasets.layouts.test_ocelot import write_patch
 
@@ -96,7 +96,7 @@ def test_views_that_are_there_are_left_alone(command: Command, ocelot: Path, sli
         "002.fov4.png",
     }
     for split in ("train", "val"):
-        assert len(load_data(Source(data=ocelot)).splits[split][0].wider) == 2
+        assert len(load_data(DataOptions(data=ocelot)).splits[split][0].wider) == 2
 
 
 def test_a_slide_that_the_patch_does_not_fit_into(command: Command, ocelot: Path, slides: Path) -> None:

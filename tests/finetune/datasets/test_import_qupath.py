@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.datasets import Source, load_data
+from finetune.datasets import DataOptions, load_data
 from finetune.datasets.dataset import AnnotatedData
 from finetune.datasets.import_qupath import Import, import_annotations
 from finetune.datasets.wider_views import require_views
@@ -65,7 +65,7 @@ def imported(slide: Path, tmp_path: Path) -> Callable[..., AnnotatedData]:
     def run(features: list[dict[str, Any]], **options: Any) -> AnnotatedData:
         path = write(tmp_path / "case-1.geojson", features)
         assert import_annotations(Import(annotations=path, slides=slide, out=tmp_path / "data", **options)) == 0
-        return load_data(Source(data=tmp_path / "data"))
+        return load_data(DataOptions(data=tmp_path / "data"))
 
     return run
 
@@ -159,7 +159,7 @@ def test_tiles_cover_the_whole_of_a_region(
     path = write(tmp_path / "i.geojson", [feature(rectangle(0, 0, side, 600)), *cells])
     config = Import(annotations=path, slides=tmp_path / "i.png", out=tmp_path / "data", slide_mpp=0.5, tile=256)
     assert import_annotations(config) == 0
-    tiles = tiles_of(load_data(Source(data=tmp_path / "data")))
+    tiles = tiles_of(load_data(DataOptions(data=tmp_path / "data")))
     assert sum(len(tile.labels_N) for tile in tiles) == len(cells)
     assert "warning" not in capsys.readouterr().err
     assert {tile.size[0] for tile in tiles} == {{2502: 251, 512.6: 171, 640: 214, 768: 256}[side]}
@@ -172,7 +172,7 @@ def test_a_cell_on_the_line_between_two_tiles_is_in_one_of_them(tmp_path: Path) 
     path = write(tmp_path / "i.geojson", [feature(rectangle(0, 0, columns * width / scale, 100)), *cells])
     words: dict[str, Any] = {"slides": tmp_path / "i.png", "slide_mpp": 0.263, "tile": width}
     assert import_annotations(Import(annotations=path, out=tmp_path / "data", **words)) == 0
-    tiles = tiles_of(load_data(Source(data=tmp_path / "data")))
+    tiles = tiles_of(load_data(DataOptions(data=tmp_path / "data")))
     assert [len(tile.labels_N) for tile in tiles] == [1] * columns
 
 
@@ -203,7 +203,7 @@ def test_slides_of_a_folder_stay_in_one_split(command: Command, slide: Path, tmp
     done = command("finetune.datasets", "import", annotations, *words)
     assert done.returncode == 0, done.stderr
     assert "5 slides, 20 cells: A, B" in done.stdout
-    data = load_data(Source(data=tmp_path / "data"))
+    data = load_data(DataOptions(data=tmp_path / "data"))
     where = {name: {tile.slide for tile in tiles} for name, tiles in data.splits.items()}
     assert {name: len(keys) for name, keys in where.items()} == {"train": 3, "val": 1, "test": 1}
     assert len(set.union(*where.values())) == 5
@@ -216,7 +216,7 @@ def test_into_the_empty_folder_that_one_stands_in(
     (tmp_path / "data").mkdir()
     monkeypatch.chdir(tmp_path / "data")
     assert import_annotations(Import(annotations=path, slides=slide, out=Path())) == 0
-    assert len(tiles_of(load_data(Source(data=Path())))) == 1
+    assert len(tiles_of(load_data(DataOptions(data=Path())))) == 1
     assert {path.name for path in tmp_path.iterdir()} == {"case-1.geojson", "data"}
 
 

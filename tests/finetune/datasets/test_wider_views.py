@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.datasets import Source, load_data
+from finetune.datasets import DataOptions, load_data
 from finetune.datasets.dataset import Tile
 from finetune.datasets.wider_views import require_views
 from shared.errors import UserError
@@ -29,11 +29,11 @@ def tiles(tmp_path: Path) -> Path:
 
 
 def all_tiles(folder: Path) -> list[Tile]:
-    return [tile for each in load_data(Source(data=folder)).splits.values() for tile in each]
+    return [tile for each in load_data(DataOptions(data=folder)).splits.values() for tile in each]
 
 
 def test_views_are_read_widest_first(tiles: Path) -> None:
-    tile = load_data(Source(data=tiles)).splits["train"][0]
+    tile = load_data(DataOptions(data=tiles)).splits["train"][0]
     assert tile.read_views(1).shape == (1, 96, 96, 3)
     np.testing.assert_array_equal(tile.read_views(1)[0], tile.read())
     views = tile.read_views(3)
@@ -87,4 +87,4 @@ def test_views_that_do_not_fit_are_refused(tiles: Path) -> None:
 def test_views_that_belong_to_nothing_are_refused(tiles: Path, name: str, sentence: str) -> None:
     Image.new("RGB", (96, 96)).save(tiles / "train/images" / name)
     with pytest.raises(UserError, match=sentence):
-        load_data(Source(data=tiles))
+        load_data(DataOptions(data=tiles))

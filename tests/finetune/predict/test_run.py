@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from finetune import Detector
-from finetune.datasets import Source, load_data
+from finetune.datasets import DataOptions, load_data
 from finetune.datasets.import_qupath import Import, import_annotations
 from finetune.predict.outputs.file_names import drawn_by_prediction
 from finetune.predict.share import Share, share_of_process
@@ -202,7 +202,7 @@ def test_what_was_predicted_is_imported_unchanged(predict_here: Predict, tmp_pat
     assert predict_here(slide, everywhere=True, compress=compress) == 0
     config = Import(annotations=tmp_path / "cells", slides=slide.parent, out=tmp_path / "data", tile=128)
     assert import_annotations(config) == 0
-    data = load_data(Source(data=tmp_path / "data"))
+    data = load_data(DataOptions(data=tmp_path / "data"))
     assert data.mpp == 0.5 and set(data.classes) == {"red", "blue"}
     with (tmp_path / "data/tiles.csv").open(newline="") as file:
         corners = {row["image"]: (float(row["x"]), float(row["y"])) for row in csv.DictReader(file)}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.datasets import Source, load_data
+from finetune.datasets import DataOptions, load_data
 from finetune.evaluate import EvaluateConfig, evaluate
 from finetune.scoring.tile_scores import score_tiles
 from shared.model.cells import CellSet
@@ -38,7 +38,7 @@ def found_by(order: str) -> CellSet:
 
 def official(folder: Path, order: str = "12", **said: tuple[str, ...]) -> tuple[dict[str, float], str]:
     """Values and table for what `found_by` finds."""
-    data = load_data(Source(data=folder, **said))
+    data = load_data(DataOptions(data=folder, **said))
     result = score_tiles(data.splits["test"], [found_by(order)], data)
     prefix = "official/"
     values = {k.removeprefix(prefix): v for k, v in result.as_dict().items() if k.startswith(prefix)}
@@ -75,7 +75,7 @@ def test_where_it_cannot_be_had_a_line_says_why(ocelot: Path) -> None:
 
 def test_other_data_have_none(tmp_path: Path) -> None:
     write_tiles(tmp_path, tiles=(1, 1, 1), side=96)
-    data = load_data(Source(data=tmp_path))
+    data = load_data(DataOptions(data=tmp_path))
     nothing = CellSet(np.zeros((0, 2)), np.zeros(0, int), np.zeros(0))
     scores = score_tiles(data.splits["test"], [nothing], data)
     assert "official" not in scores.table() and not any("official" in name for name in scores.as_dict())
@@ -89,7 +89,7 @@ def test_training_and_evaluation_print_and_keep_it(
     assert start(*TINY, "--data", ocelot, "--epochs", 0) == 0
     printed = [capsys.readouterr().out]
     kept = json.loads(Path("runs/finetune/test_scores.json").read_text())
-    assert evaluate(EvaluateConfig(detector=Path("detector.pth"), source=Source(data=ocelot))) == 0
+    assert evaluate(EvaluateConfig(detector=Path("detector.pth"), source=DataOptions(data=ocelot))) == 0
     printed.append(capsys.readouterr().out)
     means = [[line.split()[1] for line in text.splitlines() if line.startswith("mF1")] for text in printed]
     assert means == [["0.5000", "0.5000"], ["0.5000"]]  # last and best weights; the detector

@@ -16,7 +16,7 @@ import pytest
 import torch
 import tyro
 
-from finetune.datasets import Source
+from finetune.datasets import DataOptions
 from finetune.launch import LAUNCH
 from finetune.recipes import RECIPES, Recipe
 from finetune.sweep.config import CommonRecipe, SweepConfig, planned_runs, words_of
@@ -66,7 +66,7 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(
     tiles: Path, folder: Path, table: str = "table6", recipe: CommonRecipe = TINY, **more: Any
 ) -> SweepConfig:
-    recipe = dataclasses.replace(recipe, source=Source(data=tiles), run_dir=folder / "sweeps")
+    recipe = dataclasses.replace(recipe, source=DataOptions(data=tiles), run_dir=folder / "sweeps")
     return SweepConfig(table=table, recipe=recipe, **more)
 
 
@@ -207,7 +207,9 @@ def test_rows_are_told_apart_by_what_a_user_would_type(table: str, tiles: Path, 
 
 
 def test_options_of_every_kind_are_typed(tiles: Path) -> None:
-    recipe = Recipe(source=Source(data=tiles, classes=("a=1", "b"), radius_um=2.5), summed=True, clip_norm=1e-05)
+    recipe = Recipe(
+        source=DataOptions(data=tiles, classes=("a=1", "b"), radius_um=2.5), summed=True, clip_norm=1e-05
+    )
     assert typed(words_of(recipe)) == recipe
     assert words_of(RECIPES["demo"]) == ["demo"]
 
@@ -260,7 +262,7 @@ def test_a_try_out_is_not_a_result_of_the_whole_run(tiles: Path, tmp_path: Path)
         ("table5", {"views": 2}, "--views is set by the rows of table5; leave it out"),
         ("table6", {"init": "none.pth"}, "there is no weights file none.pth"),
         ("table6", {"batch_size": 0}, "--batch-size 0 is out of range"),
-        ("table6", {"source": Source(data=Path("nowhere"))}, "there is no annotated data at nowhere"),
+        ("table6", {"source": DataOptions(data=Path("nowhere"))}, "there is no annotated data at nowhere"),
         ("table7", {"init": "imagenet", "arch": None, "rows": ("mae_vitb",)}, "no row of table7 is left to run"),
         ("table7", {"init": "imagenet", "arch": None, "weights": ("dino=a",)}, "does not name one row"),
         ("table7", {"init": "imagenet", "arch": None, "weights": ("mae=a.pth",)}, "no weights file a.pth"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from patch_extraction.config import HarvestConfig, Source
+from patch_extraction.config import HarvestConfig, SlideEntry
 from patch_extraction.counters.base import HaematoxylinCounter
 from patch_extraction.harvesting.slide_list import find_sources
 from patch_extraction.slide_store.file_names import tar_path
@@ -26,7 +26,7 @@ def wsi_dir(tmp_path) -> Path:
     return tmp_path / "wsi"
 
 
-def found(wsi_dir: Path, text: str | bytes | None = None, **settings: object) -> list[Source]:
+def found(wsi_dir: Path, text: str | bytes | None = None, **settings: object) -> list[SlideEntry]:
     """The slides that a CSV of this text chooses."""
     if text is not None:
         settings["slides"] = wsi_dir.parent / "slides.csv"
@@ -117,7 +117,7 @@ def test_a_csv_that_is_not_there(wsi_dir):
         found(wsi_dir, slides=Path("nowhere.csv"))
 
 
-def twins(sources: list[Source]) -> dict[str, str]:
+def twins(sources: list[SlideEntry]) -> dict[str, str]:
     return {source.name: source.twin for source in sources if source.twin}
 
 

@@ -215,7 +215,7 @@ STUCK = """
 import multiprocessing.context, os, sys, time
 from pathlib import Path
 from patch_extraction.harvesting import workers
-from patch_extraction.config import HarvestConfig, Source
+from patch_extraction.config import HarvestConfig, SlideEntry
 from patch_extraction.harvesting.slide_harvest import failed_record
 
 config = HarvestConfig(Path("wsi"), Path("out"), slide_minutes=0.02, workers=1)
@@ -229,7 +229,7 @@ def hang(source, tell):
 if __name__ == "__main__":
     workers.KILLING = 0.2
     multiprocessing.context.ForkServerProcess.kill = lambda process: None
-    sources = [Source(Path(name), name, f"{name[0]}_0", "", None, {}) for name in ("a.svs", "b.svs")]
+    sources = [SlideEntry(Path(name), name, f"{name[0]}_0", "", None, {}) for name in ("a.svs", "b.svs")]
     for record, _ in workers.each(hang, sources, config):
         print(record.reason if record else "", flush=True)
 """

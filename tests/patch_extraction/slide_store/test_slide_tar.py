@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from patch_extraction.config import Source
+from patch_extraction.config import SlideEntry
 from patch_extraction.slide_store.file_names import tar_path
 from patch_extraction.slide_store.fingerprint import fingerprint
 from patch_extraction.slide_store.slide_record import HARVESTED, Record, finished, slide_id, write_record
@@ -101,10 +101,10 @@ def test_an_error_leaves_no_tar(tmp_path):
 
 
 @pytest.fixture
-def done(tmp_path) -> tuple[Source, Record]:
+def done(tmp_path) -> tuple[SlideEntry, Record]:
     slide = tmp_path / "a.svs"
     slide.write_bytes(b"slide")
-    source = Source(slide, "a.svs", slide_id("a.svs"), "", None, {"seed": 0})
+    source = SlideEntry(slide, "a.svs", slide_id("a.svs"), "", None, {"seed": 0})
     tar = write(tar_path(tmp_path, source.slide_id), np.zeros((1, 8, 8, 3), np.uint8))
     record = Record("a.svs", source.slide_id, "", HARVESTED, kept=1, source_bytes=5, settings={"seed": 0})
     file = {"source_changed": slide.stat().st_mtime_ns, "fingerprint": fingerprint(slide)}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.datasets import Source, load_data
+from finetune.datasets import DataOptions, load_data
 from shared.errors import UserError
 
 
@@ -40,7 +40,7 @@ def write(folder: Path, name: str, content: object) -> None:
 
 
 def cells_of(folder: Path, **given: Any) -> tuple[tuple[str, ...], list, list]:
-    data = load_data(Source(data=folder, slide_mpp=0.5, **given))
+    data = load_data(DataOptions(data=folder, slide_mpp=0.5, **given))
     tile = data.splits["train"][0]
     return data.classes, tile.points_N2.tolist(), tile.labels_N.tolist()
 
@@ -88,14 +88,14 @@ def test_derived_classes_of_qupath(tmp_path: Path) -> None:
 def test_files_without_cells(tmp_path: Path) -> None:
     write(tmp_path, "a.json", [])
     with pytest.raises(UserError, match=r"no annotation in .* has a cell, .* name them with --classes"):
-        load_data(Source(data=tmp_path, slide_mpp=0.5))
+        load_data(DataOptions(data=tmp_path, slide_mpp=0.5))
     for name, content in (
         ("a.json", []),
         ("a.json", {}),
         ("a.geojson", {"type": "FeatureCollection", "features": []}),
     ):
         write(tmp_path, name, content)
-        data = load_data(Source(data=tmp_path, slide_mpp=0.5, classes=("cell",)))
+        data = load_data(DataOptions(data=tmp_path, slide_mpp=0.5, classes=("cell",)))
         np.testing.assert_array_equal(data.splits["train"][0].points_N2, np.empty((0, 2)))
         (tmp_path / "train/points" / name).unlink()
 
@@ -142,11 +142,11 @@ def test_a_bad_annotation_is_named_with_its_place(
 ) -> None:
     write(tmp_path, name, content)
     with pytest.raises(UserError, match=sentence):
-        load_data(Source(data=tmp_path, slide_mpp=0.5, classes=("cell",)))
+        load_data(DataOptions(data=tmp_path, slide_mpp=0.5, classes=("cell",)))
 
 
 def test_two_annotations_for_one_image_are_refused(tmp_path: Path) -> None:
     write(tmp_path, "a.json", [])
     write(tmp_path, "a.csv", "x,y,class\n")
     with pytest.raises(UserError, match=r"a\.csv and a\.json share one name; rename or remove one"):
-        load_data(Source(data=tmp_path, slide_mpp=0.5))
+        load_data(DataOptions(data=tmp_path, slide_mpp=0.5))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.datasets import Source, load_data
+from finetune.datasets import DataOptions, load_data
 from shared.errors import UserError
 from tests.conftest import Command
 
@@ -36,7 +36,7 @@ def bcdata(tmp_path: Path) -> Path:
 
 
 def test_cells_of_both_kinds(bcdata: Path) -> None:
-    data = load_data(Source(data=bcdata))
+    data = load_data(DataOptions(data=bcdata))
     assert (data.mpp, data.classes) == (0.25, ("positive", "negative"))
     assert data.radius_um / data.mpp == 10
     assert {name: len(tiles) for name, tiles in data.splits.items()} == {"train": 2, "val": 1, "test": 1}
@@ -48,7 +48,7 @@ def test_cells_of_both_kinds(bcdata: Path) -> None:
 
 
 def test_the_order_of_the_classes_can_be_changed(bcdata: Path) -> None:
-    data = load_data(Source(data=bcdata, classes=("negative", "immunopositive=positive"), slide_mpp=0.24))
+    data = load_data(DataOptions(data=bcdata, classes=("negative", "immunopositive=positive"), slide_mpp=0.24))
     assert (data.mpp, data.classes) == (0.24, ("negative", "immunopositive"))
     assert data.splits["train"][0].labels_N.tolist() == [1, 1, 0]
 
@@ -74,31 +74,31 @@ def test_summary(bcdata: Path, command: Command) -> None:
 def test_bad_coordinates_are_named(bcdata: Path, coordinates: Sequence, sentence: str) -> None:
     write_image(bcdata, "train", "0", positive=coordinates)
     with pytest.raises(UserError, match=sentence):
-        load_data(Source(data=bcdata))
+        load_data(DataOptions(data=bcdata))
 
 
 def test_damaged_missing_and_misplaced_files_are_named(bcdata: Path) -> None:
     path = bcdata / "annotations/train/negative/0.h5"
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match=r"negative/0\.h5 cannot be read as BCData's HDF5 coordinates"):
-        load_data(Source(data=bcdata))
+        load_data(DataOptions(data=bcdata))
     with h5py.File(path, "w") as file:
         file["points"] = EMPTY
     with pytest.raises(UserError, match=r"negative/0\.h5 has no data set 'coordinates'"):
-        load_data(Source(data=bcdata))
+        load_data(DataOptions(data=bcdata))
     with h5py.File(path, "w") as file:
         file.create_group("coordinates")
     with pytest.raises(UserError, match=r"negative/0\.h5 cannot be read as BCData's"):
-        load_data(Source(data=bcdata))
+        load_data(DataOptions(data=bcdata))
     path.unlink()
     with pytest.raises(UserError, match=r"images/train/0\.png has no annotation .*train/negative/0\.h5"):
-        load_data(Source(data=bcdata))
+        load_data(DataOptions(data=bcdata))
     (bcdata / "images/validation").rename(bcdata / "images/val")
     with pytest.raises(UserError, match=r"images/val is none of train, validation, test"):
-        load_data(Source(data=bcdata))
+        load_data(DataOptions(data=bcdata))
 
 
 def test_a_format_that_the_folders_do_not_have_is_refused(bcdata: Path) -> None:
     (bcdata / "dataset.json").write_text('{"format": "ocelot"}')
     with pytest.raises(UserError, match=r"dataset\.json says format 'ocelot', but the folders are those of 'bcd"):
-        load_data(Source(data=bcdata))
+        load_data(DataOptions(data=bcdata))

@@ -7,7 +7,7 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from finetune.datasets import Source, load_data
+from finetune.datasets import DataOptions, load_data
 from shared.errors import UserError
 from tests.conftest import Command
 
@@ -41,7 +41,7 @@ def published(tmp_path: Path) -> Path:
 
 
 def test_table_2(real_data: Path, command: Command) -> None:
-    data = load_data(Source(data=real_data / "CoNSeP"))
+    data = load_data(DataOptions(data=real_data / "CoNSeP"))
     assert (data.mpp, data.classes, data.radius_um / data.mpp) == (0.5, CLASSES, 6)
     done = command("finetune.datasets", "summary", real_data / "CoNSeP")
     # The paper prints 8,777 test cells: one fell together with another when the points were rasterised.
@@ -53,12 +53,12 @@ def test_table_2(real_data: Path, command: Command) -> None:
 
 
 def test_points_are_centres_of_pixels(real_data: Path) -> None:
-    tile = load_data(Source(data=real_data / "CoNSeP")).splits["test"][0]
+    tile = load_data(DataOptions(data=real_data / "CoNSeP")).splits["test"][0]
     np.testing.assert_array_equal(tile.points_N2 % 1, 0.5)
 
 
 def test_types_are_grouped_and_points_halved(published: Path) -> None:
-    data = load_data(Source(data=published))
+    data = load_data(DataOptions(data=published))
     assert (data.mpp, data.classes) == (0.5, CLASSES)
     assert {name: [tile.image.stem for tile in tiles] for name, tiles in data.splits.items()} == {
         "train": ["train_1"],
@@ -80,7 +80,7 @@ def test_types_are_grouped_and_points_halved(published: Path) -> None:
 
 
 def test_images_are_read_at_20x_with_their_points_on_them(published: Path) -> None:
-    tile = load_data(Source(data=published)).splits["test"][0]
+    tile = load_data(DataOptions(data=published)).splits["test"][0]
     image = tile.read()
     assert (image.shape, image.dtype, tile.size) == ((500, 500, 3), np.uint8, (500, 500))
     x, y = tile.points_N2[0]
@@ -93,16 +93,16 @@ def test_reduction_averages_blocks(published: Path) -> None:
     stripes = np.zeros((1000, 1000, 3), np.uint8)
     stripes[:, ::2] = 200  # finer than a pixel at 20x: without averaging it would alias to black or white
     write_tile(published, "test_1", stripes, [], [])
-    np.testing.assert_array_equal(load_data(Source(data=published)).splits["test"][0].read(), 100)
+    np.testing.assert_array_equal(load_data(DataOptions(data=published)).splits["test"][0].read(), 100)
 
 
 def test_other_classes_order_and_splits_can_be_asked_for(published: Path) -> None:
-    data = load_data(Source(data=published, classes=("stroma=3", "epithelium=2", "lymphocyte=1")))
+    data = load_data(DataOptions(data=published, classes=("stroma=3", "epithelium=2", "lymphocyte=1")))
     assert data.classes == ("stroma", "epithelium", "lymphocyte")
     assert data.splits["train"][0].labels_N.tolist() == [0, 2, 1, 1, 0, 0, 0]
     listed = '{"splits": {"train": ["Test/Images/test_1.png"], "test": ["Train/Images/train_1.png",'
     (published / "dataset.json").write_text(listed + ' "Train/Images/train_5.png"]}}')
-    data = load_data(Source(data=published))
+    data = load_data(DataOptions(data=published))
     assert {name: len(tiles) for name, tiles in data.splits.items()} == {"train": 1, "test": 2}
     assert data.mpp == 0.5
 
@@ -123,7 +123,7 @@ def test_other_classes_order_and_splits_can_be_asked_for(published: Path) -> Non
 def test_a_bad_row_is_named(published: Path, types: list, centroids: list, sentence: str) -> None:
     write_tile(published, "train_1", np.zeros((1000, 1000, 3), np.uint8), types, centroids)
     with pytest.raises(UserError, match=sentence):
-        load_data(Source(data=published))
+        load_data(DataOptions(data=published))
 
 
 def test_damaged_and_missing_files_are_named(published: Path) -> None:
@@ -136,19 +136,19 @@ def test_damaged_and_missing_files_are_named(published: Path) -> None:
     ]:
         label.write_bytes(content)
         with pytest.raises(UserError, match=sentence):
-            load_data(Source(data=published))
+            load_data(DataOptions(data=published))
     scipy.io.savemat(label, {"inst_centroid": np.zeros((1, 2))})
     with pytest.raises(UserError, match=r"train_1\.mat has no inst_type"):
-        load_data(Source(data=published))
+        load_data(DataOptions(data=published))
     label.unlink()
     with pytest.raises(UserError, match=r"train_1\.png has no annotation .*Labels/train_1\.mat"):
-        load_data(Source(data=published))
+        load_data(DataOptions(data=published))
     write_tile(published, "train_1", np.zeros((500, 500, 3), np.uint8), [], [])
     with pytest.raises(UserError, match=r"train_1\.png has 500x500 px, not the 1000x1000"):
-        load_data(Source(data=published))
+        load_data(DataOptions(data=published))
 
 
 def test_the_resolution_of_the_files_is_not_taken_for_that_of_the_tiles(published: Path) -> None:
     with pytest.raises(UserError, match=r"is CoNSeP at 40x, whose tiles are reduced to 0\.5 um/px .*--slide-mpp"):
-        load_data(Source(data=published, slide_mpp=0.25))
-    assert load_data(Source(data=published, slide_mpp=0.5)).mpp == 0.5
+        load_data(DataOptions(data=published, slide_mpp=0.25))
+    assert load_data(DataOptions(data=published, slide_mpp=0.5)).mpp == 0.5

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.datasets import Source, load_data
+from finetune.datasets import DataOptions, load_data
 from shared.errors import UserError
 
 MPP = 0.1944605476455763
@@ -48,7 +48,7 @@ def ocelot(tmp_path: Path) -> Path:
 
 
 def test_cells_resolution_slides_and_official_splits(ocelot: Path) -> None:
-    data = load_data(Source(data=ocelot))
+    data = load_data(DataOptions(data=ocelot))
     assert (data.classes, data.mpp) == (("background cell", "tumour cell"), pytest.approx(MPP))
     assert data.radius_um / data.mpp == pytest.approx(15)
     splits = {name: [(t.image.stem, t.slide) for t in tiles] for name, tiles in data.splits.items()}
@@ -64,7 +64,7 @@ def test_train_alone_is_dealt_out_by_slide(tmp_path: Path) -> None:
         write_patch(tmp_path, "train", f"{number:03d}", "1,1,1\n", slide=f"slide {number // 2}")
     (tmp_path / "images/val/cell").mkdir(parents=True)  # images without annotations, as in the first release
     shutil.copy(tmp_path / "images/train/cell/000.jpg", tmp_path / "images/val/cell/400.jpg")
-    splits = load_data(Source(data=tmp_path)).splits
+    splits = load_data(DataOptions(data=tmp_path)).splits
     assert {name: len(tiles) for name, tiles in splits.items()} == {"train": 12, "val": 4, "test": 4}
     slides = [{tile.slide for tile in tiles} for tiles in splits.values()]
     assert not (slides[0] & slides[1] or slides[0] & slides[2] or slides[1] & slides[2])
@@ -73,7 +73,7 @@ def test_train_alone_is_dealt_out_by_slide(tmp_path: Path) -> None:
 def test_a_slide_in_two_splits_is_refused(ocelot: Path) -> None:
     write_patch(ocelot, "test", "005", "", "A")
     with pytest.raises(UserError, match=r"tiles of slide 'A' in both train and test \(one is .*005\.jpg"):
-        load_data(Source(data=ocelot))
+        load_data(DataOptions(data=ocelot))
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_a_slide_in_two_splits_is_refused(ocelot: Path) -> None:
 def test_a_bad_row_is_named(ocelot: Path, rows: str, sentence: str) -> None:
     (ocelot / "annotations/train/cell/001.csv").write_bytes(rows.encode("latin-1"))
     with pytest.raises(UserError, match=sentence):
-        load_data(Source(data=ocelot))
+        load_data(DataOptions(data=ocelot))
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_a_bad_row_is_named(ocelot: Path, rows: str, sentence: str) -> None:
 def test_resolutions_that_make_no_sense_are_refused(ocelot: Path, cell: dict, sentence: str) -> None:
     write_patch(ocelot, "train", "001", **cell)
     with pytest.raises(UserError, match=sentence):
-        load_data(Source(data=ocelot))
+        load_data(DataOptions(data=ocelot))
 
 
 def test_incomplete_metadata_and_files_are_named(ocelot: Path) -> None:
@@ -123,15 +123,15 @@ def test_incomplete_metadata_and_files_are_named(ocelot: Path) -> None:
     ]:
         path.write_text(text)
         with pytest.raises(UserError, match=sentence):
-            load_data(Source(data=ocelot))
+            load_data(DataOptions(data=ocelot))
     path.unlink()
     with pytest.raises(UserError, match=r"there is no .*metadata\.json; OCELOT's resolution and slides"):
-        load_data(Source(data=ocelot))
+        load_data(DataOptions(data=ocelot))
     (ocelot / "annotations/test/cell/004.csv").unlink()
     with pytest.raises(UserError, match=r"004\.jpg has no annotation .*test/cell/004\.csv"):
-        load_data(Source(data=ocelot))
+        load_data(DataOptions(data=ocelot))
     shutil.rmtree(ocelot / "images/test")
     with pytest.raises(
         UserError, match=r"annotations/test/cell belongs to no images; .*images/test/cell is missing"
     ):
-        load_data(Source(data=ocelot))
+        load_data(DataOptions(data=ocelot))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.datasets import Source, load_data
+from finetune.datasets import DataOptions, load_data
 from finetune.datasets.dataset import Tile
 from finetune.datasets.description import Description
 from finetune.datasets.splits import arrange
@@ -34,12 +34,12 @@ def describe(folder: Path, **fields: object) -> None:
 def test_points_classes_and_origin(tmp_path: Path) -> None:
     write(tmp_path / "train", ["TCGA-A7.x_0.9824", "überall 2"])
     describe(tmp_path)
-    data = load_data(Source(data=tmp_path))
+    data = load_data(DataOptions(data=tmp_path))
     assert data.classes == ("negative", "positive")
     tile = next(t for t in data.splits["train"] + data.splits.get("val", []) if "TCGA" in t.image.name)
     np.testing.assert_array_equal(tile.points_N2, [[1.5, 2.5], [3, 4]])
     np.testing.assert_array_equal(tile.labels_N, [0, 1])
-    shifted = load_data(Source(data=tmp_path, origin="pixel_index"))
+    shifted = load_data(DataOptions(data=tmp_path, origin="pixel_index"))
     np.testing.assert_array_equal(shifted.splits["train"][0].points_N2, [[2, 3], [3.5, 4.5]])
 
 
@@ -53,21 +53,21 @@ def test_endings_in_capitals_and_byte_order_marks(tmp_path: Path) -> None:
     describe(tmp_path)
     path = tmp_path / "dataset.json"
     path.write_text(path.read_text(), encoding="utf-8-sig")
-    data = load_data(Source(data=tmp_path))
+    data = load_data(DataOptions(data=tmp_path))
     assert [tile.labels_N.tolist() for tiles in data.splits.values() for tile in tiles] == [[0, 1]] * 3
 
 
 def test_the_command_line_goes_first(tmp_path: Path) -> None:
     write(tmp_path / "train", ["a", "b"])
     describe(tmp_path)
-    data = load_data(Source(data=tmp_path, slide_mpp=0.25, classes=("tumour=2", "other=1")))
+    data = load_data(DataOptions(data=tmp_path, slide_mpp=0.25, classes=("tumour=2", "other=1")))
     assert (data.mpp, data.classes) == (0.25, ("tumour", "other"))
     np.testing.assert_array_equal(data.splits["train"][0].labels_N, [1, 0])
 
 
 def test_classes_come_from_the_files_where_nothing_names_them(tmp_path: Path) -> None:
     write(tmp_path / "train", ["a", "b"], "x,y,class\n1,1,10\n2,2,9\n3,3,lymph\n4,4,²\n")
-    assert load_data(Source(data=tmp_path, slide_mpp=0.5)).classes == ("class 9", "class 10", "lymph", "²")
+    assert load_data(DataOptions(data=tmp_path, slide_mpp=0.5)).classes == ("class 9", "class 10", "lymph", "²")
 
 
 @pytest.mark.parametrize("one", ["x,y,class\n1,1,1.0\n2,2,2.\n", "x,y,class\n1,1, 1\n2,2,2.00\n"])
@@ -76,18 +76,18 @@ def test_a_whole_number_is_one_class_however_it_is_written(tmp_path: Path, one: 
     write(tmp_path / "train", ["a"], one)
     write(tmp_path / "val", ["b"], "x,y,class\n1,1,1\n2,2,2\n")
     for classes in ((), ("class 1=1", "class 2=2.0")):
-        data = load_data(Source(data=tmp_path, slide_mpp=0.5, classes=classes))
+        data = load_data(DataOptions(data=tmp_path, slide_mpp=0.5, classes=classes))
         assert data.classes == ("class 1", "class 2")
         assert [tile.labels_N.tolist() for tiles in data.splits.values() for tile in tiles] == [[0, 1]] * 2
     with pytest.raises(UserError, match="--classes has '1' twice"):
-        load_data(Source(data=tmp_path, classes=("a=1", "b=1.0")))
+        load_data(DataOptions(data=tmp_path, classes=("a=1", "b=1.0")))
 
 
 def test_a_number_and_a_word_for_it_are_not_taken_for_one_class(tmp_path: Path) -> None:
     write(tmp_path / "train", ["a", "b"], "x,y,class\n1,1,1\n2,2,class 1\n3,3,²\n")
     with pytest.raises(UserError, match="some annotations say class '1', others 'class 1'; write one of them"):
-        load_data(Source(data=tmp_path, slide_mpp=0.5))
-    data = load_data(Source(data=tmp_path, slide_mpp=0.5, classes=("a=1", "b=class 1", "²")))
+        load_data(DataOptions(data=tmp_path, slide_mpp=0.5))
+    data = load_data(DataOptions(data=tmp_path, slide_mpp=0.5, classes=("a=1", "b=class 1", "²")))
     assert data.splits["train"][0].labels_N.tolist() == [0, 1, 2]
 
 
@@ -96,30 +96,30 @@ def test_classes_that_only_some_splits_have_are_named(tmp_path: Path) -> None:
     write(tmp_path / "train", ["a"], "x,y,class\n1,1,tumour\n2,2,lymph\n3,3,rare\n")
     write(tmp_path / "val", ["b"], "x,y,class\n1,1,tumour\n2,2,tumor\n3,3,new\n")
     write(tmp_path / "test", ["c"], "x,y,class\n1,1,lymph\n3,3,new\n")
-    data = load_data(Source(data=tmp_path, slide_mpp=0.5))
+    data = load_data(DataOptions(data=tmp_path, slide_mpp=0.5))
     (note,) = data.notes()
     assert "not in train: 'new' (in val and test), 'rare' (in train), 'tumor' (in val); correct" in note
     assert str(data).split("\n")[1:] == table(data).split("\n")[-1:] == [note]
-    assert load_data(Source(data=tmp_path, slide_mpp=0.5, classes=data.classes)).notes() == []
+    assert load_data(DataOptions(data=tmp_path, slide_mpp=0.5, classes=data.classes)).notes() == []
 
 
 def test_what_training_leaves_out_for_want_of_tiles_is_said(tmp_path: Path) -> None:
     write(tmp_path / "train", ["a"])
     describe(tmp_path)
-    (note,) = load_data(Source(data=tmp_path)).notes()
+    (note,) = load_data(DataOptions(data=tmp_path)).notes()
     assert "no val tiles and no test tiles: training chooses no weights" in note and "nothing is scored" in note
     write(tmp_path / "val", ["b"])
-    (note,) = load_data(Source(data=tmp_path)).notes()
+    (note,) = load_data(DataOptions(data=tmp_path)).notes()
     assert "no test tiles: nothing is scored at its end; add" in note
     (tmp_path / "train").rename(tmp_path / "test")  # to be scored alone
-    assert load_data(Source(data=tmp_path)).notes() == []
+    assert load_data(DataOptions(data=tmp_path)).notes() == []
 
 
 def test_a_flat_folder_is_dealt_out_by_slide(tmp_path: Path) -> None:
     names = [f"s{slide}_{tile}" for slide in range(10) for tile in range(3)]
     write(tmp_path, names)
     describe(tmp_path, slides={f"images/{name}.png": name.split("_")[0] for name in names})
-    splits = load_data(Source(data=tmp_path)).splits
+    splits = load_data(DataOptions(data=tmp_path)).splits
     assert {name: len(tiles) for name, tiles in splits.items()} == {"train": 18, "val": 6, "test": 6}
     slides = [{tile.slide for tile in tiles} for tiles in splits.values()]
     assert not (slides[0] & slides[1] or slides[0] & slides[2] or slides[1] & slides[2])
@@ -128,7 +128,7 @@ def test_a_flat_folder_is_dealt_out_by_slide(tmp_path: Path) -> None:
 def test_an_image_without_cells_is_fine(tmp_path: Path) -> None:
     write(tmp_path / "train", ["a", "b"], "x,y,class\n")
     describe(tmp_path)
-    assert len(load_data(Source(data=tmp_path)).splits["train"][0].labels_N) == 0
+    assert len(load_data(DataOptions(data=tmp_path)).splits["train"][0].labels_N) == 0
 
 
 @pytest.mark.parametrize(
@@ -151,38 +151,38 @@ def test_a_bad_annotation_is_named_with_its_line(tmp_path: Path, rows: str, sent
     (tmp_path / "train/points/a.csv").write_bytes(rows.encode("latin-1"))
     describe(tmp_path)
     with pytest.raises(UserError, match=sentence):
-        load_data(Source(data=tmp_path))
+        load_data(DataOptions(data=tmp_path))
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"no annotated data at .*nowhere; give its folder with --data.*images,points"
     ):
-        load_data(Source(data=tmp_path / "nowhere"))
+        load_data(DataOptions(data=tmp_path / "nowhere"))
     with pytest.raises(UserError, match="none of the known layouts"):
-        load_data(Source(data=tmp_path))
+        load_data(DataOptions(data=tmp_path))
     write(tmp_path / "train", ["a", "b"])
     with pytest.raises(UserError, match=r"does not say its resolution.*--slide-mpp"):
-        load_data(Source(data=tmp_path))
+        load_data(DataOptions(data=tmp_path))
     describe(tmp_path)
     (tmp_path / "train/points/a.csv").unlink()
     with pytest.raises(UserError, match=r"images/a\.png has no annotation .*points/a\.csv"):
-        load_data(Source(data=tmp_path))
+        load_data(DataOptions(data=tmp_path))
     (tmp_path / "train/images/a.png").write_text("no image")
     (tmp_path / "train/points/a.csv").write_text("x,y,class\n")
     with pytest.raises(UserError, match=r"a\.png cannot be opened as an image"):
-        load_data(Source(data=tmp_path))
+        load_data(DataOptions(data=tmp_path))
     for content in ("{", "[" * 100_000):
         (tmp_path / "dataset.json").write_text(content)
         with pytest.raises(UserError, match=r"dataset\.json is not a data set description"):
-            load_data(Source(data=tmp_path))
+            load_data(DataOptions(data=tmp_path))
 
 
 def test_splits_can_be_listed(tmp_path: Path) -> None:
     write(tmp_path, ["a", "b", "c"])
     listed = {"train": ["images/c.png"], "test": ["images/a.png", "images/b.png"]}
     describe(tmp_path, format="points", splits=listed)
-    splits = load_data(Source(data=tmp_path)).splits
+    splits = load_data(DataOptions(data=tmp_path)).splits
     found = {name: [f"images/{tile.image.name}" for tile in tiles] for name, tiles in splits.items()}
     assert found == listed
 
@@ -191,14 +191,14 @@ def test_line_numbers_count_blank_lines_and_headers_may_have_spaces(tmp_path: Pa
     write(tmp_path / "train", ["a", "b"], "x, y, class\n1,1,1\n\n\n2,2,9\n")
     describe(tmp_path)
     with pytest.raises(UserError, match=r"a\.csv, line 5: class '9'"):
-        load_data(Source(data=tmp_path))
+        load_data(DataOptions(data=tmp_path))
 
 
 def test_images_with_one_name_in_two_splits_are_two_slides(tmp_path: Path) -> None:
     for split in ("train", "val", "test"):
         write(tmp_path / split, ["1", "2"])
     describe(tmp_path)
-    assert {name: len(tiles) for name, tiles in load_data(Source(data=tmp_path)).splits.items()} == {
+    assert {name: len(tiles) for name, tiles in load_data(DataOptions(data=tmp_path)).splits.items()} == {
         "train": 2,
         "val": 2,
         "test": 2,
@@ -229,14 +229,14 @@ def test_a_description_that_does_not_fit_is_refused(tmp_path: Path, fields: dict
     write(tmp_path / "test", ["t"])
     describe(tmp_path, **fields)
     with pytest.raises(UserError, match=sentence):
-        load_data(Source(data=tmp_path))
+        load_data(DataOptions(data=tmp_path))
 
 
 def test_classes_given_twice_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "train", ["a", "b"])
     describe(tmp_path)
     with pytest.raises(UserError, match="--classes has 'a' twice"):
-        load_data(Source(data=tmp_path, classes=("a=1", "a=2")))
+        load_data(DataOptions(data=tmp_path, classes=("a=1", "a=2")))
 
 
 def test_folders_and_files_that_would_be_left_out_are_refused(tmp_path: Path) -> None:
@@ -244,11 +244,11 @@ def test_folders_and_files_that_would_be_left_out_are_refused(tmp_path: Path) ->
     describe(tmp_path)
     write(tmp_path / "validation", ["c"])
     with pytest.raises(UserError, match=r"validation/images is not read, because .* is divided into train"):
-        load_data(Source(data=tmp_path))
+        load_data(DataOptions(data=tmp_path))
     (tmp_path / "validation").rename(tmp_path / "val")
     Image.new("RGB", (32, 32)).save(tmp_path / "train/images/a.jpg")
     with pytest.raises(UserError, match=r"a\.jpg and a\.png share one name"):
-        load_data(Source(data=tmp_path))
+        load_data(DataOptions(data=tmp_path))
 
 
 def test_images_that_cannot_be_used_are_refused_before_training(
@@ -260,13 +260,13 @@ def test_images_that_cannot_be_used_are_refused_before_training(
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(UserError, match=r"a\.png cannot be opened as an image"):
-        load_data(Source(data=tmp_path))
+        load_data(DataOptions(data=tmp_path))
     Image.fromarray(np.full((32, 32), 3000, np.uint16)).save(path)
     with pytest.raises(UserError, match=r"a\.png has pixels of mode I;16, .* write it as an 8-bit RGB image"):
-        load_data(Source(data=tmp_path))
+        load_data(DataOptions(data=tmp_path))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 32 * 32 // 2 - 1)  # Pillow opens twice as many
     with pytest.raises(UserError, match=r"a\.png is too large an image for a tile; cut it up"):
-        load_data(Source(data=tmp_path))
+        load_data(DataOptions(data=tmp_path))
 
 
 def test_a_val_folder_goes_before_the_validation_tiles_that_a_data_set_is_known_for(tmp_path: Path) -> None:
