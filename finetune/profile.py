@@ -38,7 +38,7 @@ class ProfileConfig:
 
 
 @dataclass(frozen=True)
-class Row:
+class ProfileRow:
     """One line of the table."""
 
     variant: str
@@ -83,12 +83,12 @@ def _settings(variant: Variant, config: ProfileConfig) -> DetectorConfig:
     return DetectorConfig(classes=config.classes, interval=config.interval, **variant.fields)
 
 
-def _measure(variant: Variant, settings: DetectorConfig, config: ProfileConfig) -> Row:
+def _measure(variant: Variant, settings: DetectorConfig, config: ProfileConfig) -> ProfileRow:
     detector = DPAP2PNet(settings).eval()
     detector.samples_smoothing = False
     dense = multiply_adds(detector, config.size)
     detector.samples_smoothing = True
-    return Row(
+    return ProfileRow(
         variant.name,
         sum(parameter.numel() for parameter in detector.parameters()) / 1e6,
         variant.paper_params_m,
@@ -116,7 +116,7 @@ def images_per_second(detector: DPAP2PNet, config: ProfileConfig) -> float:
     return count / (time.perf_counter() - start)
 
 
-def _line(row: Row) -> str:
+def _line(row: ProfileRow) -> str:
     params, macs, fps = (
         f"{value:g}" if value else "-" for value in (row.paper_params_m, row.paper_macs_g, row.paper_fps)
     )
@@ -127,7 +127,7 @@ def _line(row: Row) -> str:
     )
 
 
-def _write(config: ProfileConfig, rows: list[Row]) -> None:
+def _write(config: ProfileConfig, rows: list[ProfileRow]) -> None:
     """The rows, each with where and when it was measured."""
     made = provenance()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""

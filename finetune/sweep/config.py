@@ -13,7 +13,7 @@ from finetune.datasets import READERS, load_data
 from finetune.datasets.dataset import AnnotatedData
 from finetune.recipes import RECIPES, Recipe
 from finetune.recipes import check as check_recipe
-from finetune.sweep.paper_tables import GIVEN, TABLES, Row, Table
+from finetune.sweep.paper_tables import GIVEN, TABLES, Table, TableRow
 from finetune.train import FREE_ON_RESUME, detector_for
 from shared.cli import as_plain, check_range, flat
 from shared.errors import UserError
@@ -78,7 +78,7 @@ class SweepConfig:
 class SweepRun:
     """One row with one seed."""
 
-    row: Row
+    row: TableRow
     recipe: Recipe
 
     @property
@@ -168,7 +168,7 @@ def finished_runs(config: SweepConfig) -> list[SweepRun]:
     return sorted((run for run in found if run.is_finished), key=lambda run: run.recipe.seed)
 
 
-def chosen_rows(config: SweepConfig) -> list[Row]:
+def chosen_rows(config: SweepConfig) -> list[TableRow]:
     """The rows that are asked for, in the order of the table."""
     table = TABLES[config.table]
     if unknown := set(config.rows) - {row.name for row in table.rows}:
@@ -176,7 +176,7 @@ def chosen_rows(config: SweepConfig) -> list[Row]:
     return [row for row in table.rows if not config.rows or row.name in config.rows]
 
 
-def is_skipped(row: Row, config: SweepConfig) -> bool:
+def is_skipped(row: TableRow, config: SweepConfig) -> bool:
     """Whether the row wants a weights file and has none."""
     return row.settings.get("init") == GIVEN and row.name not in weights_of(config)
 
@@ -239,7 +239,7 @@ def words_of(recipe: Recipe) -> list[str]:
     return words
 
 
-def _recipe_of(row: Row, seed: int, config: SweepConfig) -> Recipe:
+def _recipe_of(row: TableRow, seed: int, config: SweepConfig) -> Recipe:
     """The common recipe with what the row and the seed decide."""
     common = {field.name: getattr(config.recipe, field.name) for field in dataclasses.fields(Recipe)}
     folder = config.folder / row.name / f"seed-{seed}"

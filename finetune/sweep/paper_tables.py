@@ -45,7 +45,7 @@ VARIANTS = (
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One line of a table: a training that is repeated for every seed."""
 
     name: str
@@ -65,7 +65,7 @@ class Table:
     """One table of the paper."""
 
     title: str
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
 
     @property
     def decided(self) -> set[str]:
@@ -86,8 +86,8 @@ def _ocelot(f1: float, ap: float) -> Printed:
     return {"OCELOT": (f1, ap)}
 
 
-def _trunk(name: str, label: str, init: str, arch: str, f1: float, ap: float) -> Row:
-    return Row(name, label, {"init": init, "arch": arch}, {"PD-L1": (f1, ap)})
+def _trunk(name: str, label: str, init: str, arch: str, f1: float, ap: float) -> TableRow:
+    return TableRow(name, label, {"init": init, "arch": arch}, {"PD-L1": (f1, ap)})
 
 
 MSD = {"deformable": False}
@@ -95,9 +95,9 @@ MSD = {"deformable": False}
 TABLE_6 = Table(
     "Table 6: effect of multi-scale decoding (MSD) and deformable proposals (DPP)",
     (
-        Row("p2pnet", "P2PNet", SINGLE, _consep(70.0, 60.5)),
-        Row("msd", "+ MSD", MSD, _consep(70.7, 61.7)),
-        Row("msd_dpp", "+ MSD + DPP", {}, _consep(71.1, 62.9)),
+        TableRow("p2pnet", "P2PNet", SINGLE, _consep(70.0, 60.5)),
+        TableRow("msd", "+ MSD", MSD, _consep(70.7, 61.7)),
+        TableRow("msd_dpp", "+ MSD + DPP", {}, _consep(71.1, 62.9)),
     ),
 )
 
@@ -119,40 +119,40 @@ TABLE_7 = Table(
 TABLE_5 = Table(
     "Table 5: number of fields of view",
     (
-        Row("k1", "K = 1", {"views": 1}, _ocelot(59.3, 44.4)),
-        Row("k2", "K = 2", {"views": 2}, _ocelot(62.6, 49.1)),
-        Row("k3", "K = 3", {"views": 3}, _ocelot(64.2, 51.4)),
-        Row("k4", "K = 4", {"views": 4}, _ocelot(64.6, 51.6)),
+        TableRow("k1", "K = 1", {"views": 1}, _ocelot(59.3, 44.4)),
+        TableRow("k2", "K = 2", {"views": 2}, _ocelot(62.6, 49.1)),
+        TableRow("k3", "K = 3", {"views": 3}, _ocelot(64.2, 51.4)),
+        TableRow("k4", "K = 4", {"views": 4}, _ocelot(64.6, 51.6)),
     ),
 )
 
 TABLE_4 = Table(
     "Table 4: enlarging the maps of the wider view (K = 2)",
     (
-        Row("single_view", "one view", {"views": 1}, _ocelot(59.3, 44.4)),
-        Row("bilinear", "bilinear", {"views": 2, "upsampling": "bilinear"}, _ocelot(61.9, 48.9)),
-        Row("transposed", "transposed conv.", {"views": 2, "upsampling": "transposed"}, _ocelot(62.6, 49.1)),
+        TableRow("single_view", "one view", {"views": 1}, _ocelot(59.3, 44.4)),
+        TableRow("bilinear", "bilinear", {"views": 2, "upsampling": "bilinear"}, _ocelot(61.9, 48.9)),
+        TableRow("transposed", "transposed conv.", {"views": 2, "upsampling": "transposed"}, _ocelot(62.6, 49.1)),
     ),
 )
 
 TABLE_3 = Table(
     "Table 3: end-to-end detectors",
     (
-        Row(
+        TableRow(
             "p2pnet",
             "P2PNet",
             SINGLE,
             {"CoNSeP": (70.0, 60.5), "BCData": (86.3, 83.8), "PD-L1": (54.4, 42.1)},
             "P2PNet",
         ),
-        Row(
+        TableRow(
             "e2e",
             "E2E",
             {**SINGLE, "summed": True},
             {"CoNSeP": (70.2, 59.9), "BCData": (86.3, 83.3), "PD-L1": (54.8, 42.5)},
             "E2E",
         ),
-        Row(
+        TableRow(
             "dpa_p2pnet",
             "DPA-P2PNet",
             {},
@@ -166,9 +166,9 @@ TABLE_3 = Table(
 REFINEMENT = Table(
     "Deformable proposals (DPP) against iterative refinement",
     (
-        Row("msd", "MSD", MSD, _consep(70.7, 61.7)),
-        Row("msd_refinement", "MSD + refinement", {**MSD, "refinements": 1}),
-        Row("msd_dpp", "MSD + DPP", {}, _consep(71.1, 62.9)),
+        TableRow("msd", "MSD", MSD, _consep(70.7, 61.7)),
+        TableRow("msd_refinement", "MSD + refinement", {**MSD, "refinements": 1}),
+        TableRow("msd_dpp", "MSD + DPP", {}, _consep(71.1, 62.9)),
     ),
 )
 

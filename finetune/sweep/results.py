@@ -10,7 +10,7 @@ from typing import Any
 from finetune.datasets.dataset import AnnotatedData
 from finetune.sweep.config import SCORES, SweepRun, read_kept
 from finetune.sweep.detector_size import multiply_adds
-from finetune.sweep.paper_tables import VARIANTS, Row, Table
+from finetune.sweep.paper_tables import VARIANTS, Table, TableRow
 from shared.errors import UserError
 from shared.files import atomic_path
 from shared.model.dpa_p2pnet import DetectorConfig, DPAP2PNet
@@ -115,7 +115,7 @@ def write_tables(folder: Path, name: str, table: Table, runs: Sequence[SweepRun]
     print(f"table: {folder / name}.csv, each run: {folder / 'runs.csv'}")
 
 
-def _results(row: Row, runs: Iterable[SweepRun]) -> list[Result]:
+def _results(row: TableRow, runs: Iterable[SweepRun]) -> list[Result]:
     return [read_result(run) for run in runs if run.row.name == row.name]
 
 
@@ -131,7 +131,7 @@ def _summary(results: Sequence[Result]) -> dict[str, Any]:
     return summary
 
 
-def _sizes(row: Row) -> list[str]:
+def _sizes(row: TableRow) -> list[str]:
     """Parameters and multiply-adds as `finetune.profile` counts them, each beside the paper's."""
     variant = next(each for each in VARIANTS if each.name == row.variant)
     detector = DPAP2PNet(DetectorConfig(classes=CLASSES, interval=INTERVAL, **variant.fields)).eval()

@@ -23,7 +23,7 @@ COLUMNS = ("slide", "slide_mpp", "biomarker")
 
 
 @dataclass(frozen=True)
-class Row:
+class ListedSlide:
     """A line of the CSV; None where a field is empty."""
 
     line: int
@@ -57,7 +57,7 @@ def find_sources(config: HarvestConfig, counter: CellCounter, hidden: list[str] 
 
 
 def _source(
-    config: HarvestConfig, counter: CellCounter, name: str, path: Path, mpp: float | None, row: Row | None
+    config: HarvestConfig, counter: CellCounter, name: str, path: Path, mpp: float | None, row: ListedSlide | None
 ) -> SlideEntry:
     """A slide with what is known of it: the CSV goes before the options, and those before the folder."""
     folder = name.split("/")[-2] if "/" in name else ""
@@ -70,14 +70,14 @@ def _source(
     )
 
 
-def select(path: Path, names: Sequence[str], wsi_dir: Path) -> dict[str, Row | None]:
+def select(path: Path, names: Sequence[str], wsi_dir: Path) -> dict[str, ListedSlide | None]:
     """The rows of a CSV by the slide's name, in its order.
 
     Raises:
         UserError: it cannot be read, names a slide that is not among `names`, several, or one twice.
     """
     known = _by_spelling(names)
-    chosen: dict[str, Row | None] = {}
+    chosen: dict[str, ListedSlide | None] = {}
     for row in read_rows(path):
         fitting = known.get(_composed(row.slide), [])
         if not fitting:
@@ -95,7 +95,7 @@ def select(path: Path, names: Sequence[str], wsi_dir: Path) -> dict[str, Row | N
     return chosen
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[ListedSlide]:
     """The rows of a CSV of slides, separated by comma, semicolon or tab.
 
     Raises:
@@ -127,7 +127,7 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
-def _row(path: Path, line: int, fields: Mapping[str | None, Any]) -> Row:
+def _row(path: Path, line: int, fields: Mapping[str | None, Any]) -> ListedSlide:
     slide, mpp, biomarker = ((fields.get(name) or "").strip() for name in COLUMNS)
     if any(fields.get(None) or ()):  # where `csv` puts what is beyond the last column
         raise UserError(
@@ -143,7 +143,7 @@ def _row(path: Path, line: int, fields: Mapping[str | None, Any]) -> Row:
             f"{path}, line {line}: slide_mpp {mpp} is not a resolution; give um/px "
             f"from {PLAUSIBLE[0]} to {PLAUSIBLE[1]}, or leave it empty"
         )
-    return Row(line, slide, value, biomarker or None)
+    return ListedSlide(line, slide, value, biomarker or None)
 
 
 def _by_spelling(names: Sequence[str]) -> dict[str, list[str]]:
