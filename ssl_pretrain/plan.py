@@ -11,8 +11,7 @@ from ssl_pretrain.data.shard_loader import MOST_WORKERS
 from ssl_pretrain.data.shard_set import ShardSet, open_shards
 from ssl_pretrain.optim.optimizers import AdamW
 from ssl_pretrain.recipe import Recipe, check
-from ssl_pretrain.recipe_fallback import Asked as Typed
-from ssl_pretrain.recipe_fallback import parse_asked
+from ssl_pretrain.recipe_fallback import RecipeChoice, parse_asked
 from ssl_pretrain.recipes import RECIPES
 from ssl_pretrain.run.batch_plan import BatchPlan
 from ssl_pretrain.run.flops import flops_per_image
@@ -30,7 +29,7 @@ leave out what GPUs wait for each other: little on one node, most of a step that
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class ClusterSpec:
     """The machine that a run is planned for."""
 
     nodes: tuple[int, ...] = (1,)
@@ -46,7 +45,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Bill:
+class CostEstimate:
     """What a recipe takes on a number of GPUs, if they do not slow each other down."""
 
     plan: BatchPlan
@@ -79,14 +78,14 @@ class Sizes:
 
 def main() -> int:
     """Print the bill."""
-    typed, asked = parse_asked("python -m ssl_pretrain.plan", DESCRIPTION, Asked())
+    typed, asked = parse_asked("python -m ssl_pretrain.plan", DESCRIPTION, ClusterSpec())
     check(typed.recipe)
     check_asked(asked)
     ranks = [nodes * asked.gpus for nodes in asked.nodes]
     recipe = typed.on(ranks[0]) if len(ranks) == 1 else typed.recipe
     speed, how = speed_of(recipe, asked)
     if len(ranks) == 1:
-        bill = Bill(BatchPlan.of(recipe, ranks[0]), speed)
+        bill = CostEstimate(BatchPlan.of(recipe, ranks[0]), speed)
     print(f"recipe  {recipe.name}: {recipe.method.name} with {recipe.method.arch}")
     print(f"speed   {speed:,.0f} images/s a GPU ({how})")
     if len(ranks) > 1:
@@ -97,7 +96,7 @@ def main() -> int:
     return 0
 
 
-def check_asked(asked: Asked) -> None:
+def check_asked(asked: ClusterSpec) -> None:
     """Refuse numbers that make no sense.
 
     Raises:
@@ -115,7 +114,7 @@ def check_asked(asked: Asked) -> None:
         )
 
 
-def speed_of(recipe: Recipe, asked: Asked) -> tuple[float, str]:
+def speed_of(recipe: Recipe, asked: ClusterSpec) -> tuple[float, str]:
     """Images a second of one GPU, and where the number comes from."""
     if asked.images_per_second is not None:
         return asked.images_per_second, "as given"
@@ -138,7 +137,7 @@ def sizes_of(recipe: Recipe) -> Sizes:
     return Sizes(state + 4 * moments * trained, 4 * backbone)
 
 
-def describe(bill: Bill, sizes: Sizes) -> str:
+def describe(bill: CostEstimate, sizes: Sizes) -> str:
     """Batch, length, time and disk."""
     plan = bill.plan
     minutes = plan.recipe.checkpoint_every * bill.step_seconds / 60
@@ -152,7 +151,7 @@ def describe(bill: Bill, sizes: Sizes) -> str:
     )
 
 
-def describe_reading(bill: Bill, asked: Asked) -> str:
+def describe_reading(bill: CostEstimate, asked: ClusterSpec) -> str:
     """What the shards have to deliver, and whether there are enough of them for all who read."""
     recipe, ranks = bill.plan.recipe, bill.plan.ranks
     workers = min(asked.cpus - 1, MOST_WORKERS) if recipe.loader.workers is None else recipe.loader.workers
@@ -187,12 +186,12 @@ def _enough(plan: BatchPlan, shard_set: ShardSet, workers: int) -> str:
     return f"enough, a shard for each of {readers}"
 
 
-def table_of(typed: Typed, ranks: Sequence[int], speed: float) -> str:
+def table_of(typed: RecipeChoice, ranks: Sequence[int], speed: float) -> str:
     """One row a number of GPUs; below, those that cannot share the batch or run another recipe."""
     rows, remarks = [], []
     for count in ranks:
         try:
-            bill = Bill(BatchPlan.of(typed.on(count), count), speed)
+            bill = CostEstimate(BatchPlan.of(typed.on(count), count), speed)
         except UserError as error:
             remarks.append(f"{count} GPUs: {error}")
             continue

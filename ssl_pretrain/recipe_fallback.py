@@ -25,7 +25,7 @@ SMALL_BATCH = {"swav_resnet50": "swav_resnet50_256", "swav_resnet50_ihc": "swav_
 
 
 @dataclass(frozen=True)
-class Asked:
+class RecipeChoice:
     """What was typed, before it is known on how many ranks it runs."""
 
     recipe: Recipe
@@ -60,7 +60,7 @@ class Asked:
 
 def parse_asked(
     prog: str, description: str, beside: Beside, args: Sequence[str] | None = None
-) -> tuple[Asked, Beside]:
+) -> tuple[RecipeChoice, Beside]:
     """`prog [RECIPE] [--flag value ...]`, with the options of another dataclass beside those of the recipe.
 
     Raises:
@@ -68,12 +68,12 @@ def parse_asked(
     """
     recipe, told = parse_beside(RECIPES, "mae_vitb", prog, description, beside, args)
     if recipe.name not in SMALL_BATCH:
-        return Asked(recipe), told
+        return RecipeChoice(recipe), told
     published = RECIPES[recipe.name]
     small = replace(RECIPES[SMALL_BATCH[recipe.name]], run_dir=published.run_dir, out=published.out)
     # The same words over the other recipe's numbers: whatever was given is the same in both.
     small, _ = parse_beside({recipe.name: small}, recipe.name, prog, description, beside, args)
-    return Asked(recipe, _in_place_of(recipe, small)), told
+    return RecipeChoice(recipe, _in_place_of(recipe, small)), told
 
 
 def _in_place_of(recipe: Recipe, small: Recipe) -> Recipe:

@@ -8,7 +8,7 @@ import torch
 
 from ssl_pretrain import plan as bill
 from ssl_pretrain.data.epoch_order import Layout
-from ssl_pretrain.plan import Asked, Bill, sizes_of, speed_of
+from ssl_pretrain.plan import ClusterSpec, CostEstimate, sizes_of, speed_of
 from ssl_pretrain.recipes import MAE_VITB, RECIPES
 from ssl_pretrain.run.batch_plan import BatchPlan
 from ssl_pretrain.run.state import State
@@ -35,15 +35,15 @@ def printed(in_process: InProcess):
 )
 def test_estimated_speed(name: str, gflop: float, low: float, high: float, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(bill, "flops_per_image", lambda _: 1e9 * gflop)
-    assert low <= speed_of(RECIPES[name], Asked())[0] <= high
+    assert low <= speed_of(RECIPES[name], ClusterSpec())[0] <= high
 
 
 def test_hours_are_those_of_200_imagenet_epochs():
-    node = Bill(BatchPlan.of(MAE_VITB, 8), speed=2000.0)
+    node = CostEstimate(BatchPlan.of(MAE_VITB, 8), speed=2000.0)
     assert node.hours == pytest.approx(200 * 1_281_167 / 16_000 / 3600, rel=1e-4)  # 4.45
     assert node.gpu_hours == pytest.approx(8 * node.hours)
     assert node.step_seconds == pytest.approx(4096 / 16_000)
-    assert Bill(BatchPlan.of(MAE_VITB, 64), speed=2000.0).gpu_hours == pytest.approx(node.gpu_hours)
+    assert CostEstimate(BatchPlan.of(MAE_VITB, 64), speed=2000.0).gpu_hours == pytest.approx(node.gpu_hours)
 
 
 @pytest.mark.parametrize("name", NAMES)

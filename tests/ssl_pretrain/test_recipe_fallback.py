@@ -16,7 +16,7 @@ from ssl_pretrain import recipe_fallback
 from ssl_pretrain.__main__ import main
 from ssl_pretrain.launch import LAUNCH
 from ssl_pretrain.recipe import Recipe
-from ssl_pretrain.recipe_fallback import Asked, parse_asked
+from ssl_pretrain.recipe_fallback import RecipeChoice, parse_asked
 from ssl_pretrain.recipes import RECIPES
 from ssl_pretrain.run.batch_plan import BatchPlan
 from tests.ssl_pretrain import tiny
@@ -36,7 +36,7 @@ def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
 
 
-def typed(*words: object) -> Asked:
+def typed(*words: object) -> RecipeChoice:
     return parse_asked("ssl_pretrain", "", LAUNCH, [str(word) for word in words])[0]
 
 
