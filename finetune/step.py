@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from finetune.recipes import Recipe
 from finetune.training.criterion import detection_loss, sums_of
-from finetune.training.state import Training
+from finetune.training.state import TrainingState
 from finetune.training.tile_loader import Batch
 from shared.training.distributed import any_rank, exchange_gradients, mean_over_ranks
 from shared.training.precision import autocast
@@ -25,7 +25,9 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
     return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def update(recipe: Recipe, network: nn.Module, training: Training, batch: Batch, rate: float) -> dict[str, float]:
+def update(
+    recipe: Recipe, network: nn.Module, training: TrainingState, batch: Batch, rate: float
+) -> dict[str, float]:
     """One step, in as many passes as the recipe accumulates; returns what to log, losses as means over ranks.
 
     Raises:

@@ -15,7 +15,7 @@ from finetune.scoring.tile_scores import predict_tiles, score_tiles
 from finetune.step import learning_rate, update
 from finetune.training.initialisation import held_batch_norms, initial_detector
 from finetune.training.proposal_count import check_interval
-from finetune.training.state import Training, average_of
+from finetune.training.state import TrainingState, average_of
 from finetune.training.tile_loader import TileStream, tile_batches
 from shared.cli import as_plain
 from shared.errors import UserError
@@ -71,7 +71,7 @@ def train(recipe: Recipe, world: World, stop: StopSignal) -> int:
     return 0
 
 
-def _publish(recipe: Recipe, training: Training, data: AnnotatedData, run: Run, world: World) -> None:
+def _publish(recipe: Recipe, training: TrainingState, data: AnnotatedData, run: Run, world: World) -> None:
     """The end: last and best weights, their scores, the best where the recipe says."""
     _save_weights(recipe, training, data, run, "last")
     if not training.best_step:  # tried out for less than the steps between two scores
@@ -80,7 +80,7 @@ def _publish(recipe: Recipe, training: Training, data: AnnotatedData, run: Run, 
 
 
 def _loop(
-    recipe: Recipe, training: Training, data: AnnotatedData, run: Run, world: World, stop: StopSignal
+    recipe: Recipe, training: TrainingState, data: AnnotatedData, run: Run, world: World, stop: StopSignal
 ) -> bool:
     """Steps until the end, or until any rank is told to stop; returns whether it was the latter."""
     tiles = data.splits["train"]
@@ -113,7 +113,7 @@ def _loop(
     return False
 
 
-def _stop(stop: StopSignal, training: Training, world: World) -> int:
+def _stop(stop: StopSignal, training: TrainingState, world: World) -> int:
     """Say that the run can go on from here; no rank leaves before the others are done."""
     if world.is_main:
         where = f"after step {training.step}"
@@ -123,7 +123,7 @@ def _stop(stop: StopSignal, training: Training, world: World) -> int:
     return STOPPED
 
 
-def _resume(recipe: Recipe, training: Training, run: Run, data: AnnotatedData) -> str | None:
+def _resume(recipe: Recipe, training: TrainingState, run: Run, data: AnnotatedData) -> str | None:
     """Go back to the newest checkpoint of the run folder, and say so; None if there is none.
 
     Raises:
@@ -166,7 +166,7 @@ def detector_for(recipe: Recipe, data: AnnotatedData) -> core.DetectorConfig:
     )
 
 
-def _start(recipe: Recipe, data: AnnotatedData, world: World) -> tuple[Training, str]:
+def _start(recipe: Recipe, data: AnnotatedData, world: World) -> tuple[TrainingState, str]:
     """Detector and optimiser before the first step, the same on every rank; and what the trunk started from."""
     refuse_uneven(recipe, world.size)
     wanted = detector_for(recipe, data)
@@ -176,7 +176,7 @@ def _start(recipe: Recipe, data: AnnotatedData, world: World) -> tuple[Training,
     detector.to(world.device)
     on_gpu = world.device.type == "cuda"
     optimiser = torch.optim.AdamW(detector.parameters(), weight_decay=recipe.weight_decay, fused=on_gpu)
-    return Training(detector, optimiser, held, average_of(detector, recipe.ema)), trunk_source
+    return TrainingState(detector, optimiser, held, average_of(detector, recipe.ema)), trunk_source
 
 
 def refuse_uneven(recipe: Recipe, ranks: int) -> None:
@@ -195,7 +195,7 @@ def _every(epochs: int, step: int, recipe: Recipe, tiles: Sequence[Tile]) -> boo
 
 
 def _keep(
-    recipe: Recipe, training: Training, data: AnnotatedData, run: Run, world: World, scores: bool, saves: bool
+    recipe: Recipe, training: TrainingState, data: AnnotatedData, run: Run, world: World, scores: bool, saves: bool
 ) -> None:
     """What the first rank does between two steps: score, save."""
     if scores and world.is_main:
@@ -205,7 +205,7 @@ def _keep(
         checkpoint.save(recipe.run_dir, training.step, recipe.name, content)
 
 
-def _validate(recipe: Recipe, training: Training, data: AnnotatedData, run: Run, world: World) -> None:
+def _validate(recipe: Recipe, training: TrainingState, data: AnnotatedData, run: Run, world: World) -> None:
     """Score the validation tiles, keep the best weights, draw the proposals."""
     results.draw_proposals(run, training.scored, data, world.device, training.step)
     tiles = data.splits.get("val", [])
@@ -221,7 +221,7 @@ def _validate(recipe: Recipe, training: Training, data: AnnotatedData, run: Run,
     _save_weights(recipe, training, data, run, "best")
 
 
-def _save_weights(recipe: Recipe, training: Training, data: AnnotatedData, run: Run, name: str) -> None:
+def _save_weights(recipe: Recipe, training: TrainingState, data: AnnotatedData, run: Run, name: str) -> None:
     """Write `NAME.pth` into the run folder: weights with what a user of them must know."""
     metadata = {
         "classes": list(data.classes),

@@ -21,7 +21,7 @@ from ssl_pretrain.recipe import Recipe
 from ssl_pretrain.run.batch_plan import BatchPlan
 from ssl_pretrain.run.export import export, is_finished
 from ssl_pretrain.run.setup import begin, describe, normalisation, open_run, prepare, verify
-from ssl_pretrain.run.state import State
+from ssl_pretrain.run.state import TrainingState
 from ssl_pretrain.run.step_logger import Meter
 
 
@@ -62,7 +62,9 @@ def _train(plan: BatchPlan, shard_set: ShardSet, run: Run, world: World, stop: S
     return 0
 
 
-def _loop(plan: BatchPlan, state: State, shard_set: ShardSet, run: Run, world: World, stop: StopSignal) -> bool:
+def _loop(
+    plan: BatchPlan, state: TrainingState, shard_set: ShardSet, run: Run, world: World, stop: StopSignal
+) -> bool:
     """Steps until the end, or until any rank is told to stop; returns whether it was the latter."""
     recipe, method, optimiser = plan.recipe, state.method, state.optimiser
     views = _views(recipe, shard_set).to(world.device)

@@ -11,7 +11,7 @@ from shared.model.dpa_p2pnet import DPAP2PNet
 
 
 @dataclass
-class Training:
+class TrainingState:
     """A detector in training."""
 
     detector: DPAP2PNet

@@ -25,7 +25,7 @@ from ssl_pretrain.data.shard_set import (
 from ssl_pretrain.methods import Method
 from ssl_pretrain.recipe import Recipe, check
 from ssl_pretrain.run.batch_plan import BatchPlan
-from ssl_pretrain.run.state import State
+from ssl_pretrain.run.state import TrainingState
 
 # May differ between two attempts of one run: where things lie, how the work is divided, what is written when.
 FREE = (
@@ -94,7 +94,7 @@ def open_run(recipe: Recipe, shard_set: ShardSet, world: World) -> Run:
     return run
 
 
-def begin(plan: BatchPlan, world: World) -> tuple[State, str]:
+def begin(plan: BatchPlan, world: World) -> tuple[TrainingState, str]:
     """Networks and optimiser, fresh or from the newest checkpoint, and in words where the run stands.
 
     Raises:
@@ -105,7 +105,7 @@ def begin(plan: BatchPlan, world: World) -> tuple[State, str]:
     layout = Layout(plan.micro_batch, world.size, workers, recipe.loader.buffer)
     torch.manual_seed(recipe.seed)  # the same fresh weights on every rank
     method = _networks(recipe, world)
-    state = State(method, recipe.optimiser.build(method), layout)
+    state = TrainingState(method, recipe.optimiser.build(method), layout)
     with together(world):
         standing = state.restore(recipe.run_dir, recipe.name, free_workers=recipe.loader.workers is None)
     different = (
@@ -135,7 +135,7 @@ def normalisation(recipe: Recipe, shard_set: ShardSet) -> tuple[tuple[float, ...
     return shard_set.mean, shard_set.std
 
 
-def describe(plan: BatchPlan, state: State, shard_set: ShardSet, world: World) -> str:
+def describe(plan: BatchPlan, state: TrainingState, shard_set: ShardSet, world: World) -> str:
     """The numbers a user wants to see before the first step."""
     recipe, method = plan.recipe, state.method
     mean, std = (", ".join(f"{x:.3f}" for x in values) for values in normalisation(recipe, shard_set))

@@ -14,7 +14,7 @@ from ssl_pretrain.methods import Method
 
 
 @dataclass
-class State:
+class TrainingState:
     """Networks, optimiser and how far the run is.
 
     Random numbers need no more than that: torch's generators are seeded anew for every batch, from the seed
