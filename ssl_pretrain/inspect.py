@@ -18,7 +18,7 @@ from ssl_pretrain.data.crops import Crop
 from ssl_pretrain.data.shard_set import ShardSet, open_shards
 from ssl_pretrain.data.views import Views, ViewsConfig
 from ssl_pretrain.inspection import feature_metrics
-from ssl_pretrain.inspection.backbone_sources import Subject, open_subject, untrained
+from ssl_pretrain.inspection.backbone_sources import LoadedBackbone, open_subject, untrained
 from ssl_pretrain.inspection.curves import curve_sheet
 from ssl_pretrain.inspection.monitor import SAMPLES, undisturbed
 from ssl_pretrain.inspection.probe_patches import Sample, labelled_patches, sample_patches
@@ -92,7 +92,7 @@ def inspect(config: InspectConfig) -> None:
 
 
 def _examine(
-    number: int, subject: Subject, sample_for: Callable[[Crop], Sample], shard_set: ShardSet, out: Path
+    number: int, subject: LoadedBackbone, sample_for: Callable[[Crop], Sample], shard_set: ShardSet, out: Path
 ) -> Finding:
     """Measure one backbone and save its pictures as `NUMBER-NAME-TITLE.png`."""
     device = _device()
@@ -109,7 +109,9 @@ def _examine(
     return Finding(subject.name, subject.samples_seen, measures | {"most_rank": most_rank}, remarks, places)
 
 
-def _pictures(subject: Subject, shard_set: ShardSet, views: Views, device: torch.device) -> dict[str, Image.Image]:
+def _pictures(
+    subject: LoadedBackbone, shard_set: ShardSet, views: Views, device: torch.device
+) -> dict[str, Image.Image]:
     """What a ViT's class token looks at, and what the method has to show."""
     view_BCHW: Tensor = views.normalise(sample_patches(shard_set, subject.crop, SAMPLES).to(device))
     networks = subject.method or subject.trunk

@@ -22,7 +22,7 @@ from ssl_pretrain.run.batch_plan import BatchPlan
 from ssl_pretrain.run.export import export, is_finished
 from ssl_pretrain.run.setup import begin, describe, normalisation, open_run, prepare, verify
 from ssl_pretrain.run.state import TrainingState
-from ssl_pretrain.run.step_logger import Meter
+from ssl_pretrain.run.step_logger import StepLogger
 
 
 def train(recipe: Recipe, world: World, stop: StopSignal) -> int:
@@ -75,7 +75,7 @@ def _loop(
         shard_set, recipe.method.crops, recipe.loader, state.layout, world, recipe.seed, state.position
     )
     stopping = False
-    with loader, Meter(run, plan, world, state.step) as meter:
+    with loader, StepLogger(run, plan, world, state.step) as meter:
         if state.step == 0:
             with together(world):
                 monitor.draw(method, step=0)  # what the networks are going to see
@@ -120,7 +120,13 @@ def _views(recipe: Recipe, shard_set: ShardSet) -> Views:
 
 
 def _add_gradients(
-    plan: BatchPlan, step: Step, model: nn.Module, views: Views, loader: ShardLoader, meter: Meter, world: World
+    plan: BatchPlan,
+    step: Step,
+    model: nn.Module,
+    views: Views,
+    loader: ShardLoader,
+    meter: StepLogger,
+    world: World,
 ) -> Tensor:
     """Forward and backward passes of one step, one for each micro-batch; returns this rank's loss (scalar)."""
     loss = torch.zeros((), device=world.device)

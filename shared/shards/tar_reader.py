@@ -23,7 +23,7 @@ SUFFIXES = ("jpg", "jpeg")
 
 
 @dataclass(frozen=True)
-class Image:
+class JpegSample:
     """One image as it lies in its shard."""
 
     key: str
@@ -33,7 +33,7 @@ class Image:
 
 def read_images(
     path: Path, first: int, last: int, samples: int, passed: Container[int] = ()
-) -> Iterator[tuple[int, Image]]:
+) -> Iterator[tuple[int, JpegSample]]:
     """The images `first` to `last` (exclusive) of a shard with `samples` of them, with their numbers.
 
     The bytes of the numbers in `passed` are skipped without being read.
@@ -46,7 +46,7 @@ def read_images(
     with _open(path) as file:
         for key, offset, size in _members(file, path):
             if first <= found < last and found not in passed:
-                yield found, Image(key, _bytes_at(file, offset, size, path))
+                yield found, JpegSample(key, _bytes_at(file, offset, size, path))
             found += 1
             if found == last < samples:
                 return
@@ -54,7 +54,7 @@ def read_images(
         raise damaged(path, f"it holds {found} images and index.json says {samples}")
 
 
-def read_facts(path: Path, count: int) -> Iterator[tuple[Image, dict[str, Any]]]:
+def read_facts(path: Path, count: int) -> Iterator[tuple[JpegSample, dict[str, Any]]]:
     """The first `count` images of a shard, each with the content of its `KEY.json`; {} where it has none.
 
     Raises:
@@ -69,7 +69,7 @@ def read_facts(path: Path, count: int) -> Iterator[tuple[Image, dict[str, Any]]]
                 continue
             text = of_sample.get("json")
             facts = _facts(_bytes_at(file, text.offset, text.size, path)) if text else {}
-            yield Image(key, _bytes_at(file, picture.offset, picture.size, path)), facts
+            yield JpegSample(key, _bytes_at(file, picture.offset, picture.size, path)), facts
             found += 1
             if found == count:
                 return

@@ -12,7 +12,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
-from shared.shards.tar_reader import Image, damaged
+from shared.shards.tar_reader import JpegSample, damaged
 
 # Aspect ratios of random resized crops, as in torchvision and all five official codes.
 RATIO = (3 / 4, 4 / 3)
@@ -36,7 +36,7 @@ class Crop:
     """Probability that bright pixels are inverted, done later by `views.Views`."""
 
 
-def decode(image: Image, shard: Path) -> Tensor:
+def decode(image: JpegSample, shard: Path) -> Tensor:
     """The image (3, H, W) in uint8.
 
     Raises:

@@ -10,7 +10,7 @@ SHARD_ORDER, BUFFER, CROPS = range(3)
 
 
 @dataclass(frozen=True)
-class Layout:
+class EpochPartition:
     """How an epoch is divided among processes; a position means something only within one layout."""
 
     batch: int
@@ -40,7 +40,7 @@ class Position:
 
 
 @dataclass(frozen=True)
-class Segment:
+class ShardSlice:
     """Consecutive images of one shard."""
 
     shard: int
@@ -48,7 +48,7 @@ class Segment:
     last: int
 
 
-def epoch_segments(counts: list[int], seed: int, epoch: int, first: int, last: int) -> list[Segment]:
+def epoch_segments(counts: list[int], seed: int, epoch: int, first: int, last: int) -> list[ShardSlice]:
     """The part `first` to `last` (exclusive) of an epoch's sequence, as segments of shards.
 
     Args:
@@ -65,7 +65,7 @@ def epoch_segments(counts: list[int], seed: int, epoch: int, first: int, last: i
     while at < len(order) and starts[at] < last:
         low, high = max(first, starts[at]) - starts[at], min(last, starts[at + 1]) - starts[at]
         if low < high:
-            segments.append(Segment(int(order[at]), int(low), int(high)))
+            segments.append(ShardSlice(int(order[at]), int(low), int(high)))
         at += 1
     return segments
 

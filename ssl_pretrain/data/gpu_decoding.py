@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from shared.shards.tar_reader import Image
+from shared.shards.tar_reader import JpegSample
 from ssl_pretrain.data.crops import Crop, cut_batch, decode
 
 
 class Drawn(NamedTuple):
     """An image of a batch, before it is decoded."""
 
-    image: Image
+    image: JpegSample
     shard: Path
     seed: tuple[int, ...]
     """Of its crops."""
@@ -63,5 +63,7 @@ def _decoded(packed: Packed, device: torch.device) -> list[Tensor]:
         images: list[Tensor] = decode_jpeg(files, mode=ImageReadMode.RGB, device=device)
     except (RuntimeError, ValueError):  # one that is damaged, or of a kind that only the CPU's decoder knows
         names = zip(files, packed.keys, packed.shards, strict=True)
-        return [decode(Image(key, file.numpy().tobytes()), Path(shard)).to(device) for file, key, shard in names]
+        return [
+            decode(JpegSample(key, file.numpy().tobytes()), Path(shard)).to(device) for file, key, shard in names
+        ]
     return images

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from shared.cli import check_range
 from shared.errors import UserError
-from shared.shards.tar_reader import Image, read_images
+from shared.shards.tar_reader import JpegSample, read_images
 from shared.signals import ignore_signals_in_worker
 from shared.training.distributed import World
 from shared.training.worker_errors import deaths_named
@@ -33,9 +33,9 @@ from ssl_pretrain.data.epoch_order import (
     BUFFER,
     CROPS,
     SHARD_ORDER,
-    Layout,
+    EpochPartition,
     Position,
-    Segment,
+    ShardSlice,
     buffered_order,
     epoch_segments,
 )
@@ -64,7 +64,7 @@ class LoaderConfig:
         """`workers`, or what this rank's CPU cores allow."""
         return _spare_cores() if self.workers is None else self.workers
 
-    def processes(self, layout: Layout) -> int:
+    def processes(self, layout: EpochPartition) -> int:
         """Loader processes: one for each run of the layout, or none, when this process reads them in turn."""
         return layout.workers if self.resolved_workers() else 0
 
@@ -89,7 +89,7 @@ class ShardStream(IterableDataset):
         self,
         shard_set: ShardSet,
         crops: tuple[Crop, ...],
-        layout: Layout,
+        layout: EpochPartition,
         rank: int,
         seed: int,
         start: Position,
@@ -144,17 +144,19 @@ class ShardStream(IterableDataset):
         offset = np.random.default_rng((SHARD_ORDER, self.seed, epoch, 1)).integers(left_out + 1)
         return int(offset) + self.rank * share
 
-    def _in_order(self, segments: list[Segment], order: list[int], seen: int) -> Iterator[tuple[int, int, Image]]:
+    def _in_order(
+        self, segments: list[ShardSlice], order: list[int], seen: int
+    ) -> Iterator[tuple[int, int, JpegSample]]:
         """Place in the run, shard and image, in `order`, without the first `seen` of them."""
         reader = self._read(segments, set(order[:seen]))
-        held: dict[int, tuple[int, Image]] = {}
+        held: dict[int, tuple[int, JpegSample]] = {}
         for place in order[seen:]:
             while place not in held:
                 found, shard, image = next(reader)
                 held[found] = shard, image
             yield place, *held.pop(place)
 
-    def _read(self, segments: list[Segment], seen: set[int]) -> Iterator[tuple[int, int, Image]]:
+    def _read(self, segments: list[ShardSlice], seen: set[int]) -> Iterator[tuple[int, int, JpegSample]]:
         """Place in the run, shard and image, as they lie on the disk, without those in `seen`."""
         begin = 0
         for segment in segments:
@@ -174,7 +176,7 @@ class ShardLoader:
         shard_set: ShardSet,
         crops: tuple[Crop, ...],
         config: LoaderConfig,
-        layout: Layout,
+        layout: EpochPartition,
         world: World,
         seed: int,
         start: Position,

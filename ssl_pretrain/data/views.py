@@ -68,7 +68,7 @@ class ViewsConfig:
             raise UserError(f"--views.blur-sigma {low} {high} are no widths from small to large; give two above 0")
 
 
-class Lots(NamedTuple):
+class AugmentParams(NamedTuple):
     """What was drawn for the samples of a batch; None: this recipe does not do it."""
 
     transpose_B: Tensor | None = None
@@ -114,10 +114,10 @@ class Views(nn.Module):
             views += self.varied(same_BCHW, self.draw(len(same_BCHW), crop)).chunk(crop.count)
         return views
 
-    def draw(self, count: int, crop: Crop) -> Lots:
+    def draw(self, count: int, crop: Crop) -> AugmentParams:
         """The lots of `count` crops of one kind."""
         config, device = self.config, self.mean.device
-        lots = Lots(
+        lots = AugmentParams(
             horizontal_B=_chosen(count, config.horizontal_flip, device),
             vertical_B=_chosen(count, config.vertical_flip, device),
             jitter=_draw_jitter(count, config, device) if config.changes_colours else None,
@@ -132,7 +132,7 @@ class Views(nn.Module):
             lots = lots._replace(threshold_B=torch.where(solarise_B, config.solarise_threshold, 2.0))
         return lots
 
-    def varied(self, image_BCHW: Tensor, lots: Lots) -> Tensor:
+    def varied(self, image_BCHW: Tensor, lots: AugmentParams) -> Tensor:
         """The normalised views of uint8 images with these lots."""
         # The loop's autocast would have the blur computed in bfloat16.
         with torch.autocast(image_BCHW.device.type, enabled=False):
@@ -149,14 +149,14 @@ class Views(nn.Module):
 
     def normalise(self, image_BCHW: Tensor) -> Tensor:
         """uint8 -> float32 with mean 0 and standard deviation 1 over the patches."""
-        return self.varied(image_BCHW, Lots())
+        return self.varied(image_BCHW, AugmentParams())
 
     def restore(self, view_BCHW: Tensor) -> Tensor:
         """The uint8 image of a normalised view."""
         return ((view_BCHW * self.std + self.mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
 
-def _moved(image_BCHW: Tensor, lots: Lots) -> Tensor:
+def _moved(image_BCHW: Tensor, lots: AugmentParams) -> Tensor:
     """Turned and flipped, still in uint8."""
     if lots.transpose_B is not None:
         image_BCHW = _where(lots.transpose_B, image_BCHW.transpose(-1, -2), image_BCHW)
@@ -167,7 +167,7 @@ def _moved(image_BCHW: Tensor, lots: Lots) -> Tensor:
     return image_BCHW
 
 
-def _with_quarter_turns(lots: Lots, quarters_B: Tensor) -> Lots:
+def _with_quarter_turns(lots: AugmentParams, quarters_B: Tensor) -> AugmentParams:
     """Counter-clockwise turns by so many quarters before the flips, said as a transposition and flips."""
     horizontal_B, vertical_B = quarters_B >= 2, (quarters_B == 1) | (quarters_B == 2)
     if lots.horizontal_B is not None:

@@ -24,7 +24,7 @@ FOREIGN_SIZE = 224
 
 
 @dataclass(frozen=True)
-class Subject:
+class LoadedBackbone:
     """A backbone, ready to be measured."""
 
     name: str
@@ -45,7 +45,7 @@ class Subject:
     """What the run logged: for each number (images seen, value)."""
 
 
-def open_subject(place: Path) -> Subject:
+def open_subject(place: Path) -> LoadedBackbone:
     """The backbone in a weights file (ours or another project's), a checkpoint or a run folder.
 
     Raises:
@@ -61,15 +61,17 @@ def open_subject(place: Path) -> Subject:
     return _of_weights(weights_file.read(place))
 
 
-def untrained(like: Subject) -> Subject:
+def untrained(like: LoadedBackbone) -> LoadedBackbone:
     """The same network with fresh weights, shown the same patches: what numbers have to be compared with."""
     torch.manual_seed(0)
     trunk = create_trunk(like.arch, like.crop.size).eval()
     name = f"untrained {like.arch}"
-    return Subject(name, trunk, like.arch, like.crop, like.mean, like.std, samples_seen=0, may_collapse=False)
+    return LoadedBackbone(
+        name, trunk, like.arch, like.crop, like.mean, like.std, samples_seen=0, may_collapse=False
+    )
 
 
-def _of_run(folder: Path) -> Subject:
+def _of_run(folder: Path) -> LoadedBackbone:
     config = _config(folder)
     state = checkpoint.resume(folder, config["name"])
     if state is not None:
@@ -81,7 +83,7 @@ def _of_run(folder: Path) -> Subject:
     return dataclasses.replace(_of_weights(weights_file.read(exported)), name=str(folder), curves=curves)
 
 
-def _of_state(name: str, folder: Path, state: Any) -> Subject:
+def _of_state(name: str, folder: Path, state: Any) -> LoadedBackbone:
     """The networks of a training state, as the run's `config.json` describes them."""
     config = _config(folder)
     if config["name"] not in RECIPES:
@@ -100,7 +102,7 @@ def _of_state(name: str, folder: Path, state: Any) -> Subject:
         if not {"mean", "std"} <= remembered.keys():
             raise _damaged(folder / "shards.json")
         mean, std = remembered["mean"], remembered["std"]
-    return Subject(
+    return LoadedBackbone(
         name,
         method.backbone(),
         settings.arch,
@@ -114,7 +116,7 @@ def _of_state(name: str, folder: Path, state: Any) -> Subject:
     )
 
 
-def _of_weights(found: weights_file.Weights) -> Subject:
+def _of_weights(found: weights_file.Weights) -> LoadedBackbone:
     told = found.metadata
     if told.get("kind") == "detector":
         raise UserError(f"{found.path} is a whole detector; give the weights of a backbone")
@@ -126,7 +128,7 @@ def _of_weights(found: weights_file.Weights) -> Subject:
     crop = Crop(size=told.get("image_size", FOREIGN_SIZE), scale=(share, share), interpolation=interpolation)
     trunk = create_trunk(arch, crop.size).eval()
     weights_file.load_into(trunk, found)
-    return Subject(
+    return LoadedBackbone(
         str(found.path),
         trunk,
         arch,

@@ -12,7 +12,7 @@ from shared.training.distributed import World, any_rank
 from shared.training.rank_errors import refuse_differences, together
 from shared.training.run_folder import Run
 from shared.weights.weights_file import IMAGENET_MEAN, IMAGENET_STD, check_destination
-from ssl_pretrain.data.epoch_order import Layout
+from ssl_pretrain.data.epoch_order import EpochPartition
 from ssl_pretrain.data.shard_loader import check_batch
 from ssl_pretrain.data.shard_set import (
     ShardSet,
@@ -102,7 +102,7 @@ def begin(plan: BatchPlan, world: World) -> tuple[TrainingState, str]:
     """
     recipe = plan.recipe
     workers = max(recipe.loader.resolved_workers(), 1)
-    layout = Layout(plan.micro_batch, world.size, workers, recipe.loader.buffer)
+    layout = EpochPartition(plan.micro_batch, world.size, workers, recipe.loader.buffer)
     torch.manual_seed(recipe.seed)  # the same fresh weights on every rank
     method = _networks(recipe, world)
     state = TrainingState(method, recipe.optimiser.build(method), layout)

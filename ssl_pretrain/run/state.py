@@ -9,7 +9,7 @@ import torch
 from shared.training import checkpoint
 from shared.training.rank_errors import SharedError
 from shared.training.run_folder import Run
-from ssl_pretrain.data.epoch_order import Layout, Position
+from ssl_pretrain.data.epoch_order import EpochPartition, Position
 from ssl_pretrain.methods import Method
 
 
@@ -23,7 +23,7 @@ class TrainingState:
 
     method: Method
     optimiser: torch.optim.Optimizer
-    layout: Layout
+    layout: EpochPartition
     step: int = 0
     """Optimiser steps done."""
     position: Position = Position()
@@ -71,7 +71,7 @@ class TrainingState:
         self.method.load_state_dict(found["networks"])
         self.optimiser.load_state_dict(found["optimiser"])
         self.step, self.position = found["step"], Position(**found["position"])
-        before = Layout(**found["layout"])
+        before = EpochPartition(**found["layout"])
         if before == (replace(self.layout, workers=before.workers) if free_workers else self.layout):
             self.layout = before
             return f"goes on after step {self.step:,}"

@@ -22,7 +22,7 @@ LONGEST_WAIT = 10.0
 UNITS = {"mfu_percent": "% MFU", "memory_gb": "GB"}
 
 
-class Meter:
+class StepLogger:
     """Writes one line a step to `metrics.jsonl` and draws the progress bar.
 
     Losses stay on the device until `flush`, which waits for them once for many steps. Speed and data wait
@@ -95,7 +95,7 @@ class Meter:
         """Count time from now: what lay before (a checkpoint, a picture) is not training."""
         self._done, self._waited, self._since = [], 0.0, time.perf_counter()
 
-    def __enter__(self) -> "Meter":
+    def __enter__(self) -> "StepLogger":
         return self
 
     def __exit__(self, *_: object) -> None:

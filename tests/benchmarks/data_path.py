@@ -19,7 +19,7 @@ from lightly.transforms import DINOTransform, MAETransform, MoCoV2Transform, Swa
 from PIL import Image as Picture
 from torch import Tensor
 
-from shared.shards.tar_reader import Image, read_images
+from shared.shards.tar_reader import JpegSample, read_images
 from ssl_pretrain.data.crops import cut, decode
 from ssl_pretrain.data.shard_set import open_shards
 from ssl_pretrain.data.views import Views
@@ -48,7 +48,7 @@ def main() -> None:
     write(OUT, [compare(name, images) for name in THEIRS])
 
 
-def compare(name: str, images: list[Image]) -> dict[str, object]:
+def compare(name: str, images: list[JpegSample]) -> dict[str, object]:
     """One recipe."""
     recipe = RECIPES[name]
     crops = recipe.method.crops
@@ -91,7 +91,7 @@ def processor_seconds(work: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def patches(folder: Path) -> list[Image]:
+def patches(folder: Path) -> list[JpegSample]:
     """Patches from all over the shards, as many as a batch has."""
     shard_set = open_shards(folder)
     step = max(shard_set.samples // BATCH, 1)

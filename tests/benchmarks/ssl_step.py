@@ -16,7 +16,7 @@ from shared.training.distributed import World
 from shared.training.gpu_usage import memory_gb, peak_flops
 from shared.training.precision import autocast
 from shared.weights.weights_file import IMAGENET_MEAN, IMAGENET_STD
-from ssl_pretrain.data.epoch_order import Layout, Position
+from ssl_pretrain.data.epoch_order import EpochPartition, Position
 from ssl_pretrain.data.shard_loader import ShardLoader
 from ssl_pretrain.data.shard_set import open_shards
 from ssl_pretrain.data.views import Views
@@ -133,7 +133,7 @@ def fed_from(
 ) -> float:
     """Images/s with a loader in front."""
     config = dataclasses.replace(recipe.loader, buffer=256)
-    layout = Layout(batch, 1, max(config.resolved_workers(), 1), config.buffer)
+    layout = EpochPartition(batch, 1, max(config.resolved_workers(), 1), config.buffer)
     world = World(0, 0, 1, device)
     with ShardLoader(open_shards(shards), recipe.method.crops, config, layout, world, 0, Position()) as loader:
 

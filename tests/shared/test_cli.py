@@ -108,7 +108,8 @@ def test_a_bug_keeps_its_traceback() -> None:
 
 PROGRAM = """
 import sys, time
-from shared.cli import UserError, run
+from shared.cli import run
+from shared.errors import UserError
 
 def command():
     if "wait" in sys.argv:

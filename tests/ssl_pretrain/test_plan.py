@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ssl_pretrain import plan as bill
-from ssl_pretrain.data.epoch_order import Layout
+from ssl_pretrain.data.epoch_order import EpochPartition
 from ssl_pretrain.plan import ClusterSpec, CostEstimate, sizes_of, speed_of
 from ssl_pretrain.recipes import MAE_VITB, RECIPES
 from ssl_pretrain.run.batch_plan import BatchPlan
@@ -50,7 +50,9 @@ def test_hours_are_those_of_200_imagenet_epochs():
 def test_sizes_are_those_of_the_files(name: str, tmp_path: Path):
     asked = recipe(name, tmp_path, tmp_path)
     plan, method = BatchPlan.of(asked, 1), asked.method.build()
-    state = TrainingState(method, asked.optimiser.build(method), Layout(batch=1, ranks=1, workers=1, buffer=1))
+    state = TrainingState(
+        method, asked.optimiser.build(method), EpochPartition(batch=1, ranks=1, workers=1, buffer=1)
+    )
     for weight in method.parameters():
         weight.grad = torch.zeros_like(weight) if weight.requires_grad else None
     state.optimiser.step()

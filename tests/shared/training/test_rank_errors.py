@@ -10,7 +10,8 @@ from tests.conftest import ENVIRONMENT, free_port
 PROGRAM = """
 import sys, torch
 from shared.training import distributed
-from shared.cli import UserError, run
+from shared.cli import run
+from shared.errors import UserError
 from shared.training.rank_errors import on_all_ranks
 
 def train(world):

@@ -10,7 +10,7 @@ import torch
 from PIL import Image as Picture
 from torchvision.transforms import RandomResizedCrop
 
-from shared.shards.tar_reader import Image
+from shared.shards.tar_reader import JpegSample
 from ssl_pretrain.data.crops import Crop, cut, decode, random_box
 from tests.ssl_pretrain.conftest import jpeg, tissue
 
@@ -35,7 +35,7 @@ def test_boxes_are_distributed_as_torchvisions():
 def test_crops_are_cut_and_resized_as_pil_does(crop: Crop, interpolation: str):
     """With antialiasing, whether they get smaller or larger, from what a JPEG decodes to."""
     data = jpeg(tissue(1).resize((512, 512), Picture.Resampling.BILINEAR))
-    image_CHW = decode(Image("key", data), Path("shard.tar"))
+    image_CHW = decode(JpegSample("key", data), Path("shard.tar"))
     picture = Picture.fromarray(image_CHW.permute(1, 2, 0).numpy())
     random = np.random.default_rng(0)
     for ours in cut(image_CHW, (replace(crop, interpolation=interpolation),), np.random.default_rng(0)):
@@ -49,7 +49,7 @@ def test_crops_are_cut_and_resized_as_pil_does(crop: Crop, interpolation: str):
 def test_decoding_equals_pil():
     data = jpeg(tissue(3))
     theirs = np.array(Picture.open(io.BytesIO(data)))
-    image_CHW = decode(Image("key", data), Path("shard.tar"))
+    image_CHW = decode(JpegSample("key", data), Path("shard.tar"))
     assert np.abs(image_CHW.permute(1, 2, 0).numpy().astype(int) - theirs).max() <= 2
 
 

@@ -17,7 +17,7 @@ from shared.errors import UserError
 from shared.training.distributed import World
 from ssl_pretrain.data import shard_loader
 from ssl_pretrain.data.crops import Crop
-from ssl_pretrain.data.epoch_order import Layout, Position, buffered_order, epoch_segments
+from ssl_pretrain.data.epoch_order import EpochPartition, Position, buffered_order, epoch_segments
 from ssl_pretrain.data.shard_loader import LoaderConfig, ShardLoader
 from ssl_pretrain.data.shard_set import ShardSet, open_shards
 from ssl_pretrain.inspection.monitor import sample_patches
@@ -36,7 +36,7 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
 
 def batches(
     shard_set: ShardSet,
-    layout: Layout,
+    layout: EpochPartition,
     count: int,
     rank: int = 0,
     start: Position = BEGINNING,
@@ -57,7 +57,7 @@ def numbers(found: list[list[torch.Tensor]]) -> list[int]:
 
 def test_12_uneven_shards_on_8_ranks_with_3_workers(uneven: ShardSet):
     """Two epochs: nobody sees an image twice in one, 99 % are seen, the orders differ, no rank is left waiting."""
-    layout = Layout(batch=2, ranks=8, workers=3, buffer=50)
+    layout = EpochPartition(batch=2, ranks=8, workers=3, buffer=50)
     an_epoch = layout.batches(uneven.samples)
     seen: list[list[int]] = [[], []]
     for rank in range(layout.ranks):
@@ -74,7 +74,7 @@ def test_12_uneven_shards_on_8_ranks_with_3_workers(uneven: ShardSet):
 def test_one_shard_is_shared_by_8_ranks_with_3_workers(tmp_path: Path):
     """Fewer shards than processes: every rank still gets its batches, and nobody another's images."""
     shard_set = open_shards(write_shards(tmp_path, [53], flat, quality=95))
-    layout = Layout(batch=2, ranks=8, workers=3, buffer=50)
+    layout = EpochPartition(batch=2, ranks=8, workers=3, buffer=50)
     assert layout.batches(shard_set.samples) == 3
     seen = [number for rank in range(8) for number in numbers(batches(shard_set, layout, 3, rank))]
     assert len(seen) == len(set(seen)) == 48 and set(seen) <= set(range(53))
@@ -83,7 +83,7 @@ def test_one_shard_is_shared_by_8_ranks_with_3_workers(tmp_path: Path):
 @pytest.mark.parametrize("rank", [0, 5])
 def test_interrupted_at_random_batches_the_uneven_shards_go_on_the_same(uneven: ShardSet, rank: int):
     """12 shards, 8 ranks, 3 workers, two and a half epochs in six pieces, each read by new processes."""
-    layout = Layout(batch=4, ranks=8, workers=3, buffer=50)
+    layout = EpochPartition(batch=4, ranks=8, workers=3, buffer=50)
     an_epoch = layout.batches(uneven.samples)
     total = 5 * an_epoch // 2
     whole = batches(uneven, layout, total, rank)
@@ -100,7 +100,7 @@ def test_interrupted_at_random_batches_the_uneven_shards_go_on_the_same(uneven: 
 def test_resumed_anywhere_the_sequence_is_the_same(tmp_path: Path, workers: int, taken: int):
     """Bit for bit, crops included, within an epoch and over its end (12 batches are an epoch)."""
     shard_set = open_shards(write_shards(tmp_path, [20, 9, 21], tissue))
-    layout = Layout(batch=2, ranks=2, workers=max(workers, 1), buffer=7)
+    layout = EpochPartition(batch=2, ranks=2, workers=max(workers, 1), buffer=7)
     assert layout.batches(shard_set.samples) == 12
     world = World(1, 0, 2, torch.device("cpu"))
     crops = (Crop(size=16, scale=(0.2, 1.0)), Crop(size=8, scale=(0.1, 0.3), count=2))
@@ -120,7 +120,7 @@ def test_what_was_seen_is_not_decoded_again(uneven: ShardSet, monkeypatch: pytes
     decode = shard_loader.decode
     monkeypatch.setattr(shard_loader, "decode", lambda *image: decoded.append(1) or decode(*image))
     world = World(0, 0, 1, torch.device("cpu"))
-    layout = Layout(batch=10, ranks=1, workers=1, buffer=100)
+    layout = EpochPartition(batch=10, ranks=1, workers=1, buffer=100)
     with ShardLoader(uneven, CROPS, LoaderConfig(workers=0), layout, world, 0, Position(0, 200)) as loader:
         loader.take()
     assert len(decoded) == 10
@@ -128,7 +128,7 @@ def test_what_was_seen_is_not_decoded_again(uneven: ShardSet, monkeypatch: pytes
 
 def test_decoded_on_the_training_device_the_batches_are_the_same(uneven: ShardSet):
     """Which is the CPU here, so that even the pixels are."""
-    layout = Layout(batch=4, ranks=2, workers=2, buffer=40)
+    layout = EpochPartition(batch=4, ranks=2, workers=2, buffer=40)
     crops = (*CROPS, Crop(size=16, scale=(0.1, 0.5), count=2))
     start = Position(1, 7)
     expected, found = (batches(uneven, layout, 9, 1, start, 3, crops, where) for where in ("cpu", "gpu"))
@@ -140,7 +140,7 @@ def test_decoded_on_the_training_device_the_batches_are_the_same(uneven: ShardSe
 @pytest.mark.gpu
 def test_decoded_on_a_gpu_the_crops_look_the_same(tmp_path: Path):
     shard_set = open_shards(write_shards(tmp_path, [12], tissue))
-    layout, crops = Layout(batch=12, ranks=1, workers=1, buffer=4), (Crop(size=64, scale=(0.2, 1.0)),)
+    layout, crops = EpochPartition(batch=12, ranks=1, workers=1, buffer=4), (Crop(size=64, scale=(0.2, 1.0)),)
     (expected,) = batches(shard_set, layout, 1, crops=crops)[0]
     arguments = (LoaderConfig(workers=1, decode="gpu"), layout, World(0, 0, 1, torch.device("cuda")), 0, BEGINNING)
     with ShardLoader(shard_set, crops, *arguments) as loader:
@@ -151,7 +151,7 @@ def test_decoded_on_a_gpu_the_crops_look_the_same(tmp_path: Path):
 
 def test_seeds_and_epochs_give_other_orders_and_crops(tmp_path: Path):
     shard_set = open_shards(write_shards(tmp_path, [12], tissue))
-    layout = Layout(batch=12, ranks=1, workers=1, buffer=100)
+    layout = EpochPartition(batch=12, ranks=1, workers=1, buffer=100)
     crops = (Crop(size=16, scale=(0.2, 1.0)),)
     first, second = batches(shard_set, layout, 2, crops=crops)
     (again,) = batches(shard_set, layout, 1, crops=crops)
@@ -182,14 +182,14 @@ def test_buffer_holds_no_more_than_its_size_and_shuffles():
 def test_fewer_images_than_a_batch(tmp_path: Path):
     shard_set = open_shards(write_shards(tmp_path, [5], flat))
     with pytest.raises(UserError, match=r"holds 5 patches, fewer than one batch of 8; .*--batch-size"):
-        batches(shard_set, Layout(batch=4, ranks=2, workers=1, buffer=10), 1)
+        batches(shard_set, EpochPartition(batch=4, ranks=2, workers=1, buffer=10), 1)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_damage_that_shows_only_while_reading_ends_in_one_sentence(tmp_path: Path, workers: int):
     shard_set = open_shards(write_shards(tmp_path, [40], tissue))
     damage(tmp_path / "shard-000000.tar")
-    layout = Layout(batch=2, ranks=1, workers=max(workers, 1), buffer=4)
+    layout = EpochPartition(batch=2, ranks=1, workers=max(workers, 1), buffer=4)
     world = World(0, 0, 1, torch.device("cpu"))
     with (
         ShardLoader(shard_set, CROPS, LoaderConfig(workers=workers), layout, world, 0, Position()) as loader,
@@ -203,11 +203,11 @@ WHOSE_WORKERS_END = """
 import os, signal, sys, threading, time
 from pathlib import Path
 import torch
-from shared.cli import UserError
+from shared.errors import UserError
 from shared.training.distributed import World
 from ssl_pretrain.data import crops
 from ssl_pretrain.data import shard_loader
-from ssl_pretrain.data.epoch_order import Layout, Position
+from ssl_pretrain.data.epoch_order import EpochPartition, Position
 from ssl_pretrain.data.shard_set import open_shards
 
 def wait_or_fail(*_):
@@ -216,7 +216,8 @@ def wait_or_fail(*_):
     time.sleep(0.5)
 
 def take():
-    arguments = shard_loader.LoaderConfig(workers=2), Layout(4, 1, 2, 10), World(0, 0, 1, torch.device("cpu"))
+    partition = EpochPartition(4, 1, 2, 10)
+    arguments = shard_loader.LoaderConfig(workers=2), partition, World(0, 0, 1, torch.device("cpu"))
     kinds = (crops.Crop(size=8, scale=(0.5, 1.0)),)
     with shard_loader.ShardLoader(open_shards(folder), kinds, *arguments, 0, Position()) as loader:
         if not (folder / "fail").exists():
@@ -256,6 +257,6 @@ def test_image_that_is_no_jpeg_is_named_by_loader_and_monitor(tmp_path: Path, co
     )
     for decode in ("cpu", "gpu"):
         with pytest.raises(UserError, match=sentence):
-            batches(shard_set, Layout(batch=1, ranks=1, workers=1, buffer=4), 1, decode=decode)
+            batches(shard_set, EpochPartition(batch=1, ranks=1, workers=1, buffer=4), 1, decode=decode)
     with pytest.raises(UserError, match=sentence):
         sample_patches(shard_set, CROPS[0], 2)

@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import functional as TF
 from shared.errors import UserError
 from ssl_pretrain.data.color_ops import BRIGHTNESS, CONTRAST, HUE, SATURATION
 from ssl_pretrain.data.crops import Crop
-from ssl_pretrain.data.views import Lots, Views, ViewsConfig
+from ssl_pretrain.data.views import AugmentParams, Views, ViewsConfig
 from tests.ssl_pretrain.conftest import tissue
 
 CROP = Crop(size=8, scale=(0.2, 1.0))
@@ -99,7 +99,7 @@ def test_view_equals_torchvisions_functions_in_the_official_order():
     assert different.float().mean() < 1e-4
 
 
-def theirs_of(image_CHW: Tensor, lots: Lots, number: int) -> Tensor:
+def theirs_of(image_CHW: Tensor, lots: AugmentParams, number: int) -> Tensor:
     image_CHW = image_CHW.mT if lots.transpose_B[number] else image_CHW
     image_CHW = TF.hflip(image_CHW) if lots.horizontal_B[number] else image_CHW
     image_CHW = TF.vflip(image_CHW) if lots.vertical_B[number] else image_CHW

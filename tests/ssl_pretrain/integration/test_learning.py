@@ -33,7 +33,7 @@ from shared.weights import weights_file
 from ssl_pretrain.data.crops import Crop
 from ssl_pretrain.data.shard_set import open_shards
 from ssl_pretrain.inspection import nearest_neighbours
-from ssl_pretrain.inspection.backbone_sources import Subject, open_subject, untrained
+from ssl_pretrain.inspection.backbone_sources import LoadedBackbone, open_subject, untrained
 from ssl_pretrain.inspection.feature_metrics import features_of
 from ssl_pretrain.inspection.monitor import sample_patches
 from ssl_pretrain.inspection.probe_patches import labelled_patches
@@ -182,7 +182,7 @@ def logged(recipe: Recipe, name: str) -> torch.Tensor:
     return torch.tensor([json.loads(line)[name] for line in lines if f'"{name}"' in line])
 
 
-def told_by_neighbours(subject: Subject, shards: Path) -> dict[str, float]:
+def told_by_neighbours(subject: LoadedBackbone, shards: Path) -> dict[str, float]:
     """Balanced share of all patches whose neighbours have the same label; chance: slide 1/3, positive 1/2."""
     shard_set = open_shards(shards)
     sample = labelled_patches(shard_set, subject.crop, shard_set.samples)

@@ -14,7 +14,7 @@ from ssl_pretrain.recipes import MAE_DEMO, RECIPES
 from ssl_pretrain.run import step_logger
 from ssl_pretrain.run.batch_plan import BatchPlan
 from ssl_pretrain.run.flops import flops_per_image
-from ssl_pretrain.run.step_logger import Meter
+from ssl_pretrain.run.step_logger import StepLogger
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_a_gpu_is_known_by_its_name(name: str, peak: float | None, monkeypatch: 
 def test_a_line_holds_what_is_known(tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch):
     def lines() -> dict:
         run = Run(tmp_path / "run", MAE_DEMO)
-        with Meter(run, BatchPlan.of(MAE_DEMO, 1), world, first_step=0) as watch:
+        with StepLogger(run, BatchPlan.of(MAE_DEMO, 1), world, first_step=0) as watch:
             watch.step_done(torch.tensor(1.0))
             watch.flush()
         run.close()

@@ -10,7 +10,7 @@ from shared.training.run_folder import Run
 from ssl_pretrain.recipes import MAE_DEMO
 from ssl_pretrain.run import step_logger
 from ssl_pretrain.run.batch_plan import BatchPlan
-from ssl_pretrain.run.step_logger import Meter
+from ssl_pretrain.run.step_logger import StepLogger
 from tests.ssl_pretrain.stub import changed
 
 
@@ -29,7 +29,9 @@ def test_looks_every_ten_steps_or_ten_seconds(
     monkeypatch.setattr(step_logger.time, "perf_counter", lambda: now[0])
     recipe = changed(MAE_DEMO, log_every=10, samples_seen=60 * 64)
     found = []
-    with Meter(Run(tmp_path / "run", recipe, writes=False), BatchPlan.of(recipe, 1), world, first_step=5) as watch:
+    with StepLogger(
+        Run(tmp_path / "run", recipe, writes=False), BatchPlan.of(recipe, 1), world, first_step=5
+    ) as watch:
         for step in range(6, 41):
             now[0] += seconds
             watch.step_done(torch.tensor(1.0))
