@@ -12,7 +12,7 @@ from finetune.training.state import TrainingState
 from finetune.training.tile_loader import Batch
 from shared.training.distributed import any_rank, exchange_gradients, mean_over_ranks
 from shared.training.precision import autocast
-from shared.training.rank_errors import SharedError
+from shared.training.rank_errors import AllRanksError
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
@@ -76,7 +76,7 @@ def _require_finite(values: Iterable[Tensor], recipe: Recipe, step: int) -> None
     values = list(values)
     finite = all(bool(torch.isfinite(value).all()) for value in values)
     if any_rank(not finite, values[0].device):
-        raise SharedError(
+        raise AllRanksError(
             f"the loss is no longer finite at step {step}; the checkpoints in {recipe.run_dir} are whole. "
             "Give a lower --learning-rate and another --run-dir"
         )

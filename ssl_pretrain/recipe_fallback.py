@@ -52,7 +52,7 @@ class RecipeChoice:
         """`on` the ranks that are there; called on each.
 
         Raises:
-            SharedError: as `on`.
+            AllRanksError: as `on`.
         """
         with together(world):
             return self.on(world.size)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared.model.proposals import Level, Unsmoothed
+from shared.model.proposals import Level, UnsmoothedLevel
 
 
 class FeaturePyramid(nn.Module):
@@ -52,7 +52,7 @@ class FeaturePyramid(nn.Module):
         merged = self.merge(maps)
         pairs = list(zip(merged, self.smooth, strict=False))
         levels: list[Level] = [
-            Unsmoothed(level.contiguous(memory_format=torch.channels_last), cast(nn.Conv2d, smooth))
+            UnsmoothedLevel(level.contiguous(memory_format=torch.channels_last), cast(nn.Conv2d, smooth))
             for level, smooth in pairs[:unsmoothed]
         ]
         levels += [smooth(level) for level, smooth in pairs[unsmoothed:]]

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class Unsmoothed(NamedTuple):
+class UnsmoothedLevel(NamedTuple):
     """A level of the pyramid before its 3x3 convolution, which is then only done under the points.
 
     P2's is a quarter of the detector's work, and one in sixteen of its outputs is looked at.
@@ -16,12 +16,12 @@ class Unsmoothed(NamedTuple):
     map_BCHW: Tensor
     smooth: nn.Conv2d
 
-    def float(self) -> "Unsmoothed":
+    def float(self) -> "UnsmoothedLevel":
         """The same in single precision."""
-        return Unsmoothed(self.map_BCHW.float(), self.smooth)
+        return UnsmoothedLevel(self.map_BCHW.float(), self.smooth)
 
 
-Level = Tensor | Unsmoothed
+Level = Tensor | UnsmoothedLevel
 
 
 def proposal_grid(height: int, width: int, interval: int, device: torch.device | str = "cpu") -> Tensor:
@@ -62,7 +62,7 @@ def sample(level: Level, points_BN2: Tensor, stride: int) -> Tensor:
     Returns:
         Features, B x N x C. Differentiable in the map and in the points.
     """
-    if isinstance(level, Unsmoothed):
+    if isinstance(level, UnsmoothedLevel):
         return _smoothed_under(level, points_BN2 / stride - 0.5)
     height, width = level.shape[-2:]
     x_BN, y_BN = points_BN2.unbind(-1)
@@ -71,7 +71,7 @@ def sample(level: Level, points_BN2: Tensor, stride: int) -> Tensor:
     return features_BC1N[:, :, 0].transpose(1, 2)
 
 
-def _smoothed_under(level: Unsmoothed, cells_BN2: Tensor) -> Tensor:
+def _smoothed_under(level: UnsmoothedLevel, cells_BN2: Tensor) -> Tensor:
     """What sampling the smoothed map would give, from the 4 x 4 cells around each point.
 
     Convolution and bilinear interpolation are both linear: interpolate the nine shifted maps, then multiply

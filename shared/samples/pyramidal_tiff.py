@@ -17,7 +17,7 @@ Entry = tuple[int, int, int, bytes]  # tag, type, count, value
 
 
 @dataclass(frozen=True)
-class Level:
+class TiffLevel:
     """One resolution of a pyramid: JPEG streams of `tile` x `tile` px with 4:2:0 chroma, row by row."""
 
     width: int
@@ -27,7 +27,7 @@ class Level:
 
 
 def write_pyramid(
-    path: Path, levels: Iterable[Level], description: str = "", pixels_per_centimetre: float | None = None
+    path: Path, levels: Iterable[TiffLevel], description: str = "", pixels_per_centimetre: float | None = None
 ) -> None:
     """Write the levels, finest first; the TIFF states a resolution only if one is given (of level 0)."""
     with path.open("wb") as file:
@@ -49,7 +49,7 @@ def _append(file: BinaryIO, streams: Iterable[bytes]) -> Iterator[tuple[int, int
 
 
 def _entries(
-    level: Level, offsets: tuple[int, ...], sizes: tuple[int, ...], description: str, reduced: bool
+    level: TiffLevel, offsets: tuple[int, ...], sizes: tuple[int, ...], description: str, reduced: bool
 ) -> list[Entry]:
     text = description.encode("ascii") + b"\0"
     entries = [

@@ -19,7 +19,7 @@ from PIL import Image
 
 from shared.cli import check_range, make_folder, run
 from shared.files import atomic_path, write_json
-from shared.samples.pyramidal_tiff import Level, write_pyramid
+from shared.samples.pyramidal_tiff import TiffLevel, write_pyramid
 from shared.samples.specimen import Specimen, Stain, section
 
 TILE = 256
@@ -164,9 +164,9 @@ def _pyramid(image: Image.Image) -> list[Image.Image]:
     return levels
 
 
-def jpeg_level(image: Image.Image, quality: int) -> Level:
+def jpeg_level(image: Image.Image, quality: int) -> TiffLevel:
     """A level of a slide, its chroma halved as scanners do it; what lies beyond the picture is black."""
-    return Level(*image.size, TILE, _jpeg_tiles(image, quality))
+    return TiffLevel(*image.size, TILE, _jpeg_tiles(image, quality))
 
 
 def _jpeg_tiles(level: Image.Image, quality: int) -> Iterator[bytes]:

@@ -18,7 +18,7 @@ from shared.training.distributed import World
 GONE = re.compile(r"gloo/transport.*(closed by peer|reset by peer|Broken pipe)")
 
 
-class SharedError(UserError):
+class AllRanksError(UserError):
     """An error that every rank raises at the same place: all can leave, and one says why."""
 
 
@@ -26,13 +26,13 @@ def on_all_ranks(train: Callable[[World], int]) -> int:
     """Join the process group, train, leave it; returns the exit code of this rank.
 
     Raises:
-        SharedError: on the first rank, which says it; the others just end with code 2.
+        AllRanksError: on the first rank, which says it; the others just end with code 2.
         UserError: on a rank that alone found a reason to end; and on the ranks that were left waiting for it.
     """
     world = distributed.start()
     try:
         code = train(world)
-    except SharedError:
+    except AllRanksError:
         # Only where all ranks leave: one that left the group alone would wait for the others' goodbye.
         distributed.stop()
         if world.is_main:
@@ -63,7 +63,7 @@ def together(world: World) -> Iterator[None]:
     """Around what each rank does by itself, without waiting for others: nobody goes on if it fails on one.
 
     Raises:
-        SharedError: on every rank, with the sentence of the first rank that failed.
+        AllRanksError: on every rank, with the sentence of the first rank that failed.
     """
     sentence = ""
     try:
@@ -72,17 +72,17 @@ def together(world: World) -> Iterator[None]:
         sentence = str(error)
     for said in texts_of_ranks(sentence, world):
         if said:
-            raise SharedError(said)
+            raise AllRanksError(said)
 
 
 def refuse_differences(mine: str, world: World, sentence: str) -> None:
     """Compare what the ranks found.
 
     Raises:
-        SharedError: on every rank, with `sentence`, if `mine` is not the same on all.
+        AllRanksError: on every rank, with `sentence`, if `mine` is not the same on all.
     """
     if len(set(texts_of_ranks(mine, world))) > 1:
-        raise SharedError(sentence)
+        raise AllRanksError(sentence)
 
 
 def texts_of_ranks(text: str, world: World) -> list[str]:

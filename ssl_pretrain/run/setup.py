@@ -40,7 +40,7 @@ def prepare(recipe: Recipe, world: World) -> tuple[BatchPlan, ShardSet]:
     """What the run will do and with which shards; refuses what cannot work and writes nothing.
 
     Raises:
-        SharedError: an option is out of range, the shards cannot be used, or the run folder has a checkpoint
+        AllRanksError: an option is out of range, the shards cannot be used, or the run folder has a checkpoint
             of a run with other shards or other settings.
     """
     with together(world):
@@ -71,7 +71,7 @@ def verify(recipe: Recipe, shard_set: ShardSet, world: World, stop: StopSignal) 
     """Compare the shards with their index before the first step, each rank a part; False if told to stop.
 
     Raises:
-        SharedError: a shard is not the one that was indexed.
+        AllRanksError: a shard is not the one that was indexed.
     """
     with together(world):
         if recipe.verify and not has_begun(recipe):
@@ -84,7 +84,7 @@ def open_run(recipe: Recipe, shard_set: ShardSet, world: World) -> Run:
     """The folder of the run; close it.
 
     Raises:
-        SharedError: the folder cannot be used.
+        AllRanksError: the folder cannot be used.
     """
     with together(world):
         run = Run(recipe.run_dir, recipe, writes=world.is_main)
@@ -98,7 +98,7 @@ def begin(plan: BatchPlan, world: World) -> tuple[TrainingState, str]:
     """Networks and optimiser, fresh or from the newest checkpoint, and in words where the run stands.
 
     Raises:
-        SharedError: no checkpoint can be read, or not all ranks read the same.
+        AllRanksError: no checkpoint can be read, or not all ranks read the same.
     """
     recipe = plan.recipe
     workers = max(recipe.loader.resolved_workers(), 1)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from shared.training import checkpoint
-from shared.training.rank_errors import SharedError
+from shared.training.rank_errors import AllRanksError
 from shared.training.run_folder import Run
 from ssl_pretrain.data.epoch_order import EpochPartition, Position
 from ssl_pretrain.methods import Method
@@ -38,7 +38,7 @@ class TrainingState:
             keep_every: Checkpoints of every multiple of this step stay.
 
         Raises:
-            SharedError: a weight, the same on every rank, is not finite; the checkpoints before are kept.
+            AllRanksError: a weight, the same on every rank, is not finite; the checkpoints before are kept.
         """
         norms = torch.stack(torch._foreach_norm(list(self.method.parameters()))).tolist()
         if not all(map(math.isfinite, norms)):
@@ -80,9 +80,9 @@ class TrainingState:
         return f"goes on after step {self.step:,}, with a new epoch because its division has changed"
 
 
-def not_finite(what: str, step: int, folder: Path) -> SharedError:
+def not_finite(what: str, step: int, folder: Path) -> AllRanksError:
     """The error of a run that has blown up, on every rank."""
-    return SharedError(
+    return AllRanksError(
         f"{what} is infinite or not a number at step {step:,}; the checkpoints before it are kept in {folder}: "
         "begin again in another --run-dir with a lower --optimiser.base-lr"
     )

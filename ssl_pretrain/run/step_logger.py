@@ -71,7 +71,7 @@ class StepLogger:
         """Log the steps since the last flush.
 
         Raises:
-            SharedError: a loss is not finite; raised on every rank, as losses are means over all.
+            AllRanksError: a loss is not finite; raised on every rank, as losses are means over all.
         """
         if not self._done:
             return

@@ -35,7 +35,7 @@ from patch_extraction.harvesting.slide_harvest import SlidePlan, harvest_slide
 from patch_extraction.harvesting.slide_list import find_sources
 from patch_extraction.slide_store.slide_record import Record
 from patch_extraction.slide_store.slide_tar import QUALITY, SlideTar, add_member, as_jpeg
-from shared.samples.pyramidal_tiff import Level, write_pyramid
+from shared.samples.pyramidal_tiff import TiffLevel, write_pyramid
 from shared.samples.specimen import section
 from shared.wsi.resampling import resample
 from shared.wsi.slide import Reader, Slide
@@ -341,7 +341,7 @@ def write_large_slide(path: Path) -> None:
     write_pyramid(path, levels, "Aperio Image Library v12.0.0 \r\nlarge|AppMag = 40|MPP = 0.25")
 
 
-def large_level(image_HW3: np.ndarray, width: int, height: int, island: int) -> Level:
+def large_level(image_HW3: np.ndarray, width: int, height: int, island: int) -> TiffLevel:
     """A level whose island, `island` tiles wide and high, repeats an image."""
     repeats = -(-256 // image_HW3.shape[0])
     image_HW3 = np.tile(image_HW3, (repeats, repeats, 1))
@@ -360,7 +360,7 @@ def large_level(image_HW3: np.ndarray, width: int, height: int, island: int) -> 
             for x in range(-(-width // 256)):
                 yield tissue[y % count, x % count] if max(x, y) < island else glass
 
-    return Level(width, height, 256, streams())
+    return TiffLevel(width, height, 256, streams())
 
 
 if __name__ == "__main__":

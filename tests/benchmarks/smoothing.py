@@ -14,7 +14,7 @@ from torch import nn
 
 from shared.model.decoders import PYRAMID_STRIDES
 from shared.model.dpa_p2pnet import pays_to_sample
-from shared.model.proposals import Unsmoothed, proposal_grid, sample
+from shared.model.proposals import UnsmoothedLevel, proposal_grid, sample
 from tests.benchmarks.measuring import in_turn, write
 
 SIDE, CHANNELS = 1024, 256
@@ -46,7 +46,7 @@ def compare(level: int, interval: int) -> dict[str, object]:
 
     def where_sampled() -> None:
         for _ in range(times):
-            sample(Unsmoothed(map_BCHW, smooth), points_BN2, stride)
+            sample(UnsmoothedLevel(map_BCHW, smooth), points_BN2, stride)
 
     seconds = in_turn({"everywhere": everywhere, "sampled": where_sampled}, repeats=5, clock=time.process_time)
     return {

@@ -22,14 +22,14 @@ from shared.training import distributed
 from shared.cli import run
 from shared.signals import StopSignal
 from ssl_pretrain.__main__ import main
-from shared.training.rank_errors import SharedError
+from shared.training.rank_errors import AllRanksError
 from ssl_pretrain.train import train
 from tests.ssl_pretrain import stub
 
 def refused(**fields):
     try:
         train(stub.changed(recipe, **fields), world, StopSignal())
-    except SharedError as error:
+    except AllRanksError as error:
         return str(error)
 
 world = distributed.start()
