@@ -93,7 +93,7 @@ class SlidePlan:
 
 
 @dataclass
-class Tally:
+class HarvestStats:
     """What came of looking at places one by one."""
 
     screened: int = 0
@@ -192,7 +192,7 @@ def _harvest_open(plan: SlidePlan, facts: dict[str, Any], tell: Callable[[int], 
     }
     tissue = find_tissue(slide)
     facts["tissue_mm2"] = round(tissue.area_mm2, 3)
-    tally = Tally()
+    tally = HarvestStats()
     try:
         refuse_resolution(slide, config)
         if not tissue.mask.any():
@@ -235,7 +235,7 @@ def _in_order(places_N2: np.ndarray, source: SlideEntry, seed: int) -> np.ndarra
 
 
 def _keep_patches(
-    plan: SlidePlan, places_N2: np.ndarray, tar: SlideTar, tally: Tally, tell: Callable[[int], None]
+    plan: SlidePlan, places_N2: np.ndarray, tar: SlideTar, tally: HarvestStats, tell: Callable[[int], None]
 ) -> None:
     """Count place after place and write those with enough cells, until there are enough patches.
 
@@ -253,7 +253,7 @@ def _keep_patches(
 
 
 def _look_at(
-    plan: SlidePlan, places_N2: np.ndarray, tar: SlideTar, tally: Tally, tell: Callable[[int], None]
+    plan: SlidePlan, places_N2: np.ndarray, tar: SlideTar, tally: HarvestStats, tell: Callable[[int], None]
 ) -> None:
     """Keep what is worth it of the places, as long as patches are lacking.
 
@@ -273,7 +273,7 @@ def _keep(
     patch: np.ndarray | SlideError,
     cells: int,
     tar: SlideTar,
-    tally: Tally,
+    tally: HarvestStats,
 ) -> None:
     """Write a patch if it holds enough cells; take note of it in any case."""
     tally.counted += 1

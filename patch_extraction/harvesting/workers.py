@@ -110,7 +110,7 @@ def each(task: Task, sources: Sequence[SlideEntry], config: HarvestConfig) -> It
 
 
 @dataclass(frozen=True)
-class _Wish:
+class _Abort:
     """What a worker says when the whole harvest has to end."""
 
     sentence: str
@@ -158,7 +158,7 @@ class _Worker:
                 word = self.pipe.recv()
             except (EOFError, ConnectionResetError):
                 return self._give_up(self._death())
-            if isinstance(word, _Wish):
+            if isinstance(word, _Abort):
                 raise UserError(word.sentence)
             if isinstance(word, int):
                 self._count_from_now(word)
@@ -211,11 +211,11 @@ def _work(pipe: Connection, task: Task) -> None:
         try:
             pipe.send(task(source, tell=_Throttled(pipe)))
         except UserError as error:
-            pipe.send(_Wish(str(error)))
+            pipe.send(_Abort(str(error)))
         except OSError as error:
             if error.errno not in DISK_FULL:
                 raise
-            pipe.send(_Wish(f"cannot write what was found: {error.strerror}; {MAKE_ROOM}"))
+            pipe.send(_Abort(f"cannot write what was found: {error.strerror}; {MAKE_ROOM}"))
 
 
 class _Throttled:
