@@ -42,7 +42,7 @@ class CutViews:
 
 
 @dataclass(frozen=True)
-class Place:
+class ViewPlace:
     """Where a cell patch lies in its slide."""
 
     image: Path
@@ -52,7 +52,7 @@ class Place:
     """Left, top, right, bottom in px of level 0."""
 
     @classmethod
-    def from_metadata(cls, image: Path, pair: Mapping[str, Any]) -> "Place":
+    def from_metadata(cls, image: Path, pair: Mapping[str, Any]) -> "ViewPlace":
         """Read an entry of `sample_pairs`; raises KeyError, TypeError or ValueError where it is not whole."""
         sides = [float(pair["cell"][name]) for name in ("x_start", "y_start", "x_end", "y_end")]
         left, top, right, bottom = sides
@@ -91,7 +91,7 @@ def cut_views(config: CutViews) -> int:
     return NOTHING_FAILED
 
 
-def _places(folder: Path) -> Iterator[Place]:
+def _places(folder: Path) -> Iterator[ViewPlace]:
     """All cell patches."""
     if not ocelot.recognises(folder):
         raise UserError(f"{folder} is not OCELOT ({ocelot.LAYOUT}); only there it is known where patches lie")
@@ -100,10 +100,10 @@ def _places(folder: Path) -> Iterator[Place]:
     for split in SPLITS:
         images = folder / "images" / split / "cell"
         for stem, image in images_in(images).items() if images.is_dir() else ():
-            yield ocelot.of_sample(partial(Place.from_metadata, image), metadata, pairs, stem)
+            yield ocelot.of_sample(partial(ViewPlace.from_metadata, image), metadata, pairs, stem)
 
 
-def _missing(place: Place, factors: Sequence[int]) -> list[int]:
+def _missing(place: ViewPlace, factors: Sequence[int]) -> list[int]:
     """The factors of which no view is there, in any format."""
     return [factor for factor in factors if not view_beside(place.image, factor)]
 
@@ -118,7 +118,7 @@ def _file_of(name: str, slides: Sequence[Path], folder: Path) -> Path:
     return found[0]
 
 
-def _cut(path: Path, places: Sequence[Place], factors: Sequence[int]) -> None:
+def _cut(path: Path, places: Sequence[ViewPlace], factors: Sequence[int]) -> None:
     """All views from one slide."""
     with Slide(path, places[0].slide_mpp) as slide:
         for place in places:
@@ -134,7 +134,7 @@ def _cut(path: Path, places: Sequence[Place], factors: Sequence[int]) -> None:
                     _read(slide, place, factor).save(temporary, format="PNG")
 
 
-def _read(slide: Slide, place: Place, factor: int) -> Image.Image:
+def _read(slide: Slide, place: ViewPlace, factor: int) -> Image.Image:
     """`factor` times the patch's width around its centre, with as many px as the patch."""
     left, top, right, bottom = place.box
     width, height = image_size(place.image)

@@ -79,7 +79,7 @@ class Import:
 
 
 @dataclass(frozen=True)
-class Place:
+class TilePlace:
     """A tile: its corner in px of level 0, its size in px, and the region that it shows (None: all of it)."""
 
     x: float
@@ -240,7 +240,7 @@ def _refuse_strays(objects: Objects, source: ImageSource, annotation: Path) -> N
         )
 
 
-def _places(config: Import, objects: Objects, source: ImageSource) -> Iterator[Place]:
+def _places(config: Import, objects: Objects, source: ImageSource) -> Iterator[TilePlace]:
     """Tiles of every region, or around the cells."""
     scale = source.mpp / config.mpp
     for region in objects.regions:
@@ -255,7 +255,7 @@ def _places(config: Import, objects: Objects, source: ImageSource) -> Iterator[P
             yield place
 
 
-def _in_region(config: Import, region: Region, source: ImageSource, scale: float) -> Iterator[Place]:
+def _in_region(config: Import, region: Region, source: ImageSource, scale: float) -> Iterator[TilePlace]:
     """Tiles that cover a region; those of which little lies in it are left out."""
     left, top, right, bottom = region.polygon.box
     box = (max(left, 0.0), max(top, 0.0), min(right, source.size[0]), min(bottom, source.size[1]))
@@ -268,7 +268,7 @@ def _in_region(config: Import, region: Region, source: ImageSource, scale: float
             yield place if inside > NEARLY_ALL else dataclasses.replace(place, polygon=region.polygon)
 
 
-def _grid(box: tuple[float, float, float, float], scale: float, tile: int) -> Iterator[Place]:
+def _grid(box: tuple[float, float, float, float], scale: float, tile: int) -> Iterator[TilePlace]:
     """Tiles of one size, of at most `tile` px, that cover a box in px of level 0; the last may reach beyond."""
     left, top, right, bottom = box
     # A millionth of a px is a rounding error.
@@ -277,10 +277,10 @@ def _grid(box: tuple[float, float, float, float], scale: float, tile: int) -> It
     width, height = (math.ceil(side / count) for side, count in zip(sides, (columns, rows), strict=True))
     for row in range(rows):
         for column in range(columns):
-            yield Place(left + column * width / scale, top + row * height / scale, width, height)
+            yield TilePlace(left + column * width / scale, top + row * height / scale, width, height)
 
 
-def _within(place: Place, points_N2: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
+def _within(place: TilePlace, points_N2: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
     """Points in px of a tile, and which of them lie in it."""
     # Rounded, so that of two tiles exactly one has a cell on the line between them.
     xy_N2 = np.round((points_N2 - (place.x, place.y)) * scale, 6)
@@ -290,13 +290,13 @@ def _within(place: Place, points_N2: np.ndarray, scale: float) -> tuple[np.ndarr
     return xy_N2, inside_N
 
 
-def _raster_of(polygon: Polygon, place: Place, scale: float) -> np.ndarray:
+def _raster_of(polygon: Polygon, place: TilePlace, scale: float) -> np.ndarray:
     """Which px of a tile lie in a polygon."""
     return polygon.mask(np.array([place.x, place.y]), 1 / scale, place.height, place.width)
 
 
 def _write_tile(
-    config: Import, source: ImageSource, place: Place, name: str, xy_M2: np.ndarray, numbers_M: np.ndarray
+    config: Import, source: ImageSource, place: TilePlace, name: str, xy_M2: np.ndarray, numbers_M: np.ndarray
 ) -> None:
     """The image of a tile, its wider views, its cells."""
     for doublings in range(config.views):

@@ -10,7 +10,7 @@ from finetune.predict.outputs.file_names import drawn_by_prediction
 from finetune.predict.outputs.summary import write_overview
 from finetune.predict.plan import make_plan
 from finetune.predict.share import share_of_process
-from finetune.predict.slide_job import Job, predict_slide
+from finetune.predict.slide_job import SlideJob, predict_slide
 from shared.cli import make_folder, settings_text
 from shared.errors import NOTHING_FAILED, REFUSED, SOME_FAILED, UserError
 from shared.signals import STOPPED, StopSignal, leave_marker
@@ -33,7 +33,9 @@ def predict(config: PredictConfig, stop: StopSignal) -> int:
     share = share_of_process(config.part)
     plan = make_plan(config, share.device)
     sources = find_sources(config.sources, drawn_by_prediction)
-    jobs = [Job(plan, path, name, len(sources) > 1) for path, name in sources.items()][share.rank :: share.size]
+    jobs = [SlideJob(plan, path, name, len(sources) > 1) for path, name in sources.items()][
+        share.rank :: share.size
+    ]
     for job in jobs:
         job.check()
     make_folder(config.out, "--out")

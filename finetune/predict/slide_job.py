@@ -29,7 +29,7 @@ from shared.wsi.slide import Slide, SlideError
 
 
 @dataclass(frozen=True)
-class Job:
+class SlideJob:
     """A slide that was asked for."""
 
     plan: PredictPlan
@@ -98,7 +98,7 @@ class Job:
         return {"cells": self.key, "outputs": self.plan.output_key(self.annotations)}
 
 
-def predict_slide(job: Job, stop: StopSignal) -> dict[str, Any] | None:
+def predict_slide(job: SlideJob, stop: StopSignal) -> dict[str, Any] | None:
     """Find and write the cells of one slide; returns its summary, or None if it was told to stop before the end.
 
     Raises:
@@ -141,7 +141,7 @@ def predict_slide(job: Job, stop: StopSignal) -> dict[str, Any] | None:
 
 def _fill(
     store: CellStore,
-    job: Job,
+    job: SlideJob,
     tiling: Tiling,
     area: Area,
     batches: list[list[int]],
@@ -188,11 +188,11 @@ def _touched(tiling: Tiling, area: Area, scale: float) -> list[int]:
     return found
 
 
-def _open(job: Job) -> ImageSource:
+def _open(job: SlideJob) -> ImageSource:
     return open_source(job.path, job.plan.config.slide_mpp)
 
 
-def _annotated(job: Job, corner: tuple[int, int]) -> CellSet | None:
+def _annotated(job: SlideJob, corner: tuple[int, int]) -> CellSet | None:
     """Cells to show beside those found, in px of level 0.
 
     Raises:
@@ -211,7 +211,7 @@ def _annotated(job: Job, corner: tuple[int, int]) -> CellSet | None:
     return CellSet(objects.points_N2, labels_N, np.ones(len(labels_N)))
 
 
-def _area(job: Job, source: ImageSource, corner: tuple[int, int]) -> Area:
+def _area(job: SlideJob, source: ImageSource, corner: tuple[int, int]) -> Area:
     """Where to look.
 
     Raises:
@@ -237,7 +237,7 @@ def _area(job: Job, source: ImageSource, corner: tuple[int, int]) -> Area:
 
 
 @contextmanager
-def _alone(job: Job) -> Iterator[None]:
+def _alone(job: SlideJob) -> Iterator[None]:
     """One process at a slide at a time; the system lifts the lock when the process ends, however it does.
 
     Raises:

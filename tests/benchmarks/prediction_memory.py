@@ -87,7 +87,7 @@ def measure(cells: int, folder: Path) -> dict[str, float]:
     image.write_bytes(b"blank")
     detector = LoadedDetector(image, Crowd(), ("a", "b", "c"), MPP, torch.device("cpu"))
     config = PredictConfig(detector=image, sources=(image,), out=folder / "out", workers=0, batch_size=1)
-    job = slide_job.Job(PredictPlan(config, detector, "", ()), image, Path("blank"))
+    job = slide_job.SlideJob(PredictPlan(config, detector, "", ()), image, Path("blank"))
     _predict(replace(job, path=image), 1024)  # what is loaded at first use is no matter of cells
     before = peak_mb()
     start, cpu_start = time.perf_counter(), time.process_time()
@@ -102,7 +102,7 @@ def measure(cells: int, folder: Path) -> dict[str, float]:
     }
 
 
-def _predict(job: slide_job.Job, side: int) -> None:
+def _predict(job: slide_job.SlideJob, side: int) -> None:
     """A small prediction."""
     known = slide_job.open_source
     slide_job.open_source = lambda *_: Blank((side, side))

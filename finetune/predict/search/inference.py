@@ -34,7 +34,7 @@ CELL = np.dtype(
 )
 
 
-class Batch(NamedTuple):
+class WindowBatch(NamedTuple):
     """Windows of one size."""
 
     number: int
@@ -59,7 +59,7 @@ class Found(NamedTuple):
 
 
 @dataclass
-class WindowReader(Dataset[Batch]):
+class WindowReader(Dataset[WindowBatch]):
     """Reads batches of windows; opens the source in the process that reads."""
 
     open_source: Callable[[], ImageSource]
@@ -69,7 +69,7 @@ class WindowReader(Dataset[Batch]):
     views: int = 1
     _source: ImageSource | None = field(default=None, repr=False)
 
-    def __getitem__(self, number: int) -> Batch:
+    def __getitem__(self, number: int) -> WindowBatch:
         if self._source is None:
             self._source = self.open_source()
         tiles, images, failures = [], [], []
@@ -81,7 +81,7 @@ class WindowReader(Dataset[Batch]):
                 tiles.append(index)
             except SlideError as error:
                 failures.append(f"tile {index}: {error}")
-        return Batch(number, tiles, torch.stack(images) if images else torch.empty(0), failures)
+        return WindowBatch(number, tiles, torch.stack(images) if images else torch.empty(0), failures)
 
 
 def read_views(source: ImageSource, window: Box, mpp: float, views: int) -> np.ndarray:
