@@ -22,6 +22,7 @@ from shared.cli import cli_beside, run
 from shared.errors import NOTHING_FAILED, SOME_FAILED
 from shared.jobs.partition import Part
 from shared.signals import leave_when_told
+from shared.wsi.slide_files import SlideListing, by_ending, list_slides
 
 
 def main() -> int:
@@ -36,8 +37,8 @@ def main() -> int:
     check(config)
     leave_when_told(lambda: f"with {len(list(config.out.glob('slides/*.json')))} slides done")
     counter = choose_counter(config.counter, config.detector, config.patch_mpp, config.patch_size)
-    hidden: list[str] = []
-    sources = find_sources(config, counter, hidden)
+    listing = list_slides(config.wsi_dir)
+    sources = find_sources(config, counter, listing)
     refuse_foreign(config)
     if config.dry_run:
         mine = sources if config.part is None else Part.of_text(config.part).share(sources)
@@ -53,9 +54,17 @@ def main() -> int:
     if failed:
         again = "mend them and start the same command again"
         print(f"{failed} of {len(records)} slides failed (see above); {again}", file=sys.stderr)
-    if hidden:
-        print(f"folders left out: {len(hidden)} ({hidden[0]})", file=sys.stderr)
-    return SOME_FAILED if failed or hidden else NOTHING_FAILED
+    report_left_out(listing, config)
+    return SOME_FAILED if failed or listing.unlisted else NOTHING_FAILED
+
+
+def report_left_out(listing: SlideListing, config: HarvestConfig) -> None:
+    """Print what below --wsi-dir was not harvested and is no failed slide."""
+    passed_over = [path for path in listing.passed_over if config.out not in path.parents]
+    if passed_over:
+        print(f"passed over: {len(passed_over)} files ({by_ending(passed_over)})")
+    if listing.unlisted:
+        print(f"folders left out: {len(listing.unlisted)} ({listing.unlisted[0]})", file=sys.stderr)
 
 
 if __name__ == "__main__":

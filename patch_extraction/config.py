@@ -10,10 +10,11 @@ from typing import Any
 
 from shared.cli import as_plain, check_range
 from shared.errors import UserError
+from shared.files import printable
 from shared.jobs.partition import Part
 from shared.wsi.resampling import resampler
-from shared.wsi.resolution import PLAUSIBLE
-from shared.wsi.slide import Reader, printable
+from shared.wsi.resolution import MPP_RANGE
+from shared.wsi.slide import Reader
 
 FORMAT = 7  # of the slide tars; raised when the same settings would give other patches
 # Coarser than this, nuclei are specks that no counter tells apart (cells are counted at 1 um/px).
@@ -111,7 +112,7 @@ def check(config: HarvestConfig) -> None:
     Raises:
         UserError: names the option and what it takes.
     """
-    low, high = PLAUSIBLE[0], COARSEST_PATCH_MPP
+    low, high = MPP_RANGE[0], COARSEST_PATCH_MPP
     limits = {
         "patch-mpp": (config.patch_mpp, low, high),
         "patch-size": (config.patch_size, 32, 8192),
@@ -180,9 +181,9 @@ def _override(word: str) -> tuple[str, float]:
         value = float(number)
     except ValueError:
         value = 0.0
-    if not PLAUSIBLE[0] <= value <= PLAUSIBLE[1]:
+    if not MPP_RANGE[0] <= value <= MPP_RANGE[1]:
         raise UserError(
-            f"--slide-mpp {word} is not a resolution; give um/px from {PLAUSIBLE[0]} to {PLAUSIBLE[1]}, "
+            f"--slide-mpp {word} is not a resolution; give um/px from {MPP_RANGE[0]} to {MPP_RANGE[1]}, "
             "as 0.25 or NAME=0.25"
         )
     return pattern or "*", value

@@ -23,7 +23,7 @@ from shared.cli import check_range, run
 from shared.errors import UserError
 from shared.files import atomic_path
 from shared.reporting.tables import table
-from shared.wsi.resolution import PLAUSIBLE
+from shared.wsi.resolution import MPP_RANGE
 
 MATCH_UM = 4.0  # a found cell counts as right within about the radius of a nucleus
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
@@ -163,8 +163,10 @@ def _place(word: str) -> tuple[Path, float]:
         value = 0.0
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; check the path")
-    if not PLAUSIBLE[0] <= value <= PLAUSIBLE[1]:
-        raise UserError(f"the um/px of {folder} are not known; say them as {folder}=0.5")
+    if not MPP_RANGE[0] <= value <= MPP_RANGE[1]:
+        least, most = MPP_RANGE
+        known = "not known" if mpp is None else f"said to be {mpp}"
+        raise UserError(f"the um/px of {folder} are {known}; give a number from {least} to {most} as {folder}=0.5")
     return folder, value
 
 

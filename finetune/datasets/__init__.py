@@ -10,6 +10,7 @@ from finetune.datasets.description import NAME, Description, class_values, descr
 from finetune.datasets.layouts import bcdata, consep, ocelot, points
 from shared.cli import check_range
 from shared.errors import UserError
+from shared.wsi.resolution import MPP_RANGE
 
 
 class Reader(Protocol):
@@ -60,6 +61,7 @@ def load_data(source: DataOptions) -> AnnotatedData:
         UserError: no data there, or a file in it is wrong; the sentence says which and why.
     """
     check_range("radius-um", source.radius_um, 0.1, 1000)
+    check_range("slide-mpp", source.slide_mpp, *MPP_RANGE)
     folder = source.data
     layouts = "; ".join(reader.LAYOUT for reader in READERS.values())
     if not folder.is_dir():

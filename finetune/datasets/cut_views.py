@@ -23,7 +23,8 @@ from finetune.datasets.wider_views import view_beside
 from shared.cli import check_range
 from shared.errors import NOTHING_FAILED, SOME_FAILED, UserError
 from shared.files import atomic_path
-from shared.wsi.slide import Slide, SlideError, find_slides
+from shared.wsi.slide import Slide, SlideError
+from shared.wsi.slide_files import find_slides
 
 
 @dataclass(frozen=True, kw_only=True)

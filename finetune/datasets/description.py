@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from finetune.datasets.annotations.cells import class_value
 from finetune.datasets.dataset import SPLITS
 from shared.errors import UserError
+from shared.wsi.resolution import MPP_RANGE
 
 NAME = "dataset.json"
 FIELDS = ("format", "mpp", "classes", "origin", "splits", "slides")
@@ -65,7 +65,7 @@ def checked(folder: Path, description: Description) -> float:
             f'{folder} does not say its resolution; write "mpp" into {folder / NAME} '
             "or give --slide-mpp (um/px of the images)"
         )
-    if not (description.mpp > 0 and math.isfinite(description.mpp)):
+    if not MPP_RANGE[0] <= description.mpp <= MPP_RANGE[1]:
         raise UserError(f"{description.mpp:g} um/px is no resolution of {folder}; give it with --slide-mpp")
     if description.origin not in ORIGIN_OFFSETS:
         raise UserError(f"origin {description.origin!r} of {folder} is neither corner nor pixel_index")

@@ -34,6 +34,7 @@ from shared.wsi.image_source import (
     visible_files,
 )
 from shared.wsi.polygons import Polygon
+from shared.wsi.resolution import MPP_RANGE
 from shared.wsi.slide import SlideError
 
 TILES = "tiles.csv"
@@ -158,10 +159,10 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def _check(config: Import) -> None:
-    check_range("mpp", config.mpp, 0.05, 20)
+    check_range("mpp", config.mpp, *MPP_RANGE)
     check_range("tile", config.tile, 64, 2**14)
     check_range("views", config.views, 1, 6)
-    check_range("slide-mpp", config.slide_mpp, 0.01, 100)
+    check_range("slide-mpp", config.slide_mpp, *MPP_RANGE)
     if not config.annotations.exists():
         raise UserError(f"there is no GeoJSON file or folder {config.annotations}; check the path")
     if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):

@@ -10,9 +10,7 @@ import tyro
 from shared.cli import check_range
 from shared.errors import UserError
 from shared.training.precision import Precision
-
-# um/px that an image may have.
-LEAST_MPP, MOST_MPP = 0.01, 100
+from shared.wsi.resolution import MPP_RANGE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +70,7 @@ def check(config: PredictConfig) -> None:
     """
     if not config.sources:
         raise UserError("there is nothing to look at; give slides, images or folders after the detector")
-    check_range("slide-mpp", config.slide_mpp, LEAST_MPP, MOST_MPP)
+    check_range("slide-mpp", config.slide_mpp, *MPP_RANGE)
     check_range("tile", config.tile, 64, 2**15)
     check_range("margin", config.margin, 0, 2**14)
     check_range("batch-size", config.batch_size, 1, 4096)

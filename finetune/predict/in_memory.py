@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from finetune.predict.config import LEAST_MPP, MOST_MPP
 from finetune.predict.search.deduplicate import without_seams
 from finetune.predict.search.inference import CELL, WindowReader, find_cells
 from finetune.predict.search.tiling import Tiling, tiling_of
@@ -14,6 +13,7 @@ from shared.model.cells import CellSet
 from shared.model.detector_file import LoadedDetector
 from shared.training.precision import Precision
 from shared.wsi.image_source import ImageSource, Picture, size_at
+from shared.wsi.resolution import MPP_RANGE
 
 
 def predict_image(
@@ -26,8 +26,9 @@ def predict_image(
             the detector's training.
     """
     mpp = detector.mpp if mpp is None else mpp
-    if not LEAST_MPP <= mpp <= MOST_MPP:
-        raise UserError(f"an image of {mpp:g} um/px makes no sense; give mpp between {LEAST_MPP} and {MOST_MPP}")
+    if not MPP_RANGE[0] <= mpp <= MPP_RANGE[1]:
+        least, most = MPP_RANGE
+        raise UserError(f"an image of {mpp:g} um/px makes no sense; give mpp between {least:g} and {most:g}")
     if isinstance(image, str | Path):
         source: ImageSource = Picture.open(Path(image), mpp)
     elif isinstance(image, Image.Image):

@@ -13,10 +13,10 @@ from finetune.predict.share import share_of_process
 from finetune.predict.slide_job import SlideJob, predict_slide
 from shared.cli import make_folder, settings_text
 from shared.errors import NOTHING_FAILED, REFUSED, SOME_FAILED, UserError
+from shared.files import printable
 from shared.signals import STOPPED, StopSignal, leave_marker
 from shared.training.worker_errors import deaths_named
 from shared.wsi.image_source import find_sources
-from shared.wsi.slide import printable
 
 NAMED = 3  # slides that failed, in the last line
 

@@ -27,7 +27,8 @@ from patch_extraction.slide_store.slide_record import (
 )
 from patch_extraction.slide_store.slide_tar import SlideTar
 from shared.errors import DISK_FULL, UserError
-from shared.wsi.slide import MOST_UPSAMPLING, Slide, SlideError, folder_name, printable
+from shared.files import folder_name, printable
+from shared.wsi.slide import MOST_UPSAMPLING, Slide, SlideError
 from shared.wsi.tissue import find_tissue
 
 MAKE_ROOM = "make room and start the same command again"

@@ -16,8 +16,9 @@ from patch_extraction.counters.base import CellCounter
 from patch_extraction.slide_store.fingerprint import MANY_FILES, fingerprint
 from patch_extraction.slide_store.slide_record import finished, slide_id
 from shared.errors import UserError
-from shared.wsi.resolution import PLAUSIBLE
-from shared.wsi.slide import SUFFIXES, find_slides, printable
+from shared.files import printable
+from shared.wsi.resolution import MPP_RANGE
+from shared.wsi.slide_files import SUFFIXES, SlideListing, by_ending
 
 COLUMNS = ("slide", "slide_mpp", "biomarker")
 
@@ -32,22 +33,24 @@ class ListedSlide:
     biomarker: str | None
 
 
-def find_sources(config: HarvestConfig, counter: CellCounter, hidden: list[str] | None = None) -> list[SlideEntry]:
-    """The slides to harvest, in the order of their paths or of --slides.
+def find_sources(config: HarvestConfig, counter: CellCounter, listing: SlideListing) -> list[SlideEntry]:
+    """Return the slides to harvest, in the order of their paths or of --slides.
 
     Args:
-        config: What is asked for.
+        config: The configuration.
         counter: Its name is part of the settings.
-        hidden: Takes a sentence for every folder that cannot be listed.
+        listing: The content of --wsi-dir.
 
     Raises:
         UserError: there are none; --slide-mpp or --slides name one that is not there; the CSV is wrong.
     """
-    paths = find_slides(config.wsi_dir, hidden)
-    if not paths:
+    if not listing.slides:
         endings = ", ".join(sorted(SUFFIXES))
-        raise UserError(f"{config.wsi_dir} holds no slides; files with one of these endings are read: {endings}")
-    by_name = {printable(path.relative_to(config.wsi_dir).as_posix()): path for path in paths}
+        others = f" ({by_ending(listing.passed_over)} are others)" if listing.passed_over else ""
+        raise UserError(
+            f"{config.wsi_dir} holds no slides{others}; files with one of these endings are read: {endings}"
+        )
+    by_name = {printable(path.relative_to(config.wsi_dir).as_posix()): path for path in listing.slides}
     mpps = overrides(config, list(by_name))
     rows = (
         dict.fromkeys(by_name) if config.slides is None else select(config.slides, list(by_name), config.wsi_dir)
@@ -138,10 +141,10 @@ def _row(path: Path, line: int, fields: Mapping[str | None, Any]) -> ListedSlide
         value = float(mpp) if mpp else None
     except ValueError:
         value = 0.0
-    if value is not None and not PLAUSIBLE[0] <= value <= PLAUSIBLE[1]:
+    if value is not None and not MPP_RANGE[0] <= value <= MPP_RANGE[1]:
         raise UserError(
             f"{path}, line {line}: slide_mpp {mpp} is not a resolution; give um/px "
-            f"from {PLAUSIBLE[0]} to {PLAUSIBLE[1]}, or leave it empty"
+            f"from {MPP_RANGE[0]} to {MPP_RANGE[1]}, or leave it empty"
         )
     return ListedSlide(line, slide, value, biomarker or None)
 

@@ -11,8 +11,8 @@ from patch_extraction.slide_store.file_names import CONTACT_SHEET, REJECTED_SHEE
 from patch_extraction.slide_store.fingerprint import fingerprint
 from patch_extraction.slide_store.slide_record import DUPLICATE, FAILED, KEPT, Record, read_record
 from shared.errors import UserError
+from shared.files import folder_name
 from shared.training.run_folder import CONFIG
-from shared.wsi.slide import folder_name
 
 
 def refuse_foreign(config: HarvestConfig) -> None:

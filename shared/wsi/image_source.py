@@ -13,7 +13,9 @@ import openslide
 from PIL import Image, UnidentifiedImageError
 
 from shared.errors import UserError
-from shared.wsi.slide import MOST_UPSAMPLING, Slide, SlideError, find_slides, printable
+from shared.files import printable
+from shared.wsi.slide import MOST_UPSAMPLING, Slide, SlideError
+from shared.wsi.slide_files import find_slides
 from shared.wsi.subpixel_blend import on_white
 
 PICTURES = (".png", ".jpg", ".jpeg")

@@ -1,11 +1,13 @@
 """How large a slide's pixels are, in um/px of level 0, and who says so."""
 
+import html
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-# Files exist that claim 352.8 um/px (72 ppi) or 0.005; scanners make 0.1 to about 8.
-PLAUSIBLE = (0.05, 20.0)
+# um/px accepted from files and from every --slide-mpp. Scanners produce 0.1 to about 8; files exist that state
+# 352.8 (72 ppi) or 0.005, and people give 40 (the objective) or 0.00025 (mm).
+MPP_RANGE = (0.05, 20.0)
 # Pixels whose two sides differ by more than this are worth a word.
 ANISOTROPY = 0.05
 # um per TIFF resolution unit.
@@ -13,11 +15,10 @@ UNITS = {"centimeter": 1e4, "inch": 2.54e4}
 # 40x is 0.25 um/px, 20x is 0.5, by convention of the scanner vendors.
 UM_PX_TIMES_POWER = 10.0
 NUMBER = r"([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)"
-# What vendors and converters write into the TIFF's description: Aperio's MPP, OME-XML.
-DESCRIPTIONS = {
-    "MPP in the description": (rf"\bMPP\s*=\s*{NUMBER}", rf"\bMPP\s*=\s*{NUMBER}"),
-    "OME PhysicalSize": (rf'PhysicalSizeX="{NUMBER}"', rf'PhysicalSizeY="{NUMBER}"'),
-}
+APERIO_MPP = re.compile(rf"\bMPP\s*=\s*{NUMBER}")
+# um per unit of OME-XML's PhysicalSize. "pixel" and "reference frame", which it also allows, are no lengths.
+OME_UNITS = {"m": 1e6, "cm": 1e4, "mm": 1e3, "um": 1.0, "nm": 1e-3, "pm": 1e-6, "in": 2.54e4}
+OME_UNITS |= {"\u00b5m": 1.0, "\u03bcm": 1.0, "\u00c5": 1e-4}  # the micro sign, Greek mu, angstrom
 
 
 class UnknownResolutionError(ValueError):
@@ -50,7 +51,7 @@ def resolve(
         return Resolution(override, "override")
     absurd = []
     for source, (x, y) in _stated(properties, trust_objective).items():
-        if not all(PLAUSIBLE[0] <= value <= PLAUSIBLE[1] for value in (x, y)):
+        if not all(MPP_RANGE[0] <= value <= MPP_RANGE[1] for value in (x, y)):
             absurd.append(f"{x:.4g} um/px from {source}")
             continue
         return Resolution((x + y) / 2, source, _warning(x, y, source))
@@ -65,8 +66,10 @@ def _stated(properties: Mapping[str, str], trust_objective: bool) -> dict[str, t
         "openslide.mpp-x": _pair(properties, "openslide.mpp-x", "openslide.mpp-y"),
         "aperio.MPP": _pair(properties, "aperio.MPP", "aperio.MPP"),
     }
-    for source, patterns in DESCRIPTIONS.items():
-        found[source] = _described(properties.get("tiff.ImageDescription", ""), patterns)
+    description = properties.get("tiff.ImageDescription", "")
+    mpp = _number(stated[1]) if (stated := APERIO_MPP.search(description)) else None
+    found["MPP in the description"] = (mpp, mpp) if mpp else None
+    found["OME PhysicalSize"] = _ome_size(description)
     found["TIFF resolution tags"] = _tiff_tags(properties)
     power = _number(properties.get("openslide.objective-power"))
     if trust_objective and power:
@@ -87,9 +90,19 @@ def _pair(properties: Mapping[str, str], key_x: str, key_y: str) -> tuple[float,
     return (x, y or x) if x else None
 
 
-def _described(description: str, patterns: tuple[str, str]) -> tuple[float, float] | None:
-    x, y = (re.search(pattern, description) for pattern in patterns)
-    return (float(x[1]), float(y[1])) if x and y else None
+def _ome_size(description: str) -> tuple[float, float] | None:
+    """Return PhysicalSizeX and PhysicalSizeY of the first image in um/px; None unless both are lengths."""
+    pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", description)
+    text = html.unescape(pixels[0] if pixels else description)
+    attributes = dict(re.findall(r"""\b(PhysicalSize\w+)\s*=\s*["']([^"']*)["']""", text))
+    sizes = []
+    for axis in "XY":
+        size = _number(attributes.get(f"PhysicalSize{axis}"))
+        unit = OME_UNITS.get(attributes.get(f"PhysicalSize{axis}Unit", "um").strip())
+        if not size or not unit:
+            return None
+        sizes.append(size * unit)
+    return sizes[0], sizes[1]
 
 
 def _tiff_tags(properties: Mapping[str, str]) -> tuple[float, float] | None:

@@ -7,9 +7,7 @@ harvest nor a prediction without a word.
 
 import contextlib
 import math
-import os
-import sys
-from collections.abc import Iterator
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,17 +17,14 @@ import openslide
 from PIL import Image
 
 from shared.errors import UserError
-from shared.wsi.dicom import series_of
-from shared.wsi.jpeg_tile_reader import NotReadError, TiledTiff
+from shared.files import printable
+from shared.wsi.jpeg_tile_reader import TiledTiff
 from shared.wsi.resampling import resample
 from shared.wsi.resolution import Resolution, UnknownResolutionError, resolve
 from shared.wsi.subpixel_blend import on_white
+from shared.wsi.tiff_faults import MAGIC as TIFF_MAGIC
+from shared.wsi.tiff_faults import fault_of
 
-# Endings of the formats that OpenSlide 4 reads.
-SUFFIXES = frozenset(
-    (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".czi", ".dcm")
-)
-TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Largest factor by which pixels may be enlarged: 0.293 um/px passes for 0.25, 0.5 does not.
 MOST_UPSAMPLING = 1.25
 # A level counts as fine enough if it is coarser than wanted by less than this; the difference is invisible.
@@ -58,42 +53,6 @@ class Window:
 
     level: int
     factor: float
-
-
-def printable(text: str) -> str:
-    r"""Text with file names in it, fit for UTF-8: bytes of names that are not UTF-8 become `\xfc`."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def folder_name(folder: Path) -> str:
-    """A folder as files name it, whatever the current folder is."""
-    return printable(str(folder.resolve()))
-
-
-def find_slides(folder: Path, unreadable: list[str] | None = None) -> list[Path]:
-    """Files below `folder` whose ending is a slide format's, sorted; linked folders are followed.
-
-    Hidden files are left out. The .dcm files of one series in one folder are one DICOM slide; its first file
-    stands for it.
-
-    Args:
-        folder: Where to look.
-        unreadable: Takes a sentence for every folder below that cannot be listed; all are also said on stderr.
-
-    Raises:
-        UserError: there is no such folder, or it cannot be listed itself.
-    """
-    if folder.is_file():
-        raise UserError(f"{folder} is a file; give the folder that it lies in")
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}; check the path")
-    found: list[Path] = []
-    for parent, names in _walk(folder, [] if unreadable is None else unreadable):
-        slides = [name for name in names if Path(name).suffix.lower() in SUFFIXES]
-        dicom = [parent / name for name in slides if name.lower().endswith(".dcm")]
-        found += [parent / name for name in slides if parent / name not in dicom]
-        found += {series_of(path): path for path in reversed(dicom)}.values() if len(dicom) > 1 else dicom
-    return sorted(found)
 
 
 class Slide:
@@ -253,7 +212,8 @@ class Slide:
         downsample = self._downsamples[level]
         at = (round(corner[0] * downsample), round(corner[1] * downsample))
         if self._tiles is not None and self._in_one_piece(level, size):
-            with contextlib.suppress(NotReadError):
+            # A refusal, or the result of a damaged file or a failing disk: OpenSlide reads it or names the fault.
+            with contextlib.suppress(Exception):
                 return self._tiles.read(level, (at[0] / downsample, at[1] / downsample), size)
         try:
             region = self._handle.read_region(at, level, size)
@@ -273,7 +233,7 @@ class Slide:
     def _open_tiles(self) -> TiledTiff | None:
         try:
             return TiledTiff(self.path, self._handle.properties, self._level_sizes)
-        except (NotReadError, OSError):
+        except Exception:  # a refusal, or whatever a damaged file leads to
             return None
 
     def _resolve(self, slide_mpp: float | None, trust_objective: bool) -> Resolution:
@@ -293,29 +253,10 @@ def _with_margin(start: float, end: float, margin: int, side: int) -> tuple[int,
     return (max(first, 0) if start >= 0 else first), (min(last, side) if end < side + 1 else last)
 
 
-def _walk(folder: Path, unreadable: list[str]) -> Iterator[tuple[Path, list[str]]]:
-    """Every folder from `folder` downwards with the names of its visible files; each real folder once."""
-
-    def refused(error: OSError) -> None:
-        sentence = printable(f"{error.filename} cannot be listed: {error.strerror}")
-        if Path(error.filename) == folder:
-            raise UserError(f"{sentence}; mend that first") from error
-        unreadable.append(sentence)
-        print(f"warning: {sentence}; slides below it are left out", file=sys.stderr)
-
-    seen = set()
-    for parent, folders, names in os.walk(folder, onerror=refused, followlinks=True):
-        folders.sort()
-        real = os.path.realpath(parent)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        yield Path(parent), sorted(name for name in names if not name.startswith("."))
-
-
 def _open(path: Path) -> openslide.OpenSlide:
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would block
+            raise SlideError(f"{path} is not a regular file; remove it")
         with path.open("rb") as file:
             magic = file.read(4)
     except OSError as error:
@@ -324,15 +265,18 @@ def _open(path: Path) -> openslide.OpenSlide:
         raise SlideError(f"{path} is empty; copy it again")
     try:
         return openslide.OpenSlide(path)
-    except openslide.OpenSlideUnsupportedFormatError as error:
-        looks = "is a TIFF, but cut short or not from a scanner" if magic in TIFF_MAGIC else "is not a slide"
-        raise SlideError(f"{path} {looks}: OpenSlide cannot read it; copy it again or remove it") from error
     except openslide.OpenSlideError as error:
-        raise SlideError(
-            f"{path} cannot be read by OpenSlide ({_reason(error, path)}); copy it again or remove it"
-        ) from error
+        if magic in TIFF_MAGIC:
+            raise SlideError(f"{path} {fault_of(path) or _refusal(error, path)}") from error
+        raise SlideError(f"{path} {_refusal(error, path)}") from error
+
+
+def _refusal(error: openslide.OpenSlideError, path: Path) -> str:
+    if isinstance(error, openslide.OpenSlideUnsupportedFormatError):
+        return "is not a slide: OpenSlide cannot read it; copy it again or remove it"
+    return f"cannot be read by OpenSlide ({_reason(error, path)}); copy it again or remove it"
 
 
 def _reason(error: Exception, path: Path) -> str:
-    """OpenSlide's words without the file's name, which is said already."""
+    """Return OpenSlide's message without the file's name."""
     return str(error).removeprefix(f"Reading {path}: ")

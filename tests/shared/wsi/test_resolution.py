@@ -8,6 +8,26 @@ OPENSLIDE = {"openslide.mpp-x": "0.25", "openslide.mpp-y": "0.25"}
 TIFF = {"tiff.XResolution": "40000", "tiff.YResolution": "40000", "tiff.ResolutionUnit": "centimeter"}
 
 
+def ome(size: str, unit: str | None) -> dict[str, str]:
+    """A description as Bio-Formats writes it: the slide, and a label with larger pixels."""
+    units = "" if unit is None else f'PhysicalSizeXUnit="{unit}" PhysicalSizeYUnit="{unit}"'
+    pixels = f'<Pixels ID="Pixels:0" PhysicalSizeX="{size}" {units} PhysicalSizeY="{size}" SizeX="9">'
+    label = '<Pixels ID="Pixels:1" PhysicalSizeX="9" PhysicalSizeXUnit="mm" PhysicalSizeY="9">'
+    return {"tiff.ImageDescription": f"<OME><Image>{pixels}</Pixels></Image><Image>{label}</Pixels></Image></OME>"}
+
+
+OME_SIZES = (
+    ("0.25", None),
+    ("0.25", "\u00b5m"),
+    ("0.25", "\u03bcm"),
+    ("0.25", "&#181;m"),
+    ("250", "nm"),
+    ("2.5e-4", "mm"),
+    ("0.000025", "cm"),
+    ("2500", "\u00c5"),
+)
+
+
 def test_the_users_word_comes_first():
     assert resolve(OPENSLIDE, override=0.5).mpp == 0.5
     assert resolve({}, override=0.5).source == "override"
@@ -21,6 +41,7 @@ def test_the_users_word_comes_first():
         ({"aperio.MPP": "0,499"}, 0.499, "aperio.MPP"),
         ({"tiff.ImageDescription": "Scanner X|MPP = 0.3450|Date"}, 0.345, "MPP in the description"),
         ({"tiff.ImageDescription": 'PhysicalSizeX="0.22" PhysicalSizeY="0.22"'}, 0.22, "OME PhysicalSize"),
+        *((ome(*sizes), 0.25, "OME PhysicalSize") for sizes in OME_SIZES),
         (TIFF, 0.25, "TIFF resolution tags"),
         (TIFF | {"tiff.ResolutionUnit": "inch"}, 0.635, "TIFF resolution tags"),
         ({"openslide.mpp-x": "352.8", "aperio.MPP": "0.25"}, 0.25, "aperio.MPP"),
@@ -41,6 +62,9 @@ def test_the_first_plausible_statement_counts(properties, mpp, source):
         {"openslide.mpp-x": "0"},
         {"openslide.objective-power": "40"},
         TIFF | {"tiff.ResolutionUnit": "none"},
+        ome("1.0", "pixel"),
+        ome("1.0", "reference frame"),
+        ome("0.25", "furlong"),
     ],
 )
 def test_silence(properties):

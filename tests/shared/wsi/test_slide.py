@@ -1,7 +1,13 @@
 """Reading slides at a given um/px: against OpenSlide itself, and against tissue whose every um is known."""
 
+import errno
+import os
+import shlex
+import shutil
+import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +20,8 @@ from shared.errors import UserError
 from shared.samples.sample_slides import write_slide
 from shared.samples.specimen import Specimen, section
 from shared.wsi.resampling import resample
-from shared.wsi.slide import Slide, SlideError, find_slides
+from shared.wsi.slide import Slide, SlideError
+from shared.wsi.slide_files import by_ending, find_slides, list_slides
 from tests.shared.wsi.test_dicom import dicom_file
 
 # um/px at level 0 of the real slides and where they say so; for the others, what is wrong with them.
@@ -233,6 +240,38 @@ def test_files_that_are_no_slides(tmp_path, content, words):
         Slide(path)
 
 
+@pytest.mark.parametrize(
+    ("fault", "options"),
+    [
+        ("strips", {"rowsperstrip": 64}),
+        ("big-endian", {"tile": (256, 256), "byteorder": ">"}),
+        ("WebP", {"tile": (256, 256), "compression": 50001}),
+        ("JPEG 2000", {"tile": (256, 256), "compression": 34712}),
+        ("JPEG XL", {"tile": (256, 256), "compression": 50002}),
+    ],
+)
+def test_tiffs_that_openslide_refuses_are_explained(tmp_path, fault, options):
+    path = tmp_path / "a slide.tif"
+    pixels_HW3 = np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8)
+    compression = options.pop("compression", None)
+    with tifffile.TiffWriter(path, byteorder=options.pop("byteorder", "<")) as file:
+        file.write(pixels_HW3, photometric="rgb", metadata=None, compression=compression and "zlib", **options)
+    if compression:  # as tifffile alone does not write it
+        with tifffile.TiffFile(path, mode="r+b") as file:
+            file.pages[0].tags["Compression"].overwrite(compression)
+    target = shlex.quote(str(tmp_path / "a slide-tiled.tif"))
+    with pytest.raises(SlideError, match=rf"{fault}.*vips tiffsave {shlex.quote(str(path))} {target} --tile"):
+        Slide(path, 0.25)
+
+
+def test_a_pipe_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "a.svs")
+    start = time.monotonic()
+    with pytest.raises(SlideError, match="not a regular file"):
+        Slide(tmp_path / "a.svs")
+    assert time.monotonic() - start < 5
+
+
 def test_a_slide_cut_short(sample, tmp_path):
     path = tmp_path / "cut.svs"
     path.write_bytes(sample.read_bytes()[: sample.stat().st_size // 2])
@@ -243,6 +282,38 @@ def test_a_slide_cut_short(sample, tmp_path):
 def test_a_missing_slide(tmp_path):
     with pytest.raises(SlideError, match="cannot be opened: No such file"):
         Slide(tmp_path / "no.svs")
+
+
+def shorten_tile_tables(path: Path, by: int) -> None:
+    """Let level 0 list fewer tiles than its grid has."""
+    with tifffile.TiffFile(path) as tiff:
+        tags = tiff.pages[0].tags
+        tables = [(tags[name].offset, tags[name].count - by) for name in ("TileOffsets", "TileByteCounts")]
+    with path.open("r+b") as file:
+        for offset, count in tables:
+            file.seek(offset + 4)
+            file.write(struct.pack("<I", count))
+
+
+@pytest.mark.parametrize("fault", ["short tables", "stale handle"])
+def test_what_the_direct_reader_cannot_do_is_left_to_openslide(specimen, tmp_path, monkeypatch, fault):
+    write_slide(tmp_path / "a.tif", specimen, 0.25)
+    if fault == "short tables":
+        shorten_tile_tables(tmp_path / "a.tif", by=3)
+    else:
+        stale = OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        monkeypatch.setattr("os.pread", lambda *_: (_ for _ in ()).throw(stale))
+    outcomes = []
+    for reader in ("auto", "openslide"):
+        with Slide(tmp_path / "a.tif", reader=reader) as slide:
+            width, height = slide.size
+            for corner in ((0, 0), (width - 300, height - 300)):
+                try:
+                    outcomes.append(np.asarray(slide.read(*corner, 300, 300, 0.25)).tobytes())
+                except SlideError as error:
+                    outcomes.append(str(error))
+    assert outcomes[:2] == outcomes[2:]
+    assert isinstance(outcomes[0], bytes)
 
 
 def test_find_slides(tmp_path):
@@ -282,3 +353,26 @@ def test_find_slides_in_a_wrong_place(tmp_path):
 def test_torch_is_not_imported():
     code = "import sys, shared.wsi.slide, shared.wsi.tissue; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_slides_of_other_endings_are_found_by_content(sample, tmp_path):
+    """What is passed over is listed; a download in progress begins like a whole slide."""
+    for name in ("a.qptiff", "b.btf", "c.tf8", "d.tiff.partial", "e.svs.crdownload", "no ending"):
+        shutil.copy(sample, tmp_path / name)
+    (tmp_path / "dicom").write_bytes(dicom_file("1.2.3"))
+    (tmp_path / "notes.gz").write_bytes(b"\x1f\x8b")
+    (tmp_path / "plain.lsm").write_bytes(b"II*\0" + bytes(100))
+    (tmp_path / "m.mrxs").touch()
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "Data0001.dat").touch()
+    os.mkfifo(tmp_path / "pipe.log")
+    listing = list_slides(tmp_path)
+    assert [path.name for path in listing.slides] == [
+        "a.qptiff",
+        "b.btf",
+        "c.tf8",
+        "dicom",
+        "m.mrxs",
+        "no ending",
+    ]
+    assert by_ending(listing.passed_over) == "1 .crdownload, 1 .gz, 1 .log, 1 .lsm, 1 .partial"
