@@ -6,6 +6,7 @@ from patch_extraction.config import HarvestConfig, SlideEntry
 from patch_extraction.harvesting.slide_harvest import refuse_resolution
 from patch_extraction.harvesting.workers import each
 from patch_extraction.reports.summary import MOST_ROWS
+from patch_extraction.slide_store.fingerprint import is_copy
 from patch_extraction.slide_store.slide_record import DUPLICATE, FAILED, Record
 from shared.errors import UserError
 from shared.reporting.tables import table
@@ -45,8 +46,8 @@ class _Look:
 
     def __call__(self, source: SlideEntry, tell: Callable[[int], None] | None = None) -> Record:
         name = (source.name, source.slide_id, source.biomarker)
-        if source.twin:
-            return Record(*name, DUPLICATE, f"the same file as {source.twin}")
+        if source.original is not None and is_copy(source.path, source.original.path):
+            return Record(*name, DUPLICATE, f"the same file as {source.original.name}")
         try:
             with Slide(source.path, source.slide_mpp, self._config.trust_objective, self._config.reader) as slide:
                 mpp, said_by = slide.mpp, slide.resolution.source

@@ -15,7 +15,7 @@ from patch_extraction.harvesting.candidates import Grid, neighbours_together, on
 from patch_extraction.harvesting.near_misses import NearMisses, remove_near_misses
 from patch_extraction.reports.pictures import save_thumbnail
 from patch_extraction.slide_store.file_names import THUMBNAILS, tar_path
-from patch_extraction.slide_store.fingerprint import fingerprint
+from patch_extraction.slide_store.fingerprint import fingerprint, is_copy, last_change
 from patch_extraction.slide_store.slide_record import (
     BIN,
     DUPLICATE,
@@ -29,7 +29,7 @@ from patch_extraction.slide_store.slide_tar import SlideTar
 from shared.errors import DISK_FULL, UserError
 from shared.files import folder_name, printable
 from shared.wsi.slide import MOST_UPSAMPLING, Slide, SlideError
-from shared.wsi.tissue import find_tissue
+from shared.wsi.tissue import Tissue, find_tissue, unusable_colours
 
 MAKE_ROOM = "make room and start the same command again"
 # So many places are counted before any is screened. Where nearly all of them hold enough cells, the screen would
@@ -129,8 +129,9 @@ def harvest_slide(
     _keep_freed_memory()
     facts = _first_facts(source, config)  # fields of the record, as they become known
     trace = config.out / f"failure-{source.slide_id}.log"
-    if source.twin:
-        return _stored(source, config, {**facts, "status": DUPLICATE, "reason": f"the same file as {source.twin}"})
+    if source.original is not None and is_copy(source.path, source.original.path):
+        reason = f"the same file as {source.original.name}"
+        return _stored(source, config, {**facts, "status": DUPLICATE, "reason": reason})
     try:
         trace.unlink(missing_ok=True)  # of an earlier attempt
         with Slide(source.path, source.slide_mpp, config.trust_objective, config.reader) as slide:
@@ -142,7 +143,7 @@ def harvest_slide(
             raise UserError(f"cannot write to {config.out}: {error.strerror}; {MAKE_ROOM}") from error
         facts |= {"status": FAILED, "reason": printable(f"{source.path}: {error}")}
     except Exception as error:  # one odd slide in thousands must not end the night; the trace is kept
-        trace.write_text(printable(traceback.format_exc()), encoding="utf-8")
+        trace.write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
         facts |= {
             "status": FAILED,
             "reason": printable(f"{source.path}: unexpected {type(error).__name__}; see {trace}"),
@@ -188,8 +189,9 @@ def _harvest_open(plan: SlidePlan, facts: dict[str, Any], tell: Callable[[int], 
         "mpp_source": slide.resolution.source,
         "warning": slide.resolution.warning,
         "source_bytes": status.st_size,
-        "source_changed": status.st_mtime_ns,
+        "source_changed": last_change(source.path),
         "fingerprint": fingerprint(source.path),
+        "quickhash": slide.quickhash,
     }
     tissue = find_tissue(slide)
     facts["tissue_mm2"] = round(tissue.area_mm2, 3)
@@ -197,7 +199,8 @@ def _harvest_open(plan: SlidePlan, facts: dict[str, Any], tell: Callable[[int], 
     try:
         refuse_resolution(slide, config)
         if not tissue.mask.any():
-            raise SlideError(f"{slide.path} shows no tissue; look at its picture in {config.out / THUMBNAILS}")
+            reason = _colour_fault(tissue) or f"see its picture in {config.out / THUMBNAILS}"
+            raise SlideError(f"{slide.path} shows no tissue; {reason}")
         candidates_N2 = on_tissue(plan.grid, tissue, slide.mpp, config.min_tissue)
         facts["candidates"] = len(candidates_N2)
         with SlideTar(tar_path(config.out, source.slide_id)) as tar:
@@ -210,7 +213,7 @@ def _harvest_open(plan: SlidePlan, facts: dict[str, Any], tell: Callable[[int], 
     facts["kept"] = len(tally.cells)
     facts["histogram"] = tuple(tally.histogram)
     facts["status"] = HARVESTED if tally.cells else NO_PATCH
-    facts["reason"] = "" if tally.cells else _why_nothing(config, len(candidates_N2))
+    facts["reason"] = "" if tally.cells else _why_nothing(config, len(candidates_N2), tissue)
 
 
 def refuse_resolution(slide: Slide, config: HarvestConfig) -> None:
@@ -309,8 +312,13 @@ def _read(plan: SlidePlan, x: int, y: int) -> np.ndarray | SlideError:
         return error
 
 
-def _why_nothing(config: HarvestConfig, candidates: int) -> str:
+def _colour_fault(tissue: Tissue) -> str:
+    fault = unusable_colours(np.asarray(tissue.overview))
+    return fault and f"{fault}, and cells are counted in colour; leave it out, or give a --counter of your own"
+
+
+def _why_nothing(config: HarvestConfig, candidates: int, tissue: Tissue) -> str:
     if not candidates:
         um = config.patch_size * config.patch_mpp
         return f"no place of {um:.0f} um is covered by tissue to {config.min_tissue:.0%} (--min-tissue)"
-    return f"no place holds {config.min_cells} cells (--min-cells)"
+    return _colour_fault(tissue) or f"no place holds {config.min_cells} cells (--min-cells)"

@@ -18,7 +18,7 @@ from patch_extraction.slide_store.slide_record import finished, slide_id
 from shared.errors import UserError
 from shared.files import printable
 from shared.wsi.resolution import MPP_RANGE
-from shared.wsi.slide_files import SUFFIXES, SlideListing, by_ending
+from shared.wsi.slide_files import SUFFIXES, SlideListing, by_ending, list_slides
 
 COLUMNS = ("slide", "slide_mpp", "biomarker")
 
@@ -33,17 +33,18 @@ class ListedSlide:
     biomarker: str | None
 
 
-def find_sources(config: HarvestConfig, counter: CellCounter, listing: SlideListing) -> list[SlideEntry]:
+def find_sources(config: HarvestConfig, counter: CellCounter, listing: SlideListing | None = None) -> list[SlideEntry]:
     """Return the slides to harvest, in the order of their paths or of --slides.
 
     Args:
         config: The configuration.
         counter: Its name is part of the settings.
-        listing: The content of --wsi-dir.
+        listing: The content of --wsi-dir, if it has been listed.
 
     Raises:
         UserError: there are none; --slide-mpp or --slides name one that is not there; the CSV is wrong.
     """
+    listing = listing or list_slides(config.wsi_dir)
     if not listing.slides:
         endings = ", ".join(sorted(SUFFIXES))
         others = f" ({by_ending(listing.passed_over)} are others)" if listing.passed_over else ""
@@ -56,7 +57,7 @@ def find_sources(config: HarvestConfig, counter: CellCounter, listing: SlideList
         dict.fromkeys(by_name) if config.slides is None else select(config.slides, list(by_name), config.wsi_dir)
     )
     sources = [_source(config, counter, name, by_name[name], mpps.get(name), row) for name, row in rows.items()]
-    return without_twins(sources, config.out)
+    return mark_duplicates(sources, config.out)
 
 
 def _source(
@@ -164,21 +165,22 @@ def _composed(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def without_twins(sources: Sequence[SlideEntry], out: Path) -> list[SlideEntry]:
-    """The same, with `twin` set where a slide is the same file as one that is harvested.
+def mark_duplicates(sources: Sequence[SlideEntry], out: Path) -> list[SlideEntry]:
+    """Return the slides with `original` set where a slide seems to be a copy of one that is harvested.
 
-    Of several copies the one that is finished is harvested, else the first.
+    Of several copies the one that is finished is harvested, else the first. Large files are compared by samples
+    here and completely by the process that harvests them.
     """
     by_size: dict[int, list[SlideEntry]] = defaultdict(list)
     for source in sources:
         if source.path.suffix.lower() not in MANY_FILES and (size := _size(source.path)):
             by_size[size].append(source)
-    twin_of = {}
+    original_of = {}
     for alike in by_size.values():
         for copies in _copies(alike) if len(alike) > 1 else ():
             original = next((copy for copy in copies if finished(out, copy)), copies[0])
-            twin_of.update({copy.slide_id: original.name for copy in copies if copy is not original})
-    return [dataclasses.replace(source, twin=twin_of.get(source.slide_id, "")) for source in sources]
+            original_of.update({copy.slide_id: original for copy in copies if copy is not original})
+    return [dataclasses.replace(source, original=original_of.get(source.slide_id)) for source in sources]
 
 
 def _size(path: Path) -> int:

@@ -215,7 +215,7 @@ def _work(pipe: Connection, task: Task) -> None:
         except OSError as error:
             if error.errno not in DISK_FULL:
                 raise
-            pipe.send(_Abort(f"cannot write what was found: {error.strerror}; {MAKE_ROOM}"))
+            pipe.send(_Abort(f"cannot write {error.filename}: {error.strerror}; {MAKE_ROOM}"))
 
 
 class _Throttled:

@@ -5,10 +5,12 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import openslide
+
 from patch_extraction.config import HarvestConfig, SlideEntry, common_settings
 from patch_extraction.packing.pack import INDEX, own_shards, read_index
 from patch_extraction.slide_store.file_names import CONTACT_SHEET, REJECTED_SHEET, REPORT, SLIDES_CSV, tar_path
-from patch_extraction.slide_store.fingerprint import fingerprint
+from patch_extraction.slide_store.fingerprint import fingerprint, is_sampled
 from patch_extraction.slide_store.slide_record import DUPLICATE, FAILED, KEPT, Record, read_record
 from shared.errors import UserError
 from shared.files import folder_name
@@ -63,29 +65,35 @@ def kept_slides(sources: Sequence[SlideEntry], config: HarvestConfig, counter: s
 
 
 def _without_moved(gone: Sequence[Record], sources: Sequence[SlideEntry], out: Path) -> list[Record]:
-    """Slides that are gone and not merely somewhere else now; what was harvested of those others is removed."""
-    sizes = {record.source_bytes for record in gone if record.fingerprint}
-    names = {}
-    for source in sources:
-        try:
-            if sizes and source.path.is_file() and source.path.stat().st_size in sizes:
-                names[fingerprint(source.path)] = source.name
-        except OSError:
-            continue  # the harvest will say why
+    """Return the slides that are gone, without those that were moved; the patches of the latter are removed."""
     left = []
     for record in gone:
-        if record.fingerprint and record.fingerprint in names:
-            print(f"{record.slide} is {names[record.fingerprint]} now; its patches are made anew under that name")
-            tar_path(out, record.slide_id).with_suffix(".json").unlink(missing_ok=True)
-            tar_path(out, record.slide_id).unlink(missing_ok=True)
-        else:
+        moved = next((source for source in sources if _is_harvested(source.path, record)), None)
+        if moved is None:
             left.append(record)
+            continue
+        print(f"{record.slide} is {moved.name} now; its patches are made again under that name")
+        tar_path(out, record.slide_id).with_suffix(".json").unlink(missing_ok=True)
+        tar_path(out, record.slide_id).unlink(missing_ok=True)
     return left
 
 
-def harvested_slides(
-    sources: Sequence[SlideEntry], done: Mapping[str, Record], config: HarvestConfig
-) -> list[Record]:
+def _is_harvested(path: Path, record: Record) -> bool:
+    """Return whether a file is the slide of a record, by size, fingerprint and OpenSlide's quickhash."""
+    try:
+        if not record.fingerprint or not path.is_file() or path.stat().st_size != record.source_bytes:
+            return False
+        same = fingerprint(path) == record.fingerprint
+        if not same or not is_sampled(record.source_bytes):
+            return same
+        with openslide.OpenSlide(path) as handle:
+            quickhash = handle.properties.get("openslide.quickhash-1", "")
+        return bool(quickhash == (record.quickhash or quickhash))
+    except (OSError, openslide.OpenSlideError):
+        return False  # the harvest reports the reason
+
+
+def harvested_slides(sources: Sequence[SlideEntry], done: Mapping[str, Record], config: HarvestConfig) -> list[Record]:
     """Records of all slides, which other processes have harvested, or have found to fail.
 
     Raises:
@@ -107,7 +115,7 @@ def harvested_slides(
 
 def _was_tried(record: Record, source: SlideEntry) -> bool:
     """Whether a slide without patches was tried as it would be now."""
-    tried = record.status == FAILED or (record.status == DUPLICATE and bool(source.twin))
+    tried = record.status == FAILED or (record.status == DUPLICATE and source.original is not None)
     return tried and all(record.settings.get(name) == value for name, value in source.settings.items())
 
 

@@ -9,7 +9,16 @@ from patch_extraction.slide_store.slide_record import DUPLICATE, FAILED, KEPT, N
 from shared.files import atomic_path
 from shared.reporting.tables import table
 
-NOT_IN_CSV = ("pixel_sums", "histogram", "source_bytes", "source_changed", "fingerprint", "wsi_dir", "settings")
+NOT_IN_CSV = (
+    "pixel_sums",
+    "histogram",
+    "source_bytes",
+    "source_changed",
+    "fingerprint",
+    "quickhash",
+    "wsi_dir",
+    "settings",
+)
 MOST_ROWS = 40  # slides listed one by one in the terminal; more are summed up by biomarker only
 
 

@@ -11,8 +11,9 @@ from typing import Any
 
 from patch_extraction.config import SlideEntry
 from patch_extraction.slide_store.file_names import tar_path
-from patch_extraction.slide_store.fingerprint import fingerprint
+from patch_extraction.slide_store.fingerprint import fingerprint, is_sampled, last_change
 from shared.files import write_json
+from shared.wsi.slide import Slide, SlideError
 
 LONGEST_STEM = 64  # so that keys stay below 100 characters, what a plain tar header holds
 HARVESTED, NO_PATCH, FAILED, KEPT, DUPLICATE = "harvested", "no patch", "failed", "kept", "duplicate"
@@ -48,6 +49,7 @@ class Record:
     source_bytes: int = 0
     source_changed: int = 0  # when the slide's file was last written, ns
     fingerprint: str = ""  # of the slide's file
+    quickhash: str = ""  # OpenSlide's, of the slide's smallest level and description
     wsi_dir: str = ""  # where the slide was found
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -78,20 +80,30 @@ def finished(out: Path, source: SlideEntry) -> Record | None:
     record = read_record(path.with_suffix(".json"))
     if record is None:
         return None
-    return record if _size(path) == record.bytes and _unchanged(source.path, record) else None
+    return record if _size(path) == record.bytes and _unchanged(source, record) else None
 
 
-def _unchanged(slide: Path, record: Record) -> bool:
-    """Whether a slide is the file that was harvested, be it with another date, or cannot be looked at."""
+def _unchanged(source: Source, record: Record) -> bool:
+    """Return whether a slide is the one that was harvested, or is inaccessible.
+
+    A file with another date is the same if its fingerprint is and, where this covers samples, um/px and quickhash.
+    """
     try:
-        status = slide.stat()
-        if status.st_size != record.source_bytes:
+        if source.path.stat().st_size != record.source_bytes:
             return False
-        if status.st_mtime_ns == record.source_changed or not record.fingerprint:
+        if last_change(source.path) == record.source_changed:
             return True
-        return fingerprint(slide) == record.fingerprint
+        if record.fingerprint and fingerprint(source.path) != record.fingerprint:
+            return False
+        if record.fingerprint and not is_sampled(record.source_bytes):
+            return True
+        with Slide(source.path, source.slide_mpp, source.settings.get("trust_objective", False)) as slide:
+            mpp, quickhash = round(slide.mpp, 6), slide.quickhash
     except OSError:
         return True
+    except SlideError:
+        return not record.fingerprint  # one of many files, the others of which may be inaccessible
+    return mpp == record.slide_mpp and quickhash == (record.quickhash or quickhash)
 
 
 def _size(path: Path) -> int | None:
@@ -103,8 +115,12 @@ def _size(path: Path) -> int | None:
 
 
 def read_record(path: Path) -> Record | None:
-    """A stored record, or None where it is absent, cut short, or of another version."""
+    """Return a stored record; None if it is absent, cut short, of another version, or not that of its file name.
+
+    The name matters because files are read and removed by `slide_id`, which must not point out of the folder.
+    """
     try:
-        return Record(**json.loads(path.read_text(encoding="utf-8")))
+        record = Record(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
+    return record if record.slide_id == path.stem else None

@@ -61,6 +61,7 @@ class Slide:
     Attributes:
         path: The file.
         resolution: um/px of level 0 and its source.
+        quickhash: OpenSlide's hash of the smallest level and the description; empty if it has none.
         size: Width and height in px of level 0.
         level_mpps: um/px of every level, finest first.
     """
@@ -86,6 +87,7 @@ class Slide:
         self.path = path
         self._handle = _open(path)
         self.resolution = self._resolve(slide_mpp, trust_objective)
+        self.quickhash = self._handle.properties.get("openslide.quickhash-1", "")
         self.size: tuple[int, int] = self._handle.dimensions
         self._level_sizes: tuple[tuple[int, int], ...] = self._handle.level_dimensions
         self._downsamples: tuple[float, ...] = self._handle.level_downsamples

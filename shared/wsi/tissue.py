@@ -24,6 +24,8 @@ DARKEST = 0.3
 SMALLEST_PIECE_MM2 = 0.02  # about the size of a patch of 128 um; dust is smaller
 LARGEST_HOLE_MM2 = 0.05  # lumina and fat stay tissue, the glass inside a ring of tissue does not
 SMALLEST_PEN_MM2 = 0.005
+# Grey levels: of what is no bright-field image in colour. The palest of the real slides has a range of 32.
+DARK, MIN_CONTRAST, MAX_GREY_RANGE = 80, 30, 10
 GREY_CHROMA = 0.045  # of glass at most, in optical density; yellowish glass has 0.03
 
 
@@ -72,6 +74,16 @@ def tissue_mask(image: np.ndarray, mpp: float) -> np.ndarray:
     px_per_mm2 = 1e6 / mpp**2
     tissue = ~_without_small(~tissue, LARGEST_HOLE_MM2 * px_per_mm2)
     return _without_small(tissue, SMALLEST_PIECE_MM2 * px_per_mm2)
+
+
+def unusable_colours(image_HW3: np.ndarray) -> str:
+    """Explain why an overview cannot be that of a stained section in bright field; empty if it can."""
+    if np.median(image_HW3.max(axis=2)) < DARK:
+        return "the slide is dark where glass would be bright, as in fluorescence"
+    contrast = np.ptp(np.percentile(image_HW3.mean(axis=2), (0.5, 99.5)))
+    if contrast > MIN_CONTRAST and np.percentile(_range(image_HW3), 99.5) < MAX_GREY_RANGE:
+        return "the slide is grey"
+    return ""
 
 
 def glass_colour(image: np.ndarray) -> np.ndarray:

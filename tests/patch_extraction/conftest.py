@@ -1,9 +1,14 @@
 """A small folder of sample slides: two biomarkers, two resolutions, names that cause trouble."""
 
+import contextlib
 import csv
+import fcntl
 import hashlib
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -43,6 +48,23 @@ def harvest_here(tmp_path, monkeypatch, in_process: InProcess):
         return subprocess.CompletedProcess(words, *in_process(main, *words))
 
     return call
+
+
+@contextlib.contextmanager
+def hanging(path: Path) -> Iterator[None]:
+    """Make a regular file hang whoever opens it: the kernel waits for its lease, for 45 s by default."""
+    if int(Path("/proc/sys/fs/lease-break-time").read_text()) < 20:
+        pytest.skip("leases are broken too soon on this system")
+    asked = signal.signal(signal.SIGIO, signal.SIG_IGN)  # sent when the file is opened
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        yield
+    except OSError as error:
+        pytest.skip(f"this file system has no leases ({error})")
+    finally:
+        os.close(descriptor)
+        signal.signal(signal.SIGIO, asked)
 
 
 def digests(out: Path) -> dict[str, str]:

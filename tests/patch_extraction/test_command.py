@@ -220,6 +220,54 @@ def test_names_that_are_not_utf8(harvest_here, wsi_dir, tmp_path):
     assert index["biomarkers"] == {r"f\xe4rbung": {"slides": 1, "patches": 2}}
 
 
+def test_hostile_names(harvest_here, wsi_dir, tmp_path):
+    """Dashes, line breaks, terminal codes and HTML in names; what is no slide at all is counted."""
+    (tmp_path / "wsi" / "-rf").mkdir(parents=True)
+    shutil.copy(wsi_dir / "plain.tif", tmp_path / "wsi" / "-rf" / "-a.tif")
+    for name in ("b\nerror: c.svs", "\x1b[31m.svs", "<script>alert(1)<", "=cmd.gz", "d.svs.partial"):
+        suffix = "" if name.endswith((".svs", ".gz", ".partial")) else ".svs"
+        (tmp_path / "wsi" / f"{name}{suffix}").write_text("This is no slide.\n")
+    os.mkfifo(tmp_path / "wsi" / "pipe.svs")
+    done = harvest_here("--wsi-dir", "wsi", "--max-patches", 2, "--slide-minutes", 2)
+    assert done.returncode == 3, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "\x1b[31m" not in done.stdout + done.stderr
+    assert r"failed: wsi/b\nerror: c.svs is not a slide" in done.stdout
+    assert "failed: wsi/pipe.svs is not a regular file" in done.stdout
+    assert "passed over: 2 files (1 .gz, 1 .partial)" in done.stdout
+    with (tmp_path / "shards" / "slides.csv").open(encoding="utf-8") as file:
+        status = {row["slide"]: row["status"] for row in csv.DictReader(file)}
+    assert status.pop("-rf/-a.tif") == "harvested"
+    assert status == dict.fromkeys(
+        (r"b\nerror: c.svs", r"\x1b[31m.svs", "<script>alert(1)<.svs", "pipe.svs"), "failed"
+    )
+    assert "<script" not in (tmp_path / "shards" / "report.html").read_text(encoding="utf-8")
+    assert {path.parent.parent for path in (tmp_path / "shards").rglob("*.tar")} <= {
+        tmp_path,
+        tmp_path / "shards",
+    }
+
+
+def test_links_in_the_output_folder_are_replaced_not_followed(harvest_here, wsi_dir, tmp_path):
+    (tmp_path / "wsi").mkdir()
+    shutil.copy(wsi_dir / "plain.tif", tmp_path / "wsi" / "a.tif")
+    words = ("--wsi-dir", "wsi", "--max-patches", 2)
+    assert harvest_here(*words).returncode == 0
+    shards = tmp_path / "shards"
+    victims = []
+    for path in [
+        path for path in shards.rglob("*") if path.is_file() and path.suffix in (".csv", ".html", ".tar")
+    ]:
+        victims.append(tmp_path / f"victim of {path.name}")
+        victims[-1].write_text("mine")
+        path.unlink()
+        path.symlink_to(victims[-1])
+    done = harvest_here(*words)
+    assert done.returncode == 0, done.stderr
+    assert {victim.read_text() for victim in victims} == {"mine"}
+    assert not [path for path in shards.rglob("*") if path.is_symlink()]
+
+
 def test_a_folder_that_cannot_be_listed_is_named(harvest_here, wsi_dir, tmp_path):
     """A path longer than the system takes stops even the superuser."""
     (tmp_path / "wsi").mkdir()

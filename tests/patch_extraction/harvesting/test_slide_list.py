@@ -35,8 +35,8 @@ def found(wsi_dir: Path, text: str | bytes | None = None, **settings: object) ->
 
 
 def test_without_a_csv_every_slide_is_of_its_folder_s_biomarker(wsi_dir):
-    assert [(s.name, s.biomarker, s.slide_mpp, s.twin) for s in found(wsi_dir)] == [
-        (name, name.split("/")[0] if "/" in name else "", None, "") for name in NAMES
+    assert [(s.name, s.biomarker, s.slide_mpp, s.original) for s in found(wsi_dir)] == [
+        (name, name.split("/")[0] if "/" in name else "", None, None) for name in NAMES
     ]
 
 
@@ -118,7 +118,7 @@ def test_a_csv_that_is_not_there(wsi_dir):
 
 
 def twins(sources: list[SlideEntry]) -> dict[str, str]:
-    return {source.name: source.twin for source in sources if source.twin}
+    return {source.name: source.original.name for source in sources if source.original}
 
 
 def test_copies_and_links_are_harvested_once(wsi_dir):

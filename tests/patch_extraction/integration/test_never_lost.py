@@ -15,7 +15,7 @@ import pytest
 
 from shared.samples.sample_slides import write_slide
 from shared.samples.specimen import section
-from tests.patch_extraction.conftest import BIG, REPOSITORY, digests, error_of, processes_of, reasons
+from tests.patch_extraction.conftest import BIG, REPOSITORY, digests, error_of, hanging, processes_of, reasons
 
 SIDE_UM = 256.0  # four patches a slide
 
@@ -114,11 +114,10 @@ def deadly_once(image, mpp):
 
 
 def test_slides_that_hang_or_crash_cost_themselves_only(small_slides, harvest_here, tmp_path, monkeypatch):
-    """A pipe nobody writes to hangs whoever opens it."""
     (tmp_path / "wsi").mkdir()
     for name in ("a.tif", "b.tif"):
         shutil.copy(small_slides / name, tmp_path / "wsi" / name)
-    os.mkfifo(tmp_path / "wsi" / "aa.svs")
+    shutil.copy(small_slides / "0b.tif", tmp_path / "wsi" / "aa.svs")
     (tmp_path / "deadly_counter.py").write_text(COUNTER)
     (tmp_path / "armed").touch()
     monkeypatch.syspath_prepend(tmp_path)
@@ -132,7 +131,8 @@ def test_slides_that_hang_or_crash_cost_themselves_only(small_slides, harvest_he
         "--counter",
         "deadly_counter:deadly_once",
     )
-    done = harvest_here(*words)
+    with hanging(tmp_path / "wsi" / "aa.svs"):
+        done = harvest_here(*words)
     assert done.returncode == 3, done.stderr
     assert "Traceback" not in done.stderr
     assert reasons(tmp_path / "shards") == {
@@ -176,13 +176,15 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(small_slides, harv
         shutil.copy(small_slides / name, tmp_path / "wsi" / name)
     shutil.copy(small_slides / "a.tif", tmp_path / "wsi" / "copy.tif")
     (tmp_path / "wsi" / "text.svs").write_text("This is no slide.\n")
-    os.mkfifo(tmp_path / "wsi" / "pipe.svs")  # hangs whoever opens it
+    shutil.copy(small_slides / "0b.tif", tmp_path / "wsi" / "hangs.svs")
     files = [path for path in (tmp_path / "wsi").iterdir() if path.is_file()]
     before = {path: hashlib.sha256(path.read_bytes()).digest() for path in files}
-    done = harvest_here("--wsi-dir", "wsi", "--dry-run", "--slide-minutes", 0.02)
+    with hanging(tmp_path / "wsi" / "hangs.svs"):
+        done = harvest_here("--wsi-dir", "wsi", "--dry-run", "--slide-minutes", 0.02)
     assert done.returncode == 3, done.stderr
-    assert "would fail: wsi/pipe.svs was given up after 0.02 minutes" in done.stdout
-    (tmp_path / "wsi" / "pipe.svs").unlink()
+    assert "would fail: wsi/hangs.svs was given up after 0.02 minutes" in done.stdout
+    (tmp_path / "wsi" / "hangs.svs").unlink()
+    del before[tmp_path / "wsi" / "hangs.svs"]
     assert harvest_here("--wsi-dir", "wsi", "--dry-run", "--launcher", "slurm").returncode == 3  # submits nothing
     assert "6 slides: 3 to do, 1 duplicate, 2 failed; at most 500 patches of 128 um a slide" in done.stdout
     assert "would fail: wsi/text.svs is not a slide" in done.stdout

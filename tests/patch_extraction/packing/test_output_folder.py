@@ -106,7 +106,7 @@ def test_a_slide_that_was_moved_is_not_there_twice(harvest_here, wsi_dir, tmp_pa
     (folder / "plain.tif").rename(folder / "Ki-67" / "moved.tif")
     done = harvest_here(*words)
     assert done.returncode == 0, done.stderr
-    assert "plain.tif is Ki-67/moved.tif now; its patches are made anew under that name" in done.stdout
+    assert "plain.tif is Ki-67/moved.tif now; its patches are made again under that name" in done.stdout
     assert json.loads((tmp_path / "shards" / "index.json").read_text())["biomarkers"] == {
         "Ki-67": {"slides": 2, "patches": 6},
         "PD-L1": {"slides": 1, "patches": 3},
