@@ -226,7 +226,7 @@ def test_hostile_names(harvest_here, wsi_dir, tmp_path):
     shutil.copy(wsi_dir / "plain.tif", tmp_path / "wsi" / "-rf" / "-a.tif")
     for name in ("b\nerror: c.svs", "\x1b[31m.svs", "<script>alert(1)<", "=cmd.gz", "d.svs.partial"):
         suffix = "" if name.endswith((".svs", ".gz", ".partial")) else ".svs"
-        (tmp_path / "wsi" / f"{name}{suffix}").write_text("This is no slide.\n")
+        (tmp_path / "wsi" / f"{name}{suffix}").write_text(f"{name} is no slide.\n")
     os.mkfifo(tmp_path / "wsi" / "pipe.svs")
     done = harvest_here("--wsi-dir", "wsi", "--max-patches", 2, "--slide-minutes", 2)
     assert done.returncode == 3, done.stderr
@@ -255,9 +255,7 @@ def test_links_in_the_output_folder_are_replaced_not_followed(harvest_here, wsi_
     assert harvest_here(*words).returncode == 0
     shards = tmp_path / "shards"
     victims = []
-    for path in [
-        path for path in shards.rglob("*") if path.is_file() and path.suffix in (".csv", ".html", ".tar")
-    ]:
+    for path in [shards / "slides.csv", shards / "report.html", *shards.rglob("*.tar")]:
         victims.append(tmp_path / f"victim of {path.name}")
         victims[-1].write_text("mine")
         path.unlink()
