@@ -103,7 +103,7 @@ class SlideEntry:
     biomarker: str
     slide_mpp: float | None  # override
     settings: Mapping[str, Any] = field(repr=False)  # what decides its patches, to tell other runs' apart
-    original: "Source | None" = None  # the slide harvested instead of this one, if the files prove equal
+    original: "SlideEntry | None" = None  # the slide harvested instead of this one, if the files prove equal
 
 
 def check(config: HarvestConfig) -> None:

@@ -33,7 +33,9 @@ class ListedSlide:
     biomarker: str | None
 
 
-def find_sources(config: HarvestConfig, counter: CellCounter, listing: SlideListing | None = None) -> list[SlideEntry]:
+def find_sources(
+    config: HarvestConfig, counter: CellCounter, listing: SlideListing | None = None
+) -> list[SlideEntry]:
     """Return the slides to harvest, in the order of their paths or of --slides.
 
     Args:

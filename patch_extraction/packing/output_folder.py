@@ -93,7 +93,9 @@ def _is_harvested(path: Path, record: Record) -> bool:
         return False  # the harvest reports the reason
 
 
-def harvested_slides(sources: Sequence[SlideEntry], done: Mapping[str, Record], config: HarvestConfig) -> list[Record]:
+def harvested_slides(
+    sources: Sequence[SlideEntry], done: Mapping[str, Record], config: HarvestConfig
+) -> list[Record]:
     """Records of all slides, which other processes have harvested, or have found to fail.
 
     Raises:

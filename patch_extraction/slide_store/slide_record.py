@@ -83,7 +83,7 @@ def finished(out: Path, source: SlideEntry) -> Record | None:
     return record if _size(path) == record.bytes and _unchanged(source, record) else None
 
 
-def _unchanged(source: Source, record: Record) -> bool:
+def _unchanged(source: SlideEntry, record: Record) -> bool:
     """Return whether a slide is the one that was harvested, or is inaccessible.
 
     A file with another date is the same if its fingerprint is and, where this covers samples, um/px and quickhash.

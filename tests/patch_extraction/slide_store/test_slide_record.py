@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from patch_extraction.config import HarvestConfig, Source
+from patch_extraction.config import HarvestConfig, SlideEntry
 from patch_extraction.counters.base import HaematoxylinCounter
 from patch_extraction.harvesting.slide_harvest import harvest_slide
 from patch_extraction.harvesting.slide_list import find_sources
@@ -41,7 +41,7 @@ def config(slide, tmp_path, monkeypatch) -> HarvestConfig:
     return HarvestConfig(tmp_path / "wsi", tmp_path / "out", min_cells=5, max_patches=2)
 
 
-def sources(config: HarvestConfig) -> list[Source]:
+def sources(config: HarvestConfig) -> list[SlideEntry]:
     return find_sources(config, COUNTER)
 
 
