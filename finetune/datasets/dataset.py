@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +83,9 @@ class AnnotatedData:
     official: OfficialRule | None = None
     """The score of the data set's own challenge, if it has one with a rule of its own."""
     classes_found: bool = False
-    """Whether nobody has named the classes: they are those that stand in the annotations."""
+    """True if no description names the classes: they are those found in the annotations."""
+    ignored_cells: dict[str, int] = field(default_factory=dict)
+    """Number of cells of QuPath's ignored classes that were left out, by class."""
 
     def digest(self, views: int = 1) -> str:
         """Tells other tiles, sizes, splits, cells and classes apart; the pixels are not looked at.

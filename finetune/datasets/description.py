@@ -1,14 +1,14 @@
 """`dataset.json`: what a folder of images and points does not say itself."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from finetune.datasets.annotations.cells import class_value
 from finetune.datasets.dataset import SPLITS
+from shared.annotations.bounded_files import read_json
+from shared.annotations.features import class_value
 from shared.errors import UserError
 from shared.wsi.resolution import MPP_RANGE
 
@@ -46,8 +46,8 @@ def describe(folder: Path, known: Description) -> Description:
     if not path.exists():
         return known
     try:
-        return dataclasses.replace(known, **_given(json.loads(path.read_text(encoding="utf-8-sig"))))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return dataclasses.replace(known, **_given(read_json(path)))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is not a data set description ({error}); it holds e.g. "
             '{"mpp": 0.5, "classes": [{"name": "tumour", "value": 1}], "origin": "corner"}'

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.datasets.annotations.qupath import SUFFIXES
 from finetune.predict.config import PredictConfig, check
 from finetune.predict.outputs.ratios import Ratio, parse_ratio
 from finetune.predict.search.tiling import Tiling, tiling_of
+from shared.annotations.qupath import SUFFIXES
 from shared.errors import UserError
 from shared.model.detector_file import LoadedDetector
 from shared.wsi.image_source import ImageSource, size_at

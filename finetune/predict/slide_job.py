@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune.datasets.annotations.qupath import read_objects, read_regions
+from finetune.predict.config import PredictConfig
 from finetune.predict.outputs.file_names import GEOJSON, SUMMARY, file_of, work_folder
 from finetune.predict.outputs.write_all import Outputs, write_outputs
 from finetune.predict.plan import PredictPlan, file_for, refuse_other_key
@@ -19,6 +19,7 @@ from finetune.predict.search.area import Area, Everywhere, Regions, TissueArea
 from finetune.predict.search.cell_store import CellStore, StoredCells, read_progress
 from finetune.predict.search.inference import WindowReader, find_cells
 from finetune.predict.search.tiling import Tiling
+from shared.annotations.qupath import read_objects, read_regions
 from shared.cli import make_folder
 from shared.errors import UserError
 from shared.model.cells import CellSet
@@ -200,7 +201,7 @@ def _annotated(job: SlideJob, corner: tuple[int, int]) -> CellSet | None:
     """
     if job.annotations is None:
         return None
-    objects = read_objects(job.annotations, corner if job.plan.config.bounds else (0, 0))
+    objects = read_objects(job.annotations).shifted(*(corner if job.plan.config.bounds else (0, 0)))
     label_of = {name: label for label, name in enumerate(job.plan.detector.classes)}
     if unknown := sorted(set(objects.names) - label_of.keys()):
         raise UserError(
@@ -221,19 +222,32 @@ def _area(job: SlideJob, source: ImageSource, corner: tuple[int, int]) -> Area:
     if config.regions is not None:
         if job.regions is None:
             raise SlideError(f"{config.regions} has no {job.name}.geojson with the regions of {job.path}; add it")
-        offset = corner if config.bounds else (0, 0)
-        regions = read_regions(job.regions, offset)
-        chosen = [each.polygon for each in regions if config.region_class in (None, each.name)]
-        if not regions:
-            raise SlideError(f"{job.regions} has no regions; draw and export polygons, or leave --regions out")
-        if not chosen:
-            names = ", ".join(sorted({each.name or "(no class)" for each in regions}))
-            raise SlideError(f"{job.regions} has no region of class {config.region_class!r}, only {names}")
-        return Regions(chosen, source)
+        return _regions(job.regions, config, source, corner if config.bounds else (0, 0))
     if config.everywhere or not is_slide(source):
         return Everywhere(source)
     assert isinstance(source, Slide)
     return TissueArea(source)
+
+
+def _regions(path: Path, config: PredictConfig, source: ImageSource, offset: tuple[int, int]) -> Regions:
+    """Read the annotated regions of a slide, less areas of ignored classes.
+
+    Raises:
+        UserError: there is none, or none of --region-class.
+    """
+    objects = read_regions(path).shifted(*offset)
+    if note := objects.note():
+        print(f"  {note}")
+    regions, ignored = objects.choose(() if config.region_class is None else (config.region_class,))
+    if not regions and not objects.regions:
+        raise SlideError(
+            f"{path} has no regions; draw and export polygons, or leave --regions out (outlines of detections and "
+            "areas of ignored classes are no regions)"
+        )
+    if not regions:
+        names = ", ".join(sorted({each.name or "(no class)" for each in objects.regions}))
+        raise SlideError(f"{path} has no region of class {config.region_class!r}, only {names}")
+    return Regions([each.polygon for each in regions], source, ignored)
 
 
 @contextmanager

@@ -1,6 +1,5 @@
-"""From the cells that a file lists to points and labels in the one convention."""
+"""Cells as a file lists them, and their conversion to points and labels."""
 
-import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,20 +11,20 @@ from shared.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class ListedCell:
-    """One cell as it stands in a file, not checked yet."""
+    """Cell as written in a file, not checked yet."""
 
     where: str
     """File and row, for error messages."""
     x: Any
     y: Any
     value: str
-    """Its class in the words of the file."""
+    """Its class as the file writes it."""
 
 
 def place_cells(
     cells: Iterable[ListedCell], size: tuple[int, int], values: Mapping[str, str], offset: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Points (N, 2), px from the outer corner of the first pixel, and labels (N,) of an image's cells.
+    """Return points (N, 2), px from the outer corner of the first pixel, and labels (N,) of an image's cells.
 
     Args:
         cells: As listed in the file.
@@ -43,10 +42,10 @@ def place_cells(
 
 
 def ordered_values(found: Collection[str]) -> dict[str, str]:
-    """Classes as found in files, numbers in numeric order: name -> value.
+    """Name the classes found in files, numbers in numeric order: name -> value.
 
     Raises:
-        UserError: a number and a word would have one name.
+        UserError: a number and a word would get the same name.
     """
     numbers = {value: int(value) for value in found if value.isdecimal()}
     name_of = {value: f"class {value}" for value in sorted(numbers, key=lambda value: (numbers[value], value))}
@@ -54,16 +53,10 @@ def ordered_values(found: Collection[str]) -> dict[str, str]:
     for number, name in name_of.items():
         if name in words:
             raise UserError(
-                f"some annotations say class {number!r}, others {name!r}; write one of them everywhere, "
+                f"some annotations have class {number!r}, others {name!r}; write one of them everywhere, "
                 "or name both classes with --classes NAME=VALUE ..."
             )
     return {name: value for value, name in name_of.items()} | {word: word for word in words}
-
-
-def class_value(text: str) -> str:
-    """A class as a file says it; whole numbers are one class as 1 and as 1.0, as data frames write them."""
-    whole = re.fullmatch(r"(-?\d+)\.0*", text.strip(), re.ASCII)
-    return whole[1] if whole else text.strip()
 
 
 def _point(cell: ListedCell, size: tuple[int, int], offset: float) -> tuple[float, float]:
@@ -78,6 +71,8 @@ def _point(cell: ListedCell, size: tuple[int, int], offset: float) -> tuple[floa
 
 
 def _label(cell: ListedCell, label_of: Mapping[str, int], values: Mapping[str, str]) -> int:
+    if not cell.value:
+        raise UserError(f"{cell.where}: the cell has no class; give it one, or remove the row")
     if cell.value not in label_of:
         known = ", ".join(f"{value} ({name})" if value != name else value for name, value in values.items())
         raise UserError(f"{cell.where}: class {cell.value!r} is none of {known}")

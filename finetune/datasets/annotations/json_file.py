@@ -1,28 +1,26 @@
-"""The annotation of one image as JSON: `[{"x", "y", "class"}, ...]`, `{class: [[x, y], ...]}`, or GeoJSON."""
+"""Annotation of one image as JSON: `[{"x", "y", "class"}, ...]`, `{class: [[x, y], ...]}`, or GeoJSON."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from finetune.datasets.annotations import geojson
-from finetune.datasets.annotations.cells import ListedCell, class_value
+from finetune.datasets.annotations import geojson_file
+from finetune.datasets.annotations.cells import ListedCell
+from shared.annotations.bounded_files import read_json
+from shared.annotations.features import class_value, features_of
 from shared.errors import UserError
 
 
 def list_cells(path: Path) -> Iterator[ListedCell]:
-    """The cells in a JSON file; GeoJSON is told by what is in it, since QuPath's scripts write it as .json too.
+    """List the cells of a JSON file; GeoJSON is recognised by content, since QuPath's scripts write .json too.
 
     Raises:
-        UserError: it is not JSON, or has none of the forms.
+        UserError: the file is not JSON, or has none of the forms.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({error})") from error
-    features = geojson.features_of(content)
+    content = read_json(path)
+    features = features_of(content)
     if features is not None:
-        yield from geojson.list_cells(path, features)
+        yield from geojson_file.list_cells(path, features)
     elif isinstance(content, list):
         yield from _entries(path, content)
     elif isinstance(content, dict):
@@ -43,7 +41,7 @@ def _entries(path: Path, content: list[Any]) -> Iterator[ListedCell]:
 def _points_by_class(path: Path, content: dict[str, Any]) -> Iterator[ListedCell]:
     for name, points in content.items():
         if not isinstance(points, list):
-            raise UserError(f"{path}: what stands under {name!r} is not a list of points [x, y]")
+            raise UserError(f"{path}: the value of {name!r} is not a list of points [x, y]")
         for number, point in enumerate(points, 1):
             where = f"{path}, {name!r}, point {number}"
             if not (isinstance(point, list) and len(point) == 2):

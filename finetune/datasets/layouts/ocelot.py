@@ -6,8 +6,6 @@ train alone is annotated it is dealt out 6:2:2 by slide, as in the paper. Tissue
 patch is never in the middle of one, so that they give no wider view around it.
 """
 
-import csv
-import json
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,10 +18,10 @@ from finetune.datasets.description import Description, checked
 from finetune.datasets.pairing import by_stem, images_in, paired, refuse_other_folders
 from finetune.datasets.splits import arrange
 from finetune.datasets.tiles import read_tiles
+from shared.annotations.bounded_files import read_json, read_rows
 from shared.errors import UserError
 
 SIDE = 1024  # px of an image; submitted coordinates are 0..1023
-
 Entry = TypeVar("Entry")
 LAYOUT = "OCELOT's {images,annotations}/{train,val,test}/cell with metadata.json"
 # Values of the classes in the CSV files (metadata.json, label_info).
@@ -113,10 +111,10 @@ def sample_pairs(path: Path) -> Mapping[str, Any]:
         UserError: the file is missing, or is something else.
     """
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))["sample_pairs"]
+        known = read_json(path)["sample_pairs"]
     except FileNotFoundError as error:
-        raise UserError(f"there is no {path}; OCELOT's resolution and slides stand in it") from error
-    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"there is no {path}, which states OCELOT's resolution and slides; add it") from error
+    except (KeyError, TypeError) as error:
         raise UserError(f"{path} is not the metadata of OCELOT v1.0.1: no sample_pairs in it ({error})") from error
     return known
 
@@ -147,13 +145,9 @@ def _common_mpp(folder: Path, patches: Mapping[str, Patch]) -> float:
 
 
 def _list_cells(path: Path) -> Iterator[ListedCell]:
-    """The cells in a CSV file without a header."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            for number, row in enumerate(csv.reader(file), 1):
-                if row and len(row) != 3:
-                    raise UserError(f"{path}, line {number}: {len(row)} fields instead of x,y,class")
-                if row:
-                    yield ListedCell(f"{path}, line {number}", row[0], row[1], row[2].strip())
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is not a CSV text file ({error})") from error
+    """List the cells of a CSV file without a header."""
+    for line, row in read_rows(path):
+        if row and len(row) != 3:
+            raise UserError(f"{path}, line {line}: {len(row)} fields instead of x,y,class")
+        if row:
+            yield ListedCell(f"{path}, line {line}", row[0], row[1], row[2].strip())

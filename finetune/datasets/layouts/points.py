@@ -1,5 +1,6 @@
 """The plain layout: `{train,val,test}/{images,points}` or a flat `{images,points}`, one annotation an image."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from finetune.datasets.description import Description, checked
 from finetune.datasets.pairing import by_stem, images_in, paired
 from finetune.datasets.splits import arrange
 from finetune.datasets.tiles import read_tiles
+from shared.annotations.features import is_ignored
 from shared.errors import UserError
 
 KNOWN = Description()
@@ -37,13 +39,18 @@ def load(folder: Path, description: Description) -> AnnotatedData:
     mpp = checked(folder, description)
     roots = {name: root for name, root in _roots(folder).items() if (root / "images").is_dir()}
     _refuse_other_folders(folder, roots)
-    pairs = {name: _pairs(root) for name, root in roots.items()}
-    values = description.classes or _values_in([points for each in pairs.values() for _, points in each])
+    listed = {
+        name: [(image, list(_list_cells(path))) for image, path in _pairs(root)] for name, root in roots.items()
+    }
+    annotations = [cells for each in listed.values() for _, cells in each]
+    ignored = _drop_ignored(annotations, description.classes)
+    values = description.classes or ordered_values({cell.value for cells in annotations for cell in cells} - {""})
     if not values:
         raise UserError(f"no annotation in {folder} has a cell, so there are no classes; name them with --classes")
-    tiles = {name: read_tiles(folder, each, _list_cells, values, description) for name, each in pairs.items()}
+    tiles = {name: read_tiles(folder, each, iter, values, description) for name, each in listed.items()}
     splits = arrange(folder, tiles, description)
-    return AnnotatedData(folder, mpp, tuple(values), splits, classes_found=not description.classes)
+    found = not description.classes
+    return AnnotatedData(folder, mpp, tuple(values), splits, classes_found=found, ignored_cells=ignored)
 
 
 def _roots(folder: Path) -> dict[str, Path]:
@@ -76,6 +83,11 @@ def _list_cells(path: Path) -> Iterator[ListedCell]:
     return LISTERS[path.suffix.lower()](path)
 
 
-def _values_in(paths: list[Path]) -> dict[str, str]:
-    """Classes as found in the files."""
-    return ordered_values({cell.value for path in paths for cell in _list_cells(path)} - {""})
+def _drop_ignored(annotations: list[list[ListedCell]], named: Mapping[str, str]) -> dict[str, int]:
+    """Remove cells of QuPath's ignored classes that no description names; returns their number by class."""
+    dropped: Counter[str] = Counter()
+    for cells in annotations:
+        ignored = [is_ignored(cell.value) and cell.value not in named.values() for cell in cells]
+        dropped.update(cell.value for cell, drop in zip(cells, ignored, strict=True) if drop)
+        cells[:] = [cell for cell, drop in zip(cells, ignored, strict=True) if not drop]
+    return dict(dropped)

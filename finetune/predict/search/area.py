@@ -5,17 +5,13 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+import shapely
 from scipy import ndimage
-from scipy.sparse.csgraph import connected_components
 
 from shared.wsi.image_source import ImageSource
-from shared.wsi.polygons import Polygon
+from shared.wsi.polygons import Polygon, PolygonIndex, areas_of, merge, subtract
 from shared.wsi.slide import Slide, SlideError
 from shared.wsi.tissue import find_tissue
-
-# Places along a side of the raster that the area of a drawn region is counted on; where there are many, fewer, so
-# that all need no more memory than one of this size, but not fewer than the second number.
-RASTER, LEAST_RASTER = 4096, 128
 
 
 class Area(Protocol):
@@ -79,72 +75,40 @@ class TissueArea:
 
 
 class Regions:
-    """Polygons that somebody has drawn; what several of them share counts once."""
+    """Annotated polygons without those of ignored classes; overlaps count once."""
 
     kind = "regions"
 
-    def __init__(self, polygons: Sequence[Polygon], source: ImageSource) -> None:
-        self.polygons = [polygon for polygon in polygons if len(polygon.rings[0]) > 2]
-        boxes = np.array([polygon.box for polygon in self.polygons]).reshape(-1, 4)
-        inside = (boxes[:, :2] < source.size).all() and (boxes[:, 2:] > 0).all()
-        if not len(boxes) or not inside:
+    def __init__(self, polygons: Sequence[Polygon], source: ImageSource, ignored: Sequence[Polygon] = ()) -> None:
+        """Merge the polygons, and clip them to the source.
+
+        Args:
+            polygons: In px of level 0.
+            source: The image that they were drawn on.
+            ignored: Polygons to subtract.
+
+        Raises:
+            SlideError: there is no polygon, or one is outside the source.
+        """
+        image = shapely.box(0, 0, *source.size)
+        drawn = [polygon for polygon in polygons if polygon.area]
+        if not drawn or shapely.disjoint(drawn, image).any():
             raise SlideError(
                 f"a region lies outside {source.path} ({source.size[0]}x{source.size[1]} px), or there is none; "
                 "give the regions of this slide"
             )
-        boxes = np.concatenate([boxes[:, :2].clip(0), np.minimum(boxes[:, 2:], source.size)], axis=1)
-        clusters = _clusters(boxes)
-        side = max(LEAST_RASTER, int(RASTER / len(clusters) ** 0.5))
-        self._rasters = [
-            _Raster([self.polygons[index] for index in cluster], boxes[cluster], side) for cluster in clusters
-        ]
-        self._low_N2 = np.array([raster.low_2 for raster in self._rasters])
-        self._high_N2 = np.array([raster.high_2 for raster in self._rasters])
-        self.mm2 = sum(raster.px2 for raster in self._rasters) * source.mpp**2 * 1e-6
+        clipped = [areas_of(each) for each in shapely.intersection(subtract(merge(drawn), ignored), image)]
+        self._index = PolygonIndex(clipped)
+        self.mm2 = float(shapely.area(clipped).sum()) * source.mpp**2 * 1e-6
 
     def touches(self, left: float, top: float, right: float, bottom: float) -> bool:
         """See `Area`."""
-        near_N = (self._low_N2 <= (right, bottom)).all(axis=1) & (self._high_N2 >= (left, top)).all(axis=1)
-        return any(self._rasters[index].touches(left, top, right, bottom) for index in np.flatnonzero(near_N))
+        return self._index.touches(left, top, right, bottom)
 
     def contains(self, points_N2: np.ndarray) -> np.ndarray:
         """See `Area`."""
-        return np.logical_or.reduce([polygon.contains(points_N2) for polygon in self.polygons])
+        return self._index.contains(points_N2)
 
     def mask(self, corner: tuple[float, float], px: float, height: int, width: int) -> np.ndarray:
-        """Which px of a picture, each `px` px of level 0 wide, from `corner` on, have their centre in a region."""
-        return _mask(self.polygons, np.array(corner), px, height, width)
-
-
-class _Raster:
-    """Some polygons, on as many places along either side of their common box: as exact for small as for large."""
-
-    def __init__(self, polygons: Sequence[Polygon], boxes_N4: np.ndarray, side: int) -> None:
-        self.low_2, self.high_2 = boxes_N4[:, :2].min(axis=0), boxes_N4[:, 2:].max(axis=0)
-        self.place_2 = np.maximum(self.high_2 - self.low_2, 1e-6) / side
-        self.mask = _mask(polygons, self.low_2, self.place_2, side, side)
-        self.px2 = float(self.mask.sum() * self.place_2.prod())
-
-    def touches(self, left: float, top: float, right: float, bottom: float) -> bool:
-        """Whether a box that overlaps the polygons' common one may hold some of them."""
-        first_2 = np.floor((np.array([left, top]) - self.low_2) / self.place_2).astype(int).clip(0)
-        end_2 = np.ceil((np.array([right, bottom]) - self.low_2) / self.place_2).astype(int)
-        return bool(self.mask[first_2[1] : end_2[1], first_2[0] : end_2[0]].any())
-
-
-def _mask(
-    polygons: Sequence[Polygon], corner: np.ndarray, px: float | np.ndarray, height: int, width: int
-) -> np.ndarray:
-    """Which places of a raster have their centre in one of the polygons."""
-    mask_HW = np.zeros((height, width), bool)
-    for polygon in polygons:
-        mask_HW |= polygon.mask(corner, px, height, width)
-    return mask_HW
-
-
-def _clusters(boxes_N4: np.ndarray) -> list[np.ndarray]:
-    """Indices of boxes that overlap, directly or by others in between."""
-    low_N12, high_N12 = boxes_N4[:, None, :2], boxes_N4[:, None, 2:]
-    overlap_NN = ((low_N12 < high_N12.swapaxes(0, 1)) & (high_N12 > low_N12.swapaxes(0, 1))).all(axis=-1)
-    count, cluster_N = connected_components(np.asarray(overlap_NN), directed=False)
-    return [np.flatnonzero(cluster_N == cluster) for cluster in range(count)]
+        """Test which px of a picture, each `px` px of level 0 wide, from `corner` on, have their centre inside."""
+        return self._index.mask(np.array(corner), px, height, width)

@@ -1,16 +1,16 @@
 """Pictures of what was found: drawn regions show as lines, in their place."""
 
 import numpy as np
+import shapely
 from PIL import Image
 
 from finetune.predict.outputs.pictures import DENSITY_SIDE, REGION_SIDE, Painter
 from finetune.predict.outputs.writers import Rows
 from finetune.predict.search.area import Area, Everywhere, Regions
 from shared.wsi.image_source import Picture
-from shared.wsi.polygons import Polygon
 
 SOURCE = Picture(Image.new("RGB", (1280, 1280), (128, 128, 128)), 0.5)
-SQUARE = Polygon((np.array([(200.0, 300), (600, 300), (600, 700), (200, 700)]),))
+SQUARE = shapely.box(200, 300, 600, 700)
 
 
 def painter(area: Area) -> Painter:
