@@ -1,6 +1,7 @@
 """What every reader of annotated data returns: tiles with their cells, in one convention."""
 
 import hashlib
+import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,6 +21,11 @@ LEFT_OUT = {
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 # Pillow's modes that become RGB without changing a colour: 16-bit images would be cut off at 255.
 EIGHT_BIT = ("RGB", "RGBA", "L", "P", "1")
+# Names of tiles that show their slide: a TCGA barcode, or the slide's name before the x and y of the tile.
+SLIDE_IN_NAME = re.compile(
+    r"(?P<barcode>TCGA-\w{2}-\w{4}(-\w{3}-\w{2}-\w+)?)\b.*"
+    r"|(?P<name>.+?)[\s_-]*(\[?x=?|[\s_-])\d+[,\s_-]+(y=?)?\d+([,\s_\]-].*)?"
+)
 # Matching distance of the scores where a data set has no published one, um (paper, Table 2: 6 px at 0.5 um/px).
 RADIUS_UM = 3.0
 
@@ -118,12 +124,38 @@ class AnnotatedData:
             effects = ", and ".join(LEFT_OUT[name] for name in missing)
             tiles = " and no ".join(f"{name} tiles" for name in missing)
             notes.append(f"note: {self.folder} has no {tiles}: {effects}; add tiles of other slides for that")
+        if self.ignored_cells:
+            counts = ", ".join(
+                f"{count:,} cells of {name!r}" for name, count in sorted(self.ignored_cells.items())
+            )
+            notes.append(f"note: left out of {self.folder}, because QuPath's ignored classes end in *: {counts}")
+        if leak := self._leak():
+            notes.append(leak)
         if rare := self._rare_classes() if self.classes_found else []:
             notes.append(
                 f"note: of the classes found in {self.folder}, these are in one split alone or not in train: "
                 f"{', '.join(rare)}; correct misspelt ones, or name the classes in dataset.json or with --classes"
             )
         return notes
+
+    def _leak(self) -> str:
+        """Report names that show one slide in several splits, where no one has said which slide a tile is from."""
+        tiles_of: dict[str, dict[str, str]] = {}
+        for split, tiles in self.splits.items():
+            for tile in tiles:
+                path = tile.image.relative_to(self.folder).as_posix()
+                if tile.slide == path and (parts := SLIDE_IN_NAME.fullmatch(tile.image.stem)):
+                    tiles_of.setdefault(parts["barcode"] or parts["name"], {})[split] = path
+        leaks = {slide: paths for slide, paths in tiles_of.items() if len(paths) > 1}
+        if not leaks:
+            return ""
+        slide, paths = next(iter(leaks.items()))
+        entries = ", ".join(f'"{path}": "{slide}"' for path in list(paths.values())[:2])
+        return (
+            f"note: to judge by names, tiles of {len(leaks)} slides are in several splits of {self.folder} "
+            f"({slide}: {' and '.join(paths)}), which makes scores too good; name the slide of every image in "
+            f'dataset.json: "slides": {{{entries}, ...}}'
+        )
 
     def _rare_classes(self) -> list[str]:
         """Classes that one of several splits has, or some but not the training split: perhaps misspelt."""

@@ -176,6 +176,99 @@ def test_a_cell_on_the_line_between_two_tiles_is_in_one_of_them(tmp_path: Path) 
     assert [len(tile.labels_N) for tile in tiles] == [1] * columns
 
 
+GRID = [(x, y) for x in range(250, 700, 50) for y in range(250, 700, 50)]
+POINTS = [feature(point(*xy), "a") for xy in GRID]
+
+
+@pytest.mark.parametrize("drawn", [(rectangle(200, 200, 800, 800), "Tissue"), None])
+def test_ignored_areas_are_white_and_without_cells(
+    imported: Callable[..., AnnotatedData],
+    capsys: pytest.CaptureFixture[str],
+    drawn: tuple[dict[str, Any], str] | None,
+) -> None:
+    """With a region around them, and in a file of cells alone."""
+    region = [feature(*drawn)] if drawn else []
+    ignored = [feature(rectangle(390, 390, 610, 610), "Ignore*"), feature(point(300, 300), "Artefact*")]
+    (tile,) = tiles_of(data := imported([*region, *ignored, *POINTS]))
+    assert len(tile.labels_N) == 81 - 25 and data.classes == ("a",)
+    corner = 200 if drawn else 250 - 10 / MPP
+    low, high = (int(edge - corner) // 2 for edge in (390, 610))
+    image = tile.read()
+    assert (image[low + 1 : high - 1, low + 1 : high - 1] == 255).all()
+    assert (image[: low - 1] < 250).mean() > 0.5
+    (note,) = (line for line in capsys.readouterr().err.splitlines() if "note:" in line)
+    assert "1 areas of ignored classes (Ignore*)" in note and "1 cells of class Artefact*" in note
+
+
+def test_an_ignored_area_alone_is_no_tile(imported: Callable[..., AnnotatedData]) -> None:
+    with pytest.raises(UserError, match="could be cut"):
+        imported([feature(rectangle(200, 200, 800, 800), "Ignore*")], classes=("a",))
+    region, hidden = feature(rectangle(300, 300, 400, 400), "T"), feature(rectangle(200, 200, 800, 800), "Ignore*")
+    with pytest.raises(UserError, match="could be cut"):
+        imported([region, hidden, *POINTS])
+
+
+def test_nested_and_overlapping_regions_give_every_cell_once(
+    imported: Callable[..., AnnotatedData], capsys: pytest.CaptureFixture[str]
+) -> None:
+    regions = [
+        feature(rectangle(200, 200, 800, 800), "Tissue"),
+        feature(rectangle(300, 300, 500, 500), "Tumor"),
+        feature(rectangle(700, 100, 900, 300), "Edge"),
+    ]
+    data = imported([*regions, *POINTS], tile=128)
+    assert sum(len(tile.labels_N) for tile in tiles_of(data)) == 81
+    with (data.folder / "tiles.csv").open(newline="") as file:
+        boxes = [[float(row[name]) for name in ("x", "y", "width", "height")] for row in csv.DictReader(file)]
+    count = np.zeros((1000, 1000), int)
+    for x, y, width, height in boxes:
+        count[round(y) : round(y + 2 * height), round(x) : round(x + 2 * width)] += 1
+    assert count.max() == 1 and (count[200:800, 200:800] == 1).all()
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert len(warnings) == 1
+    assert all(word in warnings[0] for word in ("Edge, Tissue, Tumor", "overlap", "--region-class"))
+
+
+def test_regions_of_one_class(imported: Callable[..., AnnotatedData], capsys: pytest.CaptureFixture[str]) -> None:
+    regions = [
+        feature(rectangle(200, 200, 800, 800), "Tissue"),
+        feature(rectangle(290, 290, 510, 510), "Region*"),
+        feature(rectangle(1000, 1000, 1200, 1200), "Region*"),
+    ]
+    first, second = tiles_of(imported([*regions, *POINTS], region_class=("Region*",)))
+    assert first.size == (110, 110) and len(first.labels_N) == 25 and not len(second.labels_N)
+    error = capsys.readouterr().err
+    assert "1 of 2 regions in" in error and "56 of 81 cells" in error and "overlap" not in error
+
+
+def test_a_class_that_no_region_has(
+    imported: Callable[..., AnnotatedData], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match="could be cut"):
+        imported([feature(rectangle(200, 200, 800, 800), "Tissue"), *POINTS], region_class=("Tumour",))
+    assert "case-1.geojson has no region of --region-class; its regions: Tissue" in capsys.readouterr().err
+
+
+def test_nuclei_of_cellvit(imported: Callable[..., AnnotatedData]) -> None:
+    """Outlines of a class in one MultiPolygon, and cells without a class."""
+    nuclei = [rectangle(x - 5, y - 5, x + 5, y + 5)["coordinates"] for x, y in GRID]
+    whole = feature({"type": "MultiPolygon", "coordinates": nuclei}, "Neoplastic")
+    other = feature(rectangle(700, 700, 710, 710))
+    with pytest.raises(UserError, match="--outlines cells"):
+        imported([whole])
+    (tile,) = tiles_of(data := imported([whole, other], outlines="cells", unclassified="other"))
+    assert data.classes == ("Neoplastic", "other") and np.bincount(tile.labels_N).tolist() == [81, 1]
+
+
+def test_annotations_are_parsed_once(
+    imported: Callable[..., AnnotatedData], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed, loads = [], json.loads
+    monkeypatch.setattr(json, "loads", lambda text, **options: (parsed.append(text), loads(text, **options))[1])
+    imported(POINTS)
+    assert sum("FeatureCollection" in text for text in parsed) == 1
+
+
 def test_fields_of_view(imported: Callable[..., AnnotatedData], specimen: Specimen) -> None:
     cells = [feature(rectangle(640, 640, 960, 960)), feature(point(800, 800), "a")]
     data = imported(cells, views=3)

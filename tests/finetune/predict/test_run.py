@@ -437,6 +437,35 @@ def test_what_is_no_region_is_left_out(predict_here: Predict, image: Planted, pn
     assert len((tmp_path / "cells/summary.csv").read_text().splitlines()) == 2
 
 
+def test_detections_and_ignored_areas_are_no_regions(
+    predict_here: Predict, image: Planted, png: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """QuPath's export of all objects."""
+
+    def drawn(left: int, right: int, name: str, kind: str) -> dict[str, Any]:
+        corners = [[left, left], [right, left], [right, right], [left, right], [left, left]]
+        properties = {"objectType": kind, "classification": {"name": name}}
+        geometry = {"type": "Polygon", "coordinates": [corners]}
+        return {"type": "Feature", "geometry": geometry, "properties": properties}
+
+    features = [
+        drawn(0, 400, "Tissue", "annotation"),
+        drawn(100, 250, "Ignore*", "annotation"),
+        *[drawn(x, x + 20, "Tumor", "detection") for x in range(0, 600, 30)],
+    ]
+    (tmp_path / "regions.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    assert predict_here(png, regions=tmp_path / "regions.geojson", slide_mpp=0.25) == 0
+    inside_N = (image.points_N2 < 400).all(axis=1)
+    inside_N &= ~((image.points_N2 > 100) & (image.points_N2 < 250)).all(axis=1)
+    assert inside_N.sum() < (image.points_N2 < 400).all(axis=1).sum()
+    names = [planted.CLASSES[label] for label in image.labels_N[inside_N]]
+    assert found(tmp_path / "cells/a slide.geojson") == near(image.points_N2[inside_N], names)
+    summary = json.loads((tmp_path / "cells/a slide.summary.json").read_text())
+    assert summary["area"]["mm2"] == pytest.approx((400**2 - 150**2) * 0.25**2 * 1e-6, rel=1e-3)
+    (note,) = (line for line in capsys.readouterr().out.splitlines() if "note:" in line)
+    assert "1 areas of ignored classes" in note and "20 objects of type detection" in note
+
+
 @pytest.mark.parametrize(
     ("option", "features", "sentence"),
     [

@@ -85,6 +85,22 @@ def test_derived_classes_of_qupath(tmp_path: Path) -> None:
     assert cells_of(tmp_path)[0] == ("Tumor: Negative", "Tumor: Positive")
 
 
+def test_points_of_ignored_classes_are_dropped_and_counted(tmp_path: Path) -> None:
+    points = [point(1, 1, "Ignore*"), point(2, 2, "Tumor"), point(3, 3, "Ignore*")]
+    write(tmp_path, "a.geojson", points)
+    data = load_data(DataOptions(data=tmp_path, slide_mpp=0.5))
+    assert data.classes == ("Tumor",) and data.splits["train"][0].points_N2.tolist() == [[2, 2]]
+    (note,) = (line for line in data.notes() if "Ignore*" in line)
+    assert "2 cells" in note
+    assert cells_of(tmp_path, classes=("debris=Ignore*", "Tumor"))[2] == [0, 1, 0]  # unless they are named
+
+
+def test_spellings_of_nan_are_no_class(tmp_path: Path) -> None:
+    write(tmp_path, "a.csv", "x,y,class\n1,1,a\n2,2,nan\n")
+    with pytest.raises(UserError, match=r"a\.csv, line 3: .*no class"):
+        cells_of(tmp_path)
+
+
 def test_files_without_cells(tmp_path: Path) -> None:
     write(tmp_path, "a.json", [])
     with pytest.raises(UserError, match=r"no annotation in .* has a cell, .* name them with --classes"):

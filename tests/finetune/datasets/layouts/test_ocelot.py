@@ -118,14 +118,14 @@ def test_incomplete_metadata_and_files_are_named(ocelot: Path) -> None:
     for text, sentence in [
         (json.dumps(content), r"metadata\.json has no 'slide_name' for sample '003'"),
         (json.dumps({"sample_pairs": {}}), r"metadata\.json has no '001' for sample '001'"),
-        (json.dumps([{"mpp_x": 0.25}]), r"metadata\.json is not the metadata of OCELOT v1\.0\.1: no sample_pairs"),
-        ("{", r"metadata\.json is not the metadata of OCELOT"),
+        (json.dumps([{"mpp_x": 0.25}]), r"metadata\.json is not the metadata of OCELOT .*sample_pairs"),
+        ("{", r"metadata\.json is not JSON"),
     ]:
         path.write_text(text)
         with pytest.raises(UserError, match=sentence):
             load_data(DataOptions(data=ocelot))
     path.unlink()
-    with pytest.raises(UserError, match=r"there is no .*metadata\.json; OCELOT's resolution and slides"):
+    with pytest.raises(UserError, match=r"there is no .*metadata\.json"):
         load_data(DataOptions(data=ocelot))
     (ocelot / "annotations/test/cell/004.csv").unlink()
     with pytest.raises(UserError, match=r"004\.jpg has no annotation .*test/cell/004\.csv"):
