@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import tyro
-from PIL import Image, UnidentifiedImageError
 from scipy.optimize import linear_sum_assignment
 
 from patch_extraction.counters.base import CellCounter, choose_counter
@@ -24,6 +23,7 @@ from shared.errors import UserError
 from shared.files import atomic_path
 from shared.reporting.tables import table
 from shared.wsi.resolution import MPP_RANGE
+from shared.wsi.rgb import open_rgb
 
 MATCH_UM = 4.0  # a found cell counts as right within about the radius of a nucleus
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
@@ -129,10 +129,7 @@ def annotated_squares(
         raise UserError(f"{folder / 'images'} holds no pictures; give a folder with images/ and points/")
     side = round(patch_um / mpp)
     for path in paths:
-        try:
-            image = np.asarray(Image.open(path).convert("RGB"))
-        except (OSError, UnidentifiedImageError) as error:
-            raise UserError(f"{path} cannot be read ({error}); copy it again or remove it") from error
+        image = np.asarray(open_rgb(path))
         points_N2 = _points(folder / "points" / f"{path.stem}.csv") + offset
         starts = [np.linspace(0, max(0, n - side), max(1, round(n / side))).astype(int) for n in image.shape[:2]]
         for top in starts[0]:

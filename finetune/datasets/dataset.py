@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
-from shared.errors import UserError
+from shared.wsi.rgb import open_rgb
 
 SPLITS = ("train", "val", "test")
 # What training leaves out where a split is missing.
@@ -19,8 +18,6 @@ LEFT_OUT = {
     "test": "nothing is scored at its end",
 }
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
-# Pillow's modes that become RGB without changing a colour: 16-bit images would be cut off at 255.
-EIGHT_BIT = ("RGB", "RGBA", "L", "P", "1")
 # Names of tiles that show their slide: a TCGA barcode, or the slide's name before the x and y of the tile.
 SLIDE_IN_NAME = re.compile(
     r"(?P<barcode>TCGA-\w{2}-\w{4}(-\w{3}-\w{2}-\w+)?)\b.*"
@@ -60,8 +57,7 @@ class Tile:
         return np.stack([self._pixels(path) for path in self.views(count)])
 
     def _pixels(self, path: Path) -> np.ndarray:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB").reduce(self.reduction))
+        return np.asarray(open_rgb(path).reduce(self.reduction))
 
 
 @dataclass(frozen=True)
@@ -181,24 +177,9 @@ def image_sizes(paths: Iterable[Path]) -> list[tuple[int, int]]:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Width and height in px of an image that can be decoded as 8-bit RGB.
+    """Decode an image; returns width and height in px.
 
     Raises:
-        UserError: the file is not an image, is cut short, or holds other pixels.
+        UserError: the file is not an image, is damaged or too large, or holds other than 8-bit pixels.
     """
-    try:
-        with Image.open(path) as image:
-            image.load()
-    except Image.DecompressionBombError as error:
-        raise UserError(
-            f"{path} is too large an image for a tile; cut it up "
-            "(`python -m finetune.datasets import` cuts tiles from slides)"
-        ) from error
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise UserError(f"{path} cannot be opened as an image; remove it or write it again") from error
-    if image.mode not in EIGHT_BIT:
-        raise UserError(
-            f"{path} has pixels of mode {image.mode}, which do not convert to 8-bit RGB without loss; "
-            "write it as an 8-bit RGB image"
-        )
-    return image.size
+    return open_rgb(path).size

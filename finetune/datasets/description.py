@@ -13,6 +13,7 @@ from shared.errors import UserError
 from shared.wsi.resolution import MPP_RANGE
 
 NAME = "dataset.json"
+ANY_CELL = "any cell"
 FIELDS = ("format", "mpp", "classes", "origin", "splits", "slides")
 FORMATS = ("points", "consep", "bcdata", "ocelot")
 # What is added to the coordinates in the files so that (0, 0) is the outer corner of the first pixel.
@@ -73,12 +74,14 @@ def checked(folder: Path, description: Description) -> float:
 
 
 def class_values(pairs: list[tuple[str, str]], where: str) -> dict[str, str]:
-    """Class name -> value in the files.
+    """Map class names to their values in the files.
 
     Raises:
-        UserError: a name or a value stands there twice; two classes could not be told apart.
+        UserError: a name or a value occurs twice, or a name is reserved.
     """
     pairs = [(name, class_value(value)) for name, value in pairs]
+    if ANY_CELL in (name for name, _ in pairs):
+        raise UserError(f"{where} has a class {ANY_CELL!r}, the name of the scores of all classes; rename it")
     for words in ([name for name, _ in pairs], [value for _, value in pairs]):
         if repeated := sorted({word for word in words if words.count(word) > 1}):
             raise UserError(f"{where} has {repeated[0]!r} twice among its classes; give each its own")

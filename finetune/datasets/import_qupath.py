@@ -208,7 +208,7 @@ def _classes(config: Import, annotated: Sequence[Objects]) -> dict[str, str]:
         raise UserError(
             f"{config.annotations} has no cells{hint}; name the classes with --classes if that is right"
         )
-    return given or {name: name for name in sorted(found)}
+    return given or class_values([(name, name) for name in sorted(found)], str(config.annotations))
 
 
 def _cut_slide(

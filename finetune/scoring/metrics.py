@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 from scipy.spatial import KDTree
 
+from finetune.datasets.description import ANY_CELL
 from shared.model.cells import CellSet
 
 
@@ -67,7 +68,7 @@ class Scores:
     def table(self) -> str:
         """One line per class, the macro mean and the class-agnostic detection, in percent; the official score."""
         lines = [f"{'class':<20}{'cells':>8}{'found':>8}{'P':>8}{'R':>8}{'F1':>8}{'AP':>8}"]
-        rows = {**self.classes, "any cell": self.detection}
+        rows = {**self.classes, ANY_CELL: self.detection}
         for name, score in rows.items():
             rates = (score.precision, score.recall, score.f1, score.average_precision)
             percents = "".join(f"{100 * rate:>8.1f}" for rate in rates)

@@ -10,18 +10,16 @@ from typing import Protocol
 
 import numpy as np
 import openslide
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from shared.errors import UserError
 from shared.files import printable
+from shared.wsi.rgb import open_rgb, to_rgb
 from shared.wsi.slide import MOST_UPSAMPLING, Slide, SlideError
 from shared.wsi.slide_files import find_slides
-from shared.wsi.subpixel_blend import on_white
 
 PICTURES = (".png", ".jpg", ".jpeg")
 TIFFS = (".tif", ".tiff")
-# Pillow's modes that become RGB without changing a colour, transparent ones on white.
-EIGHT_BIT = ("RGB", "RGBA", "L", "LA", "P", "PA", "1", "CMYK", "YCbCr")
 
 
 class ImageSource(Protocol):
@@ -54,15 +52,13 @@ class Picture:
         Raises:
             SlideError: it holds other than 8-bit pixels.
         """
-        if image.mode not in EIGHT_BIT:
-            raise SlideError(f"{path} has pixels of mode {image.mode}; write it as an 8-bit RGB image")
+        try:
+            self._image = to_rgb(image)
+        except ValueError as error:
+            raise SlideError(f"{path} has {error}; write it as an 8-bit RGB image") from error
         self.path = path
         self.mpp = mpp
         self.size: tuple[int, int] = image.size
-        if image.has_transparency_data:
-            self._image = Image.fromarray(on_white(np.asarray(image.convert("RGBA"))))
-        else:
-            self._image = image.convert("RGB")
 
     @classmethod
     def open(cls, path: Path, slide_mpp: float | None) -> "Picture":
@@ -75,14 +71,9 @@ class Picture:
         if slide_mpp is None:
             raise SlideError(f"{path} does not say how large its pixels are; give their um with --slide-mpp")
         try:
-            with Image.open(path) as image:
-                return cls(image, slide_mpp, path)
-        except Image.DecompressionBombError as error:
-            raise SlideError(
-                f"{path} is too large for a plain image; write it as a tiled TIFF with a pyramid for OpenSlide"
-            ) from error
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            raise SlideError(f"{path} cannot be opened as an image; remove it or write it again") from error
+            return cls(open_rgb(path), slide_mpp, path)
+        except UserError as error:
+            raise SlideError(str(error)) from error
 
     @classmethod
     def of_array(cls, image_HWC: np.ndarray, mpp: float) -> "Picture":

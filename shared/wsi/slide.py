@@ -21,7 +21,7 @@ from shared.files import printable
 from shared.wsi.jpeg_tile_reader import TiledTiff
 from shared.wsi.resampling import resample
 from shared.wsi.resolution import Resolution, UnknownResolutionError, resolve
-from shared.wsi.subpixel_blend import on_white
+from shared.wsi.rgb import on_white
 from shared.wsi.tiff_faults import MAGIC as TIFF_MAGIC
 from shared.wsi.tiff_faults import fault_of
 

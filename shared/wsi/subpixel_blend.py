@@ -7,7 +7,8 @@ same order of operations, the px are the same bits.
 """
 
 import numpy as np
-from PIL import Image
+
+from shared.wsi.rgb import on_white
 
 FRACTIONS = 65536  # positions have 16 bits after the point
 ONE, LEVELS, BRIGHTEST = np.float32(1), np.float32(256), np.float32(255)
@@ -73,19 +74,6 @@ class Canvas:
         else:
             source_HW4 = _with_coverage(tile_HW3, (row, row_end + 1), (column, column_end + 1))
             _saturate(canvas_HW4, _between(source_HW4, right_weight, low_weight))
-
-
-def on_white(pixels_HW4: np.ndarray) -> np.ndarray:
-    """An RGBA picture (uint8) as RGB, without its alpha."""
-    if (pixels_HW4[..., 3] == 255).all():
-        pixels_HW3 = np.empty((*pixels_HW4.shape[:2], 3), np.uint8)
-        for channel in range(3):  # one by one: a seventh of the time of all three in one go
-            pixels_HW3[..., channel] = pixels_HW4[..., channel]
-        return pixels_HW3
-    region = Image.fromarray(pixels_HW4)
-    white = Image.new("RGB", region.size, "white")
-    white.paste(region, mask=region.getchannel("A"))
-    return np.asarray(white)
 
 
 def _cover(canvas_HW4: np.ndarray, colours_HW3: np.ndarray, right: np.float32, low: np.float32) -> None:

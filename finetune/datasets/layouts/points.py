@@ -7,7 +7,7 @@ from pathlib import Path
 from finetune.datasets.annotations import csv_file, json_file
 from finetune.datasets.annotations.cells import ListedCell, ordered_values
 from finetune.datasets.dataset import SPLITS, AnnotatedData
-from finetune.datasets.description import Description, checked
+from finetune.datasets.description import Description, checked, class_values
 from finetune.datasets.pairing import by_stem, images_in, paired
 from finetune.datasets.splits import arrange
 from finetune.datasets.tiles import read_tiles
@@ -44,7 +44,7 @@ def load(folder: Path, description: Description) -> AnnotatedData:
     }
     annotations = [cells for each in listed.values() for _, cells in each]
     ignored = _drop_ignored(annotations, description.classes)
-    values = description.classes or ordered_values({cell.value for cells in annotations for cell in cells} - {""})
+    values = description.classes or _found(folder, annotations)
     if not values:
         raise UserError(f"no annotation in {folder} has a cell, so there are no classes; name them with --classes")
     tiles = {name: read_tiles(folder, each, iter, values, description) for name, each in listed.items()}
@@ -81,6 +81,12 @@ def _pairs(root: Path) -> list[tuple[Path, Path]]:
 
 def _list_cells(path: Path) -> Iterator[ListedCell]:
     return LISTERS[path.suffix.lower()](path)
+
+
+def _found(folder: Path, annotations: list[list[ListedCell]]) -> dict[str, str]:
+    """Name the classes found in the files."""
+    values = ordered_values({cell.value for cells in annotations for cell in cells} - {""})
+    return class_values(list(values.items()), str(folder))
 
 
 def _drop_ignored(annotations: list[list[ListedCell]], named: Mapping[str, str]) -> dict[str, int]:
