@@ -1,4 +1,4 @@
-"""Random scaling, shifting, flipping and staining of an image, its wider views and its points together."""
+"""Random crops of an image, its wider views and its points together: geometry, colours, mixing of tiles."""
 
 import math
 from dataclasses import dataclass
@@ -6,12 +6,15 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from finetune.training.degradation import degrade, jitter_colours
 from finetune.training.stain_augment import restain
+
+BLOCKS = 4  # along each side, of GridShuffle (authors' public code)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """The paper names scaling, shifting and flipping and gives no ranges."""
+    """Augmentation of training tiles; the paper names scaling, shifting and flipping and gives no ranges."""
 
     crop: int = 448
     """Side of the square training crop, px; a smaller image is padded with white."""
@@ -19,6 +22,16 @@ class AugmentConfig:
     """Range of the random magnification (log-uniform); the crop covers crop / scale px of the image."""
     flip: float = 0.5
     """Probability of a horizontal flip, and of a vertical one."""
+    quarter_turns: bool = False
+    """Rotate by a random multiple of 90 degrees (authors' later public code)."""
+    colour: float = 0.0
+    """Largest change of brightness, contrast and saturation (authors' public code: 0.2); hue a quarter of it."""
+    degrade: float = 0.0
+    """Probability of blur, noise or JPEG artefacts."""
+    shuffle: float = 0.0
+    """Probability of shuffling 4 x 4 blocks (GridShuffle; authors' public code: 0.5); one view only."""
+    mix: float = 0.0
+    """Probability of replacing part of the crop by that of another tile's crop; one view only."""
     stain: float = 0.0
     """How far colours and amounts of the stains change at random: 0.05 light, 0.2 strong, 0 not at all."""
     brown: float = 0.0
@@ -44,6 +57,50 @@ def augment(
     Returns:
         K images of crop x crop px, and the points that fall on the last with their labels.
     """
+    crops_KHWC, xy_N2 = _random_crops(config, views_KHWC, points_N2, random)
+    if random.random() < config.flip:
+        crops_KHWC, xy_N2[:, 0] = crops_KHWC[:, :, ::-1], config.crop - xy_N2[:, 0]
+    if random.random() < config.flip:
+        crops_KHWC, xy_N2[:, 1] = crops_KHWC[:, ::-1], config.crop - xy_N2[:, 1]
+    if config.quarter_turns:
+        crops_KHWC, xy_N2 = _turned(crops_KHWC, xy_N2, int(random.integers(4)))
+    crops_KHWC = _recoloured(config, crops_KHWC, random)
+    inside = ((xy_N2 >= 0) & (xy_N2 < config.crop)).all(axis=1)
+    xy_N2, labels_N = xy_N2[inside], labels_N[inside]
+    if len(crops_KHWC) == 1 and config.shuffle and random.random() < config.shuffle:
+        crops_KHWC, xy_N2 = _shuffled(crops_KHWC, xy_N2, random)
+    return np.ascontiguousarray(crops_KHWC), xy_N2.astype(np.float32), labels_N
+
+
+def mix(
+    sample: tuple[np.ndarray, np.ndarray, np.ndarray],
+    other: tuple[np.ndarray, np.ndarray, np.ndarray],
+    random: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Replace a side of one augmented sample by that of another, along a line at a quarter to three quarters.
+
+    Args:
+        sample: A single view (1, H, W, 3) with points and labels, as `augment` returns them.
+        other: Another one of the same size.
+        random: Source of all random numbers.
+    """
+    views_KHWC, axis = sample[0].copy(), int(random.integers(2))  # 0: cut across x
+    side = views_KHWC.shape[2 - axis]
+    line = int(random.integers(side // 4, side - side // 4 + 1))
+    part = (slice(None),) * (2 - axis) + (slice(line, None),)
+    views_KHWC[part] = other[0][part]
+    kept_N, added_M = sample[1][:, axis] < line, other[1][:, axis] >= line
+    return (
+        views_KHWC,
+        np.concatenate([sample[1][kept_N], other[1][added_M]]),
+        np.concatenate([sample[2][kept_N], other[2][added_M]]),
+    )
+
+
+def _random_crops(
+    config: AugmentConfig, views_KHWC: np.ndarray, points_N2: np.ndarray, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Crops of all views around one random place at one random magnification, and all points in px of them."""
     magnification = np.exp(random.uniform(*np.log(config.scale)))
     window = max(1, round(config.crop / magnification))
     height, width = views_KHWC.shape[1:3]
@@ -52,17 +109,44 @@ def augment(
     crops = [
         _crop(view, (left, top), window, 2**n, config.crop) for view, n in zip(views_KHWC, doublings, strict=True)
     ]
-    cut_KHWC = np.stack(crops)
     # The window is whole px, so the exact magnification is crop / window, not the number drawn.
-    xy_N2 = (points_N2 - np.array([left, top])) * (config.crop / window)
-    if random.random() < config.flip:
-        cut_KHWC, xy_N2[:, 0] = cut_KHWC[:, :, ::-1], config.crop - xy_N2[:, 0]
-    if random.random() < config.flip:
-        cut_KHWC, xy_N2[:, 1] = cut_KHWC[:, ::-1], config.crop - xy_N2[:, 1]
+    return np.stack(crops), (points_N2 - np.array([left, top])) * (config.crop / window)
+
+
+def _recoloured(config: AugmentConfig, crops_KHWC: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Crops in other stains and colours, and degraded, as the config has it."""
     if config.stain or config.brown:
-        cut_KHWC = restain(cut_KHWC, config.stain, config.brown, random)
-    inside = ((xy_N2 >= 0) & (xy_N2 < config.crop)).all(axis=1)
-    return np.ascontiguousarray(cut_KHWC), xy_N2[inside].astype(np.float32), labels_N[inside]
+        crops_KHWC = restain(crops_KHWC, config.stain, config.brown, random)
+    if config.colour:
+        crops_KHWC = jitter_colours(crops_KHWC, config.colour, random)
+    # A random number is drawn only where it is needed: runs without the option keep their crops.
+    if config.degrade and random.random() < config.degrade:
+        crops_KHWC = degrade(crops_KHWC, random)
+    return crops_KHWC
+
+
+def _turned(views_KHWC: np.ndarray, xy_N2: np.ndarray, quarters: int) -> tuple[np.ndarray, np.ndarray]:
+    """Square views turned counter-clockwise by quarter turns, with their points."""
+    side = views_KHWC.shape[1]
+    for _ in range(quarters):
+        xy_N2 = np.stack([xy_N2[:, 1], side - xy_N2[:, 0]], axis=1)
+    return np.rot90(views_KHWC, quarters, axes=(1, 2)), xy_N2
+
+
+def _shuffled(
+    views_KHWC: np.ndarray, xy_N2: np.ndarray, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Blocks of a square view in random order, with the points on them; what no block covers stays."""
+    block = views_KHWC.shape[1] // BLOCKS
+    order = random.permutation(BLOCKS**2)
+    shuffled_KHWC, moved_N2 = views_KHWC.copy(), xy_N2.copy()
+    on_N = (xy_N2 < block * BLOCKS).all(axis=1)
+    block_N = np.where(on_N, xy_N2[:, 1] // block * BLOCKS + xy_N2[:, 0] // block, -1).astype(int)
+    for source, target in enumerate(order):
+        (y, x), (to_y, to_x) = (np.multiply(divmod(int(place), BLOCKS), block) for place in (source, target))
+        shuffled_KHWC[:, to_y : to_y + block, to_x : to_x + block] = views_KHWC[:, y : y + block, x : x + block]
+        moved_N2[block_N == source] += (to_x - x, to_y - y)
+    return shuffled_KHWC, moved_N2
 
 
 def _offset(length: int, window: int, random: np.random.Generator) -> int:
@@ -103,3 +187,4 @@ def _window(image_HWC: np.ndarray, left: int, top: int, width: int, height: int)
     y, x = max(-top, 0), max(-left, 0)
     canvas[y : y + cut.shape[0], x : x + cut.shape[1]] = cut
     return canvas
+Config = AugmentConfig

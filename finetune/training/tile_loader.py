@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from finetune.datasets.dataset import Tile
-from finetune.training.augment import AugmentConfig, augment
+from finetune.training.augment import AugmentConfig
+from finetune.training.augment import augment, mix
 from finetune.training.criterion import Targets
 from shared.model.image_tensors import to_image
 from shared.training.distributed import World, ignore_signals_in_worker
@@ -48,8 +49,13 @@ class TileStream(Dataset[tuple[np.ndarray, np.ndarray, np.ndarray]]):
     def __getitem__(self, position: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         epoch, place = divmod(position, len(self.tiles))
         order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.tiles))
-        tile = self.tiles[order[place]]
         random = np.random.default_rng([self.seed, 1, position])
+        sample = self._augmented(self.tiles[order[place]], random)
+        if self.views == 1 and self.config.mix and random.random() < self.config.mix:
+            sample = mix(sample, self._augmented(self.tiles[random.integers(len(self.tiles))], random), random)
+        return sample
+
+    def _augmented(self, tile: Tile, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return augment(self.config, tile.read_views(self.views), tile.points_N2, tile.labels_N, random)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from finetune.training.augment import AugmentConfig, augment
+from finetune.training.augment import BLOCKS, AugmentConfig, augment, mix
 
 RADIUS = 3
 
@@ -70,9 +70,7 @@ def test_every_operation_happens() -> None:
     image = np.full((64, 64, 3), 255, np.uint8)
     image[:32, :32] = 0
     views = [
-        augment(AugmentConfig(crop=48), image[None], np.zeros((0, 2)), np.zeros(0, int), np.random.default_rng(s))[
-            0
-        ][0]
+        augment(AugmentConfig(crop=48), image[None], np.zeros((0, 2)), np.zeros(0, int), np.random.default_rng(s))[0][0]
         for s in range(60)
     ]
     corners = {(v[0, 0, 0] < 128, v[0, -1, 0] < 128, v[-1, 0, 0] < 128, v[-1, -1, 0] < 128) for v in views}
@@ -84,8 +82,7 @@ def test_every_operation_happens() -> None:
 def test_the_same_seed_gives_the_same_view() -> None:
     image, points = painted((300, 300), np.random.default_rng(0))
     views = [
-        augment(AugmentConfig(), image[None], points, np.arange(len(points)), np.random.default_rng(5))
-        for _ in range(2)
+        augment(AugmentConfig(), image[None], points, np.arange(len(points)), np.random.default_rng(5)) for _ in range(2)
     ]
     for first, second in zip(*views, strict=True):
         np.testing.assert_array_equal(first, second)
@@ -111,6 +108,8 @@ def drawn(cells: np.ndarray, size: tuple[int, int], factor: int, radius: float =
         (AugmentConfig(crop=101, scale=(0.8, 0.8), flip=0.0), (150, 211)),  # and made smaller, to 0.8016
         (AugmentConfig(crop=160, scale=(1.0, 1.0), flip=0.0), (90, 211)),  # padded in height
         (AugmentConfig(crop=160, scale=(0.8, 1.25), flip=1.0), (110, 90)),  # everything, padded on all sides
+        (AugmentConfig(crop=96, scale=(1.0, 1.0), flip=0.0, quarter_turns=True), (150, 211)),
+        (AugmentConfig(crop=96, scale=(1.0, 1.0), flip=0.0, colour=0.2), (150, 211)),
     ],
 )
 @pytest.mark.parametrize("seed", range(2))
@@ -144,3 +143,51 @@ def test_wider_views_show_what_lies_around_the_crop(size: tuple[int, int], seed:
         gaps = np.linalg.norm(whole[:, None] - discs(view)[None], axis=-1).min(axis=1)
         assert len(gaps)
         assert gaps.max() < 0.1
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_degraded_discs_stay_under_their_points(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    x, y = np.meshgrid(np.arange(22.0, 140, 30), np.arange(22.0, 140, 30))
+    cells = np.stack([x, y], -1).reshape(-1, 2) + random.uniform(-4, 4, (x.size, 2))
+    config = AugmentConfig(crop=150, scale=(1.0, 1.0), flip=0.0, degrade=1.0)
+    image = drawn(cells, (150, 150), 1)
+    (view,), moved, _ = augment(config, image[None], cells, np.arange(len(cells)), random)
+    assert (view != image).any()
+    gaps = np.linalg.norm(moved[:, None] - discs(view)[None], axis=-1).min(axis=1)
+    assert gaps.max() < 0.3  # noise moves a disc's centre of mass
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_cells_move_with_their_blocks(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    side = 32 * BLOCKS
+    columns, rows = np.meshgrid(np.arange(BLOCKS), np.arange(BLOCKS))
+    cells = np.stack([columns, rows], -1).reshape(-1, 2) * 32 + random.uniform(13, 19, (BLOCKS**2, 2))
+    config = AugmentConfig(crop=side, scale=(1.0, 1.0), flip=0.0, shuffle=1.0)
+    (view,), moved, kept = augment(
+        config, drawn(cells, (side, side), 1)[None], cells, np.arange(len(cells)), random
+    )
+    assert len(kept) == len(cells)
+    assert (np.abs(moved - cells[kept]).max(axis=1) > 16).sum() > len(cells) / 2
+    gaps = np.linalg.norm(moved[:, None] - discs(view)[None], axis=-1).min(axis=1)
+    assert gaps.max() < 0.1
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_mixed_crop_has_the_cells_of_both_parts(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    samples = []
+    for _ in range(2):
+        x, y = np.meshgrid(np.arange(16.0, 112, 26), np.arange(16.0, 112, 26))
+        cells = np.stack([x, y], -1).reshape(-1, 2) + random.uniform(-3, 3, (x.size, 2))
+        samples.append((drawn(cells, (128, 128), 1, radius=4)[None], cells, np.full(len(cells), len(samples))))
+    (view,), points, labels = mix(*samples, random)
+    assert set(labels) == {0, 1}
+    assert len(points) == len(labels)
+    whole = discs(view)
+    (across,) = {axis for axis in (0, 1) if points[labels == 0, axis].max() < points[labels == 1, axis].min()}
+    line = (points[labels == 0, across].max() + points[labels == 1, across].min()) / 2
+    clear = np.abs(points[:, across] - line) > 20  # discs that the line does not cut
+    gaps = np.linalg.norm(points[clear][:, None] - whole[None], axis=-1).min(axis=1)
+    assert clear.any() and gaps.max() < 0.2
