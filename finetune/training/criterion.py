@@ -9,8 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from finetune.training import matching
-from finetune.training.matching import MatchingConfig
-from shared.model.dpa_p2pnet import Detections
+from finetune.training.matching import Config as Matching
+from shared.model.decoders import Detections
+from shared.model.distinct import distinct_proposals
+
+IGNORED = -100  # target of proposals without a loss, as torch's cross-entropy has it
+MIN_DISTINCT_PER_CELL = 1.3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +57,7 @@ def sums_of(config: CriterionConfig, targets: Sequence[Targets], proposals: int)
 
 
 def detection_loss(
-    config: CriterionConfig, found: Detections, targets: Sequence[Targets], sums_2: Tensor
+    config: Config, found: Detections, targets: Sequence[Targets], sums_2: Tensor, radius: float = 0.0
 ) -> Losses:
     """Match per image, then cross-entropy over all proposals and squared distance over the matched.
 
@@ -62,16 +66,21 @@ def detection_loss(
         found: What the network says.
         targets: Of each image.
         sums_2: What the two terms are divided by (`sums_of`).
+        radius: px within which proposals compete (`distinct`); those set aside have no part in the loss.
     """
     points_BN2, logits_BNC = found.points_BN2.float(), found.logits_BNC.float()
     background = logits_BNC.shape[-1] - 1
-    wanted_BN = torch.full(logits_BNC.shape[:2], background, device=logits_BNC.device)
+    competing_BN = _competing(found, targets, radius)
+    wanted_BN = torch.where(competing_BN, background, IGNORED)
     squared = points_BN2.new_zeros(())
     for index, (cells_M2, labels_M) in enumerate(targets):
-        matched = matching.assign(config.matching, points_BN2[index], logits_BNC[index], cells_M2, labels_M)
-        proposals, answered = (indices.to(logits_BNC.device) for indices in matched)
+        points_N2, logits_NC = points_BN2[index], logits_BNC[index]
+        kept_N = competing_BN[index].nonzero()[:, 0]
+        matched = matching.assign(config.matching, points_N2[kept_N], logits_NC[kept_N], cells_M2, labels_M)
+        chosen, answered = (indices.to(logits_BNC.device) for indices in matched)
+        proposals = kept_N[chosen]
         wanted_BN[index, proposals] = labels_M[answered]
-        squared = squared + F.mse_loss(points_BN2[index, proposals], cells_M2[answered].float(), reduction="sum")
+        squared = squared + F.mse_loss(points_N2[proposals], cells_M2[answered].float(), reduction="sum")
     class_weights = logits_BNC.new_ones(background + 1)
     class_weights[background] = config.background_weight
     entropy = F.cross_entropy(logits_BNC.flatten(0, 1), wanted_BN.flatten(), class_weights, reduction="sum")
@@ -79,3 +88,15 @@ def detection_loss(
     # Without a cell on any rank nothing is divided; a rank without cells must not count as having one.
     regression = config.point_weight * squared / sums_2[1].where(sums_2[1] > 0, 1.0)
     return Losses(classification + regression, classification.detach(), regression.detach())
+
+
+def _competing(found: Detections, targets: Sequence[Targets], radius: float) -> Tensor:
+    """Mask of the proposals that are matched and have a loss, (B, N).
+
+    In images with many cells for their distinct proposals nothing is set aside: cells would be matched to
+    proposals far away, whose regression loss outweighs all others.
+    """
+    distinct_BN = distinct_proposals(found, radius)
+    cells_B = torch.tensor([len(each.labels_M) for each in targets], device=distinct_BN.device)
+    crowded_B = distinct_BN.sum(1) < MIN_DISTINCT_PER_CELL * cells_B
+    return distinct_BN | crowded_B[:, None]

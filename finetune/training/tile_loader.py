@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from finetune.datasets.dataset import Tile
-from finetune.training.augment import AugmentConfig
-from finetune.training.augment import augment, mix
+from finetune.training.augment import AugmentConfig, augment, mix
 from finetune.training.criterion import Targets
 from shared.model.image_tensors import to_image
 from shared.training.distributed import World, ignore_signals_in_worker

@@ -70,7 +70,9 @@ def test_every_operation_happens() -> None:
     image = np.full((64, 64, 3), 255, np.uint8)
     image[:32, :32] = 0
     views = [
-        augment(AugmentConfig(crop=48), image[None], np.zeros((0, 2)), np.zeros(0, int), np.random.default_rng(s))[0][0]
+        augment(AugmentConfig(crop=48), image[None], np.zeros((0, 2)), np.zeros(0, int), np.random.default_rng(s))[
+            0
+        ][0]
         for s in range(60)
     ]
     corners = {(v[0, 0, 0] < 128, v[0, -1, 0] < 128, v[-1, 0, 0] < 128, v[-1, -1, 0] < 128) for v in views}
@@ -82,7 +84,8 @@ def test_every_operation_happens() -> None:
 def test_the_same_seed_gives_the_same_view() -> None:
     image, points = painted((300, 300), np.random.default_rng(0))
     views = [
-        augment(AugmentConfig(), image[None], points, np.arange(len(points)), np.random.default_rng(5)) for _ in range(2)
+        augment(AugmentConfig(), image[None], points, np.arange(len(points)), np.random.default_rng(5))
+        for _ in range(2)
     ]
     for first, second in zip(*views, strict=True):
         np.testing.assert_array_equal(first, second)

@@ -6,6 +6,7 @@ import torch
 
 from finetune.training.criterion import CriterionConfig, Targets, detection_loss, sums_of
 from finetune.training.matching import assign
+from shared.model.distinct import distinct_proposals
 from shared.model.dpa_p2pnet import Detections
 
 
@@ -65,3 +66,33 @@ def test_two_ranks_have_the_loss_of_one_also_where_one_has_no_cells(counts: tupl
     for name in ("total", "classification", "regression"):
         mean = sum(getattr(each, name) for each in losses) / 2
         torch.testing.assert_close(mean, getattr(whole, name))
+
+
+def test_proposals_set_aside_have_no_part_in_the_loss() -> None:
+    config, truth = Config(), targets(2, (5, 9))
+    found = detections(1, proposals=128)
+    radius = 6.0
+    kept = distinct_proposals(found, radius)
+    assert (~kept).sum() > 20 and kept.sum(1).min() > 13
+    sums = sums_of(config, truth, 128)
+    whole = detection_loss(config, found, truth, sums, radius)
+    whole.total.backward()
+    assert not found.logits_BNC.grad[~kept].any()
+    assert (found.logits_BNC.grad[kept].abs().sum(-1) > 0).all()
+    classification = regression = 0.0
+    for index in (0, 1):  # the loss of each image without them
+        points, logits = found.points_BN2[index, kept[index]][None], found.logits_BNC[index, kept[index]][None]
+        alone = detection_loss(
+            config, Detections(points[0], points, points, logits), truth[index : index + 1], sums
+        )
+        classification, regression = classification + alone.classification, regression + alone.regression
+    assert whole.classification.item() == pytest.approx(classification.item(), rel=1e-5)
+    assert whole.regression.item() == pytest.approx(regression.item(), rel=1e-5)
+
+
+def test_in_crowded_images_nothing_is_set_aside() -> None:
+    config, truth = Config(), targets(2, (60, 60))
+    found = detections(1)
+    sums = sums_of(config, truth, 64)
+    plain, crowded = (detection_loss(config, found, truth, sums, radius) for radius in (0.0, 30.0))
+    assert plain.total.item() == crowded.total.item()
