@@ -35,7 +35,7 @@ def update(
     """
     training.training_mode()
     training.optimiser.zero_grad(set_to_none=True)
-    shown = _backward(recipe, network, batch, training.step)
+    shown = _backward(recipe, network, training, batch)
     norm = nn.utils.clip_grad_norm_(training.detector.parameters(), recipe.clip_norm)
     _require_finite((shown, norm), recipe, training.step)
     for group in training.optimiser.param_groups:
@@ -53,19 +53,20 @@ def update(
     }
 
 
-def _backward(recipe: Recipe, network: nn.Module, batch: Batch, step: int) -> Tensor:
+def _backward(recipe: Recipe, network: nn.Module, training: Training, batch: Batch) -> Tensor:
     """Gradients of the batch; returns total, classification and regression loss."""
     device, parts = batch.image_BCHW.device, batch.parts(recipe.accumulate)
     shown, sums_2 = torch.zeros(3, device=device), torch.zeros(2, device=device)
     for part in parts:
         with exchange_gradients(network, only_if=part is parts[-1]):
-            with autocast(device, recipe.precision):
+            with autocast(device, recipe.precision, training=True):
                 found = network(part.image_BCHW.float() / 255)
-            _require_finite((found.points_BN2, found.logits_BNC), recipe, step)
+            _require_finite((found.points_BN2, found.logits_BNC), recipe, training.step)
             if part is parts[0]:  # of the whole batch: its parts are summed
                 proposals = found.points_BN2.shape[1]
                 sums_2 = mean_over_ranks(sums_of(recipe.criterion, batch.targets, proposals).to(device))
-            losses = detection_loss(recipe.criterion, found, part.targets, sums_2)
+            radius = training.detector.config.distinct
+            losses = detection_loss(recipe.criterion, found, part.targets, sums_2, radius)
             losses.total.backward()
         shown += torch.stack([each.detach() for each in losses])
     return shown

@@ -30,6 +30,7 @@ from shared.training.seeds import seed_batch
 from shared.training.worker_errors import deaths_named
 
 # A run may be resumed with other values of these: they change where and when, not what.
+PARTS = 20  # validations and checkpoints of a run, unless the recipe says otherwise
 FREE_ON_RESUME = ("run_dir", "out", "workers", "max_steps", "checkpoint_every")
 
 
@@ -84,7 +85,7 @@ def _loop(
 ) -> bool:
     """Steps until the end, or until any rank is told to stop; returns whether it was the latter."""
     tiles = data.splits["train"]
-    steps = math.ceil(recipe.epochs * len(tiles) / recipe.batch_size)
+    steps = steps_of(recipe, len(tiles))
     last_step = steps if recipe.max_steps is None else min(steps, recipe.max_steps)
     stream = TileStream(tiles, recipe.augment, recipe.seed, recipe.views)
     # P2PNet's single level leaves the finest map of a ViT-Adapter unused.
@@ -103,8 +104,8 @@ def _loop(
             bar.update()
             stops = distributed.any_rank(stop.received is not None, world.device)
             ends = training.step == last_step
-            scores = training.step == steps or _every(recipe.evaluate_every, training.step, recipe, tiles)
-            saves = ends or stops or _every(recipe.checkpoint_every, training.step, recipe, tiles)
+            scores = training.step == steps or _every(recipe.evaluate_every, training.step, steps, recipe, tiles)
+            saves = ends or stops or _every(recipe.checkpoint_every, training.step, steps, recipe, tiles)
             if scores or saves:
                 with together(world):
                     _keep(recipe, training, data, run, world, scores, saves)
@@ -163,6 +164,7 @@ def detector_for(recipe: Recipe, data: AnnotatedData) -> core.DetectorConfig:
         upsampling=recipe.upsampling,
         channels=recipe.channels,
         hidden=recipe.hidden,
+        distinct=recipe.distinct_um / data.mpp,
     )
 
 
@@ -173,10 +175,9 @@ def _start(recipe: Recipe, data: AnnotatedData, world: World) -> tuple[TrainingS
     torch.manual_seed(recipe.seed)
     detector, loaded, trunk_source = initial_detector(wanted, recipe.init, recipe.arch)
     held = [norm for trunk in detector.trunks() for norm in held_batch_norms(trunk, loaded)]
-    detector.to(world.device)
-    on_gpu = world.device.type == "cuda"
-    optimiser = torch.optim.AdamW(detector.parameters(), weight_decay=recipe.weight_decay, fused=on_gpu)
-    return TrainingState(detector, optimiser, held, average_of(detector, recipe.ema)), trunk_source
+    detector.to(world.device, memory_format=torch.channels_last)  # as its images are
+    optimiser = torch.optim.AdamW(detector.parameters(), weight_decay=recipe.weight_decay, fused=True)
+    return Training(detector, optimiser, held, average_of(detector, recipe.ema)), trunk_source
 
 
 def refuse_uneven(recipe: Recipe, ranks: int) -> None:
@@ -188,8 +189,16 @@ def refuse_uneven(recipe: Recipe, ranks: int) -> None:
         )
 
 
-def _every(epochs: int, step: int, recipe: Recipe, tiles: Sequence[Tile]) -> bool:
-    """Whether this step completes a multiple of `epochs` passes over the tiles."""
+def steps_of(recipe: Recipe, tiles: int) -> int:
+    """Steps of a run on so many training tiles."""
+    images = recipe.images if recipe.epochs is None else recipe.epochs * tiles
+    return math.ceil(images / recipe.batch_size)
+
+
+def _every(epochs: int | None, step: int, steps: int, recipe: Recipe, tiles: Sequence[Tile]) -> bool:
+    """Check for the end of a multiple of `epochs` passes over the tiles; None: of a twentieth of the run."""
+    if epochs is None:
+        return step * PARTS // steps > (step - 1) * PARTS // steps
     samples = epochs * len(tiles)
     return step * recipe.batch_size // samples > (step - 1) * recipe.batch_size // samples
 
@@ -209,11 +218,11 @@ def _validate(recipe: Recipe, training: TrainingState, data: AnnotatedData, run:
     """Score the validation tiles, keep the best weights, draw the proposals."""
     results.draw_proposals(run, training.scored, data, world.device, training.step)
     tiles = data.splits.get("val", [])
-    if tiles:
+    if any(len(tile.labels_N) for tile in tiles):
         scores = score_tiles(tiles, predict_tiles(training.scored, tiles, world.device), data)
         run.log(training.step, **{f"val/{name}": value for name, value in scores.as_dict().items()})
-        tqdm.write(f"step {training.step}: validation F1 {scores.macro_f1:.3f}, AP {scores.macro_ap:.3f}")
-        if scores.macro_f1 <= training.best_f1:
+        tqdm.write(f"step {training.step}: validation {scores.summary()}")
+        if scores.macro_f1 < training.best_f1:
             return
         # The untrained net is scored for the curve; any trained one takes its place.
         training.best_f1 = scores.macro_f1 if training.step else -1.0

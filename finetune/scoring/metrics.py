@@ -53,6 +53,8 @@ class Scores:
 
     classes: dict[str, Score]
     detection: Score
+    duplicates: float = 0.0
+    """Share of predictions whose cell is already reported by a more probable one."""
     official: OfficialScore | None = None
 
     @property
@@ -64,6 +66,13 @@ class Scores:
     def macro_ap(self) -> float:
         """Mean average precision over the classes that are annotated at all."""
         return _mean([score.average_precision for score in self.classes.values() if score.annotated])
+
+    def summary(self) -> str:
+        """The scores that guide training, in one line."""
+        return (
+            f"F1 {self.macro_f1:.3f}, AP {self.macro_ap:.3f}; any cell F1 {self.detection.f1:.3f}, "
+            f"{100 * self.duplicates:.1f} % duplicates"
+        )
 
     def table(self) -> str:
         """One line per class, the macro mean and the class-agnostic detection, in percent; the official score."""
@@ -79,6 +88,7 @@ class Scores:
     def as_dict(self) -> dict[str, float]:
         """Flat names and values for a log."""
         values = {"macro_f1": self.macro_f1, "macro_ap": self.macro_ap, "detection_f1": self.detection.f1}
+        values |= {"detection_recall": self.detection.recall, "duplicates": self.duplicates}
         for name, score in self.classes.items():
             values |= {f"f1/{name}": score.f1, f"ap/{name}": score.average_precision}
         official = self.official.as_dict() if self.official else {}
@@ -91,7 +101,7 @@ def score_cells(
     """Score predictions against annotations, image by image, within `radius` px (inclusive)."""
     found, cells = pool(predicted, annotated, radius)
     per_class = {name: _score(found, cells, label, radius) for label, name in enumerate(classes)}
-    return Scores(per_class, _score(found, cells, None, radius))
+    return Scores(per_class, _score(found, cells, None, radius), _duplicates(found, cells, radius))
 
 
 def pool(predicted: Sequence[CellSet], annotated: Sequence[CellSet], radius: float) -> tuple[CellSet, CellSet]:
@@ -150,6 +160,16 @@ def _score(predicted: CellSet, annotated: CellSet, label: int | None, radius: fl
         annotated=annotations,
         average_precision=average_precision(_claim_nearest(count, *near), found.scores_N, annotations),
     )
+
+
+def _duplicates(found: CellSet, cells: CellSet, radius: float) -> float:
+    """Share of predictions within `radius` of a cell that get none because others took all of these."""
+    count = len(found.labels_N)
+    pairs = _near(found, cells, radius)
+    near_N = np.zeros(count, bool)
+    near_N[pairs[0]] = True
+    right_N = _claim_free(count, len(cells.labels_N), *pairs)
+    return float((near_N & ~right_N).sum()) / max(count, 1)
 
 
 def _stacked(sets: Sequence[CellSet], gap: float) -> CellSet:

@@ -16,13 +16,13 @@ BLOCKS = 4  # along each side, of GridShuffle (authors' public code)
 class AugmentConfig:
     """Augmentation of training tiles; the paper names scaling, shifting and flipping and gives no ranges."""
 
-    crop: int = 448
-    """Side of the square training crop, px; a smaller image is padded with white."""
+    crop: int = 256
+    """Side of the square training crop, px; a smaller image is padded with white (ours; published: 448)."""
     scale: tuple[float, float] = (0.8, 1.25)
     """Range of the random magnification (log-uniform); the crop covers crop / scale px of the image."""
     flip: float = 0.5
     """Probability of a horizontal flip, and of a vertical one."""
-    quarter_turns: bool = False
+    quarter_turns: bool = True
     """Rotate by a random multiple of 90 degrees (authors' later public code)."""
     colour: float = 0.0
     """Largest change of brightness, contrast and saturation (authors' public code: 0.2); hue a quarter of it."""
@@ -32,7 +32,7 @@ class AugmentConfig:
     """Probability of shuffling 4 x 4 blocks (GridShuffle; authors' public code: 0.5); one view only."""
     mix: float = 0.0
     """Probability of replacing part of the crop by that of another tile's crop; one view only."""
-    stain: float = 0.0
+    stain: float = 0.05
     """How far colours and amounts of the stains change at random: 0.05 light, 0.2 strong, 0 not at all."""
     brown: float = 0.0
     """Probability of making an H&E image look like immunohistochemistry, for detectors that meet both."""

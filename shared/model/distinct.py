@@ -26,6 +26,14 @@ def distinct_proposals(found: Detections, radius: float) -> Tensor:
     return torch.stack(masks).to(points_BN2.device)
 
 
+def without_duplicates(found: Detections, radius: float) -> Detections:
+    """Detections in which the proposals that do not count are background."""
+    aside_BN = ~distinct_proposals(found, radius)
+    logits_BNC = found.logits_BNC.clone()
+    logits_BNC[..., :-1].masked_fill_(aside_BN[..., None], -torch.inf)
+    return found._replace(logits_BNC=logits_BNC)
+
+
 def distinct(points_N2: np.ndarray, probability_N: np.ndarray, radius: float) -> np.ndarray:
     """Set aside every point within `radius` of a more probable one that is not set aside itself.
 

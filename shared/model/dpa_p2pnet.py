@@ -24,6 +24,7 @@ from shared.model.decoders import (
     PointDecoder,
     RefiningDecoder,
 )
+from shared.model.distinct import without_duplicates
 from shared.model.fpn import FeaturePyramid, SummedPyramid
 from shared.model.multi_fov import FieldOfViewFusion, Upsampling
 from shared.model.proposals import Level, lead, proposal_grid
@@ -66,6 +67,8 @@ class DetectorConfig:
     """Channels of the pyramid (authors' code; Lin et al. 2017)."""
     hidden: int = 256
     """Hidden width of the MLPs (authors' code; the paper's parameter counts need it)."""
+    distinct: float = 0.0
+    """Radius in px within which only the most probable proposal counts (`shared.model.distinct`); 0: all count."""
     dropout: float = 0.1
     """Dropout rate of the MLPs (authors' code; the paper gives none)."""
     drop_path: float = 0.0
@@ -145,7 +148,10 @@ class DPAP2PNet(nn.Module):
             pyramid = self.fusion([*pyramids, pyramid], _strides(self.config), height + 2 * top, width + 2 * left)
         # 2 % of the work; in half precision coordinates would be wrong by up to half a pixel.
         with torch.autocast(image_BCHW.device.type, enabled=False):
-            return self.decoder([level.float() for level in pyramid], grid_RS2).moved(-lead_2)
+            found = self.decoder([level.float() for level in pyramid], grid_RS2).moved(-lead_2)
+        if self.training or not self.config.distinct:
+            return found
+        return without_duplicates(found, self.config.distinct)
 
     def trunks(self) -> list[nn.Module]:
         """The timm trunks of all views, that of the annotated image first."""

@@ -35,7 +35,7 @@ def test_loss_equals_its_definition(counts: tuple[int, ...]) -> None:
         )
         wanted = np.full(len(logits), 2)
         wanted[proposals.numpy()] = labels[matched].numpy()
-        weights = np.where(wanted == 2, 0.4, 1.0)
+        weights = np.where(wanted == 2, config.background_weight, 1.0)
         entropy -= (weights * log_probability[np.arange(len(wanted)), wanted]).sum()
         weight += weights.sum()
         gaps = (

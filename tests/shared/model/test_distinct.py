@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from shared.model.decoders import Detections
-from shared.model.distinct import distinct, distinct_proposals
+from shared.model.distinct import distinct, distinct_proposals, without_duplicates
+from shared.model.dpa_p2pnet import Config, Detector
 
 
 def greedy(points: np.ndarray, probability: np.ndarray, radius: float) -> np.ndarray:
@@ -43,6 +44,28 @@ def test_of_a_batch_the_most_probable_cell_of_any_class_counts() -> None:
     found.logits_BNC[0, 1, 1] = 4.0  # the second point is probably a cell of class 1
     found.logits_BNC[1, 2, 2] = 4.0  # the third is probably background
     assert distinct_proposals(found, 3.0).tolist() == [[False, True, True], [True, True, False]]
+
+
+def test_without_duplicates_those_set_aside_are_background() -> None:
+    points = torch.rand(2, 200, 2) * 60
+    found = detections(points)
+    found.logits_BNC.normal_()
+    kept = distinct_proposals(found, 4.0)
+    result = without_duplicates(found, 4.0)
+    assert torch.equal(result.logits_BNC[kept], found.logits_BNC[kept])
+    assert (result.logits_BNC[~kept].softmax(-1) == torch.tensor([0.0, 0.0, 1.0])).all()
+    assert found.logits_BNC.isfinite().all()
+
+
+def test_a_detector_reports_distinct_points_once_it_predicts() -> None:
+    torch.manual_seed(0)
+    detector = Detector(Config(arch="regnetx_002", classes=2, interval=4, distinct=6.0))
+    image = torch.rand(1, 3, 64, 64)
+    assert detector(image).logits_BNC.isfinite().all()  # in training all proposals keep their logits
+    found = detector.eval()(image)
+    points = found.points_BN2[0, found.logits_BNC[0, :, 0].isfinite()]
+    gaps = torch.cdist(points, points) + 99 * torch.eye(len(points))
+    assert len(points) < 256 and gaps.min() > 6.0
 
 
 def detections(points: torch.Tensor) -> Detections:

@@ -1,6 +1,9 @@
+from pathlib import Path
+
 import pytest
 import torch
 
+from shared.training import precision as module
 from shared.training.precision import autocast
 
 
@@ -19,3 +22,21 @@ def test_products_are_in_the_precision_asked_for(device, precision, expected):
     with autocast(torch.device(device), precision):
         assert (matrix @ matrix).dtype == expected
     assert (matrix @ matrix).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("supported", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_training_is_in_bfloat16_where_the_processor_computes_in_it(supported, expected, monkeypatch):
+    monkeypatch.setattr(module, "processor_computes_bfloat16", lambda: supported)
+    matrix = torch.ones(4, 4)
+    with autocast(torch.device("cpu"), training=True):
+        assert (matrix @ matrix).dtype == expected
+    with autocast(torch.device("cpu")):
+        assert (matrix @ matrix).dtype == torch.float32
+
+
+def test_detection_of_bfloat16_agrees_with_the_kernel():
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        pytest.skip("no /proc/cpuinfo on this system")
+    flags = cpuinfo.read_text(encoding="utf-8").split()
+    assert module.processor_computes_bfloat16() == ("amx_tile" in flags or "avx512_bf16" in flags)
