@@ -175,7 +175,7 @@ def _start(recipe: Recipe, data: AnnotatedData, world: World) -> tuple[TrainingS
     torch.manual_seed(recipe.seed)
     detector, loaded, trunk_source = initial_detector(wanted, recipe.init, recipe.arch)
     held = [norm for trunk in detector.trunks() for norm in held_batch_norms(trunk, loaded)]
-    detector.to(world.device, memory_format=torch.channels_last)  # as its images are
+    detector.to(world.device).to(memory_format=torch.channels_last)  # as its images are
     optimiser = torch.optim.AdamW(detector.parameters(), weight_decay=recipe.weight_decay, fused=True)
     return Training(detector, optimiser, held, average_of(detector, recipe.ema)), trunk_source
 

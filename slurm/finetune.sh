@@ -7,7 +7,7 @@
 #
 # What follows the script's name goes to `python -m finetune dpa_p2pnet`; more in mae_vitb.sh.
 #
-# Published recipe (the authors' public code): a global batch of 4 tiles on 1 GPU, as here, for 200 epochs.
+# The default recipe: a global batch of 4 crops on 1 GPU, as here, 12,000 crops in all.
 #SBATCH --job-name=finetune
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1

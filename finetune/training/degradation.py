@@ -28,7 +28,7 @@ def jitter_colours(views_KHWC: np.ndarray, strength: float, random: np.random.Ge
 
 def degrade(views_KHWC: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Blur, add noise to, or compress the views: one of the three, all views alike."""
-    kind, amount, seed = random.integers(3), random.random(), random.integers(2**32)
+    kind, amount, seed = int(random.integers(3)), random.random(), int(random.integers(2**32))
     return np.stack([_degraded(view_HWC, kind, amount, np.random.default_rng(seed)) for view_HWC in views_KHWC])
 
 

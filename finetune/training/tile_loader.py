@@ -51,7 +51,9 @@ class TileStream(Dataset[tuple[np.ndarray, np.ndarray, np.ndarray]]):
         random = np.random.default_rng([self.seed, 1, position])
         sample = self._augmented(self.tiles[order[place]], random)
         if self.views == 1 and self.config.mix and random.random() < self.config.mix:
-            sample = mix(sample, self._augmented(self.tiles[random.integers(len(self.tiles))], random), random)
+            sample = mix(
+                sample, self._augmented(self.tiles[int(random.integers(len(self.tiles)))], random), random
+            )
         return sample
 
     def _augmented(self, tile: Tile, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

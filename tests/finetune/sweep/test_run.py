@@ -287,7 +287,7 @@ def test_other_settings_and_other_data_are_not_mixed_with_what_is_there(
     asked = config(tiles, tmp_path, rows=("msd",), seeds=("0",))
     pretend(asked, {("msd", 0): (0.5, 0.4)})
     other = dataclasses.replace(asked, recipe=dataclasses.replace(asked.recipe, epochs=9))
-    with pytest.raises(UserError, match="was started with epochs=200, not 9; give another run folder"):
+    with pytest.raises(UserError, match="was started with epochs=None, not 9; give another run folder"):
         sweep(other, stop)
     assert sweep(asked, stop) == 0
     settings = tmp_path / "sweeps/table6/settings.json"
