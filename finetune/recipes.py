@@ -144,8 +144,8 @@ PUBLISHED = dataclasses.replace(
     epochs=200,
     ema=0.0,
     learning_rate=1e-4,
-    augment=Augment(crop=448, quarter_turns=False, stain=0.0),
-    criterion=Criterion(background_weight=0.4),
+    augment=AugmentConfig(crop=448, quarter_turns=False, stain=0.0),
+    criterion=CriterionConfig(background_weight=0.4),
 )
 
 # Minutes on two CPU cores: small tiles, a short run at a higher learning rate. Not for results.
@@ -176,8 +176,8 @@ NUCLEI = dataclasses.replace(
     warmup_steps=200,
     ema=0.998,
     evaluate_every=10,
-    augment=Augment(scale=(0.6, 1.5), quarter_turns=False, stain=0.2, brown=0.5),
-    criterion=Criterion(background_weight=0.4),
+    augment=AugmentConfig(scale=(0.6, 1.5), quarter_turns=False, stain=0.2, brown=0.5),
+    criterion=CriterionConfig(background_weight=0.4),
 )
 
 RECIPES = {recipe.name: recipe for recipe in (DPA_P2PNET, PUBLISHED, DEMO, NUCLEI)}

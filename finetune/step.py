@@ -53,7 +53,7 @@ def update(
     }
 
 
-def _backward(recipe: Recipe, network: nn.Module, training: Training, batch: Batch) -> Tensor:
+def _backward(recipe: Recipe, network: nn.Module, training: TrainingState, batch: Batch) -> Tensor:
     """Gradients of the batch; returns total, classification and regression loss."""
     device, parts = batch.image_BCHW.device, batch.parts(recipe.accumulate)
     shown, sums_2 = torch.zeros(3, device=device), torch.zeros(2, device=device)

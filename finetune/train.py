@@ -177,7 +177,7 @@ def _start(recipe: Recipe, data: AnnotatedData, world: World) -> tuple[TrainingS
     held = [norm for trunk in detector.trunks() for norm in held_batch_norms(trunk, loaded)]
     detector.to(world.device).to(memory_format=torch.channels_last)  # as its images are
     optimiser = torch.optim.AdamW(detector.parameters(), weight_decay=recipe.weight_decay, fused=True)
-    return Training(detector, optimiser, held, average_of(detector, recipe.ema)), trunk_source
+    return TrainingState(detector, optimiser, held, average_of(detector, recipe.ema)), trunk_source
 
 
 def refuse_uneven(recipe: Recipe, ranks: int) -> None:

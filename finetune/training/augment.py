@@ -187,6 +187,3 @@ def _window(image_HWC: np.ndarray, left: int, top: int, width: int, height: int)
     y, x = max(-top, 0), max(-left, 0)
     canvas[y : y + cut.shape[0], x : x + cut.shape[1]] = cut
     return canvas
-
-
-Config = AugmentConfig

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from finetune.training import matching
-from finetune.training.matching import Config as Matching
+from finetune.training.matching import MatchingConfig
 from shared.model.decoders import Detections
 from shared.model.distinct import distinct_proposals
 
@@ -58,7 +58,7 @@ def sums_of(config: CriterionConfig, targets: Sequence[Targets], proposals: int)
 
 
 def detection_loss(
-    config: Config, found: Detections, targets: Sequence[Targets], sums_2: Tensor, radius: float = 0.0
+    config: CriterionConfig, found: Detections, targets: Sequence[Targets], sums_2: Tensor, radius: float = 0.0
 ) -> Losses:
     """Match per image, then cross-entropy over all proposals and squared distance over the matched.
 

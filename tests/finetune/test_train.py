@@ -84,7 +84,7 @@ def test_a_run_leaves_weights_scores_curves_and_pictures(undisturbed: Path) -> N
     evaluated = {f"proposals-{step:06d}.png" for step in (0, 2, 4, 6)}
     assert names == {"augmented.png", "comparison-best.png", "comparison-last.png", *evaluated}
     assert set(json.loads((run / "test_scores.json").read_text())) == {"best", "last"}
-    assert json.loads((run / "config.json").read_text())["learning_rate"] == 1e-4
+    assert json.loads((run / "config.json").read_text())["learning_rate"] == 3e-4
     assert steps_logged(undisturbed) == [1, 2, 3, 4, 5, 6]
     assert (undisturbed / "detector.pth").read_bytes() == (run / "best.pth").read_bytes()
     metadata = json.loads(torch.load(undisturbed / "detector.pth", weights_only=True)["metadata"])

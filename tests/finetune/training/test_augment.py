@@ -57,7 +57,7 @@ def test_labels_stay_with_their_points() -> None:
     colours = np.linspace(10, 200, 30).astype(np.uint8)
     for (x, y), colour in zip(points.astype(int), colours, strict=True):
         image[y - 2 : y + 3, x - 2 : x + 3] = colour
-    no_scaling = AugmentConfig(crop=128, scale=(1.0, 1.0))
+    no_scaling = AugmentConfig(crop=128, scale=(1.0, 1.0), stain=0.0)
     (view,), moved, kept = augment(no_scaling, image[None], points.astype(int) + 0.5, np.arange(30), random)
     lonely = [i for i, p in enumerate(moved) if np.sort(np.abs(moved - p).max(1))[1:2] > 6]
     assert lonely

@@ -69,7 +69,7 @@ def test_two_ranks_have_the_loss_of_one_also_where_one_has_no_cells(counts: tupl
 
 
 def test_proposals_set_aside_have_no_part_in_the_loss() -> None:
-    config, truth = Config(), targets(2, (5, 9))
+    config, truth = CriterionConfig(), targets(2, (5, 9))
     found = detections(1, proposals=128)
     radius = 6.0
     kept = distinct_proposals(found, radius)
@@ -91,7 +91,7 @@ def test_proposals_set_aside_have_no_part_in_the_loss() -> None:
 
 
 def test_in_crowded_images_nothing_is_set_aside() -> None:
-    config, truth = Config(), targets(2, (60, 60))
+    config, truth = CriterionConfig(), targets(2, (60, 60))
     found = detections(1)
     sums = sums_of(config, truth, 64)
     plain, crowded = (detection_loss(config, found, truth, sums, radius) for radius in (0.0, 30.0))

@@ -6,7 +6,7 @@ import torch
 
 from shared.model.decoders import Detections
 from shared.model.distinct import distinct, distinct_proposals, without_duplicates
-from shared.model.dpa_p2pnet import Config, Detector
+from shared.model.dpa_p2pnet import DetectorConfig, DPAP2PNet
 
 
 def greedy(points: np.ndarray, probability: np.ndarray, radius: float) -> np.ndarray:
@@ -59,7 +59,7 @@ def test_without_duplicates_those_set_aside_are_background() -> None:
 
 def test_a_detector_reports_distinct_points_once_it_predicts() -> None:
     torch.manual_seed(0)
-    detector = Detector(Config(arch="regnetx_002", classes=2, interval=4, distinct=6.0))
+    detector = DPAP2PNet(DetectorConfig(arch="regnetx_002", classes=2, interval=4, distinct=6.0))
     image = torch.rand(1, 3, 64, 64)
     assert detector(image).logits_BNC.isfinite().all()  # in training all proposals keep their logits
     found = detector.eval()(image)
