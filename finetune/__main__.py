@@ -12,6 +12,7 @@ detector.pth and a run folder. The same command goes on where the last attempt w
 def main() -> int:
     """Train; returns the exit code (0 finished, 2 refused, 3 failed as a job, 85 stopped at a checkpoint)."""
     stop = StopSignal()  # before torch, whose import takes seconds in which a warning would kill the process
+    from finetune.folds import train_folds
     from finetune.launch import LAUNCH, train_in_slurm
     from finetune.recipes import RECIPES
     from finetune.train import train
@@ -20,7 +21,8 @@ def main() -> int:
     recipe, launch = parse_beside(RECIPES, "dpa_p2pnet", "python -m finetune", DESCRIPTION, LAUNCH)
     if launch.launcher == "slurm":
         return train_in_slurm(recipe, launch)
-    return on_all_ranks(lambda world: train(recipe, world, stop))
+    work = train_folds if recipe.folds and not recipe.fold else train
+    return on_all_ranks(lambda world: work(recipe, world, stop))
 
 
 if __name__ == "__main__":

@@ -82,6 +82,10 @@ class Recipe:
     """Epochs between checkpoints; default: 20 times a run."""
     max_steps: int | None = None
     """Stop after so many steps, to try things out; the same command without it goes on from there."""
+    folds: int = 0
+    """Cross-validate: train once a fold, its slides held out for testing; 0: use the data's own splits."""
+    fold: int = 0
+    """Train this one of the folds alone, counted from 1; 0: all, one after another."""
     seed: int = 0
     """Seed of weights, sample order and augmentation."""
     workers: int = 2
@@ -122,6 +126,9 @@ def check(recipe: Recipe) -> None:
     ):
         check_range(option, value, least)
     check_range("seed", recipe.seed, 0, 2**32 - 1)
+    if recipe.folds or recipe.fold:
+        check_range("folds", recipe.folds, 3)  # one to train on, one to validate, one to test
+        check_range("fold", recipe.fold, 0, recipe.folds)
     check_range("distinct-um", recipe.distinct_um, 0, 20)
     check_range("ema", recipe.ema, 0, 1 - 1e-6)
     for option in ("flip", "degrade", "shuffle", "mix", "stain", "colour", "brown"):

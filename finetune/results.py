@@ -15,6 +15,8 @@ from shared.model.dpa_p2pnet import DPAP2PNet
 from shared.training.run_folder import Run
 from shared.weights.weights_file import publish
 
+TEST_SCORES = "test_scores.json"
+
 
 def draw_augmented(run: Run, stream: TileStream, classes: Sequence[str], count: int = 8) -> None:
     """The first samples of the stream as the network will get them."""
@@ -52,7 +54,7 @@ def finish(run: Run, out: Path, data: AnnotatedData, device: torch.device) -> No
         print(scores[name].table())
         run.picture(f"comparison-{name}", comparison_sheet(tiles, found, data.classes))
     if scores:
-        write_json(run.folder / "test_scores.json", {name: each.as_dict() for name, each in scores.items()})
+        write_json(run.folder / TEST_SCORES, {name: each.as_dict() for name, each in scores.items()})
     publish(run.folder / "best.pth", out)
     print(f"\ndetector: {out}\ncurves: {run.folder}/metrics.jsonl and {run.folder}/tensorboard")
     print(f"pictures: {run.folder}/pictures (augmented, proposals-*, comparison-*)")

@@ -9,6 +9,7 @@ from tqdm import tqdm
 from finetune import results
 from finetune.datasets import load_data
 from finetune.datasets.dataset import AnnotatedData, Tile
+from finetune.datasets.splits import hold_out
 from finetune.datasets.wider_views import require_views
 from finetune.recipes import Recipe, check
 from finetune.scoring.tile_scores import predict_tiles, score_tiles
@@ -46,6 +47,8 @@ def train(recipe: Recipe, world: World, stop: StopSignal) -> int:
         check(recipe)
         checkpoint.refuse_other_settings(recipe.run_dir, as_plain(recipe), FREE_ON_RESUME)
         data = load_data(recipe.source)
+        if recipe.folds:
+            data = hold_out(data, recipe.fold, recipe.folds)
         if not (tiles := data.splits.get("train", [])):
             raise UserError(f"{data.folder} has no training tiles, only {', '.join(data.splits)}")
         training, trunk_source = _start(recipe, data, world)

@@ -1,10 +1,11 @@
 """Which tile belongs to which split: as described, as the folders say, or dealt out by slide."""
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from finetune.datasets.dataset import SPLITS, Tile
+from finetune.datasets.dataset import SPLITS, AnnotatedData, Tile
 from finetune.datasets.description import NAME, Description
 from shared.errors import UserError
 
@@ -52,6 +53,28 @@ def split_by_slide(tiles: Sequence[Tile], shares: dict[str, float], seed: int = 
         dealt[neediest].add(key)
         filled[neediest] += counts[key]
     return {name: [tile for tile in tiles if tile.slide in keys] for name, keys in dealt.items()}
+
+
+def hold_out(data: AnnotatedData, fold: int, folds: int) -> AnnotatedData:
+    """Make the tiles of one fold the test tiles, and those of the next the validation tiles.
+
+    Slides of the training and validation split are dealt out; the data's own test tiles are not used.
+
+    Args:
+        data: Annotated tiles.
+        fold: 1..folds.
+        folds: Number of folds.
+
+    Raises:
+        UserError: there are fewer slides than folds.
+    """
+    tiles = [*data.splits.get("train", []), *data.splits.get("val", [])]
+    if (slides := len({tile.slide for tile in tiles})) < folds:
+        raise UserError(f"{data.folder} has training tiles of {slides} slides, too few for --folds {folds}")
+    parts = list(split_by_slide(tiles, {str(part): 1 / folds for part in range(folds)}).values())
+    test, val = parts.pop(fold - 1), parts.pop((fold - 1) % (folds - 1))
+    train = [tile for part in parts for tile in part]
+    return dataclasses.replace(data, splits={"train": train, "val": val, "test": test})
 
 
 def _hash(key: str, seed: int) -> str:

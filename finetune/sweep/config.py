@@ -13,6 +13,7 @@ from finetune.datasets import READERS, load_data
 from finetune.datasets.dataset import AnnotatedData
 from finetune.recipes import RECIPES, Recipe
 from finetune.recipes import check as check_recipe
+from finetune.results import TEST_SCORES
 from finetune.sweep.paper_tables import GIVEN, TABLES, Table, TableRow
 from finetune.train import FREE_ON_RESUME, detector_for
 from shared.cli import as_plain, check_range, flat
@@ -23,7 +24,6 @@ from shared.jobs.tasks import Task
 from shared.training import checkpoint
 from shared.weights import weights_file as weights
 
-SCORES = "test_scores.json"
 # What `--init` takes besides files.
 NO_FILE = ("imagenet", "random", GIVEN)
 
@@ -38,6 +38,10 @@ class CommonRecipe(Recipe):
     """Where the runs lie, as TABLE/ROW/seed-N, and beside them the table; the same folder resumes the sweep."""
     out: Annotated[Path, tyro.conf.Fixed, tyro.conf.Suppress] = Path("detector.pth")
     """In each run's folder."""
+    folds: Annotated[int, tyro.conf.Fixed, tyro.conf.Suppress] = 0
+    """Not of sweeps."""
+    fold: Annotated[int, tyro.conf.Fixed, tyro.conf.Suppress] = 0
+    """Not of sweeps."""
     seed: Annotated[int, tyro.conf.Fixed, tyro.conf.Suppress] = 0
     """Of each run."""
 
@@ -92,7 +96,7 @@ class SweepRun:
     @property
     def is_finished(self) -> bool:
         """Whether its test scores are there, and are not those of a shorter try-out."""
-        if not (self.recipe.run_dir / SCORES).exists():
+        if not (self.recipe.run_dir / TEST_SCORES).exists():
             return False
         saved = read_kept(self.recipe.run_dir / "config.json")
         return "max_steps" in saved and saved["max_steps"] in (None, self.recipe.max_steps)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune.datasets.dataset import AnnotatedData
-from finetune.sweep.config import SCORES, SweepRun, read_kept
+from finetune.results import TEST_SCORES
+from finetune.sweep.config import SweepRun, read_kept
 from finetune.sweep.detector_size import multiply_adds
 from finetune.sweep.paper_tables import VARIANTS, Table, TableRow
 from shared.errors import UserError
@@ -53,7 +54,7 @@ def read_result(run: SweepRun) -> Result:
     Raises:
         UserError: their files are missing or damaged.
     """
-    path = run.recipe.run_dir / SCORES
+    path = run.recipe.run_dir / TEST_SCORES
     scores, made = read_kept(path), read_kept(run.recipe.run_dir / "provenance.json")
     try:
         percents = {

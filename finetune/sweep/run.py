@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune.datasets.dataset import AnnotatedData
+from finetune.results import TEST_SCORES
 from finetune.sweep.config import (
-    SCORES,
     SweepConfig,
     SweepRun,
     check,
@@ -42,7 +42,7 @@ def sweep(config: SweepConfig, stop: StopSignal) -> int:
     left = [run for run in runs if not run.is_finished]
     print(f"runs: {len(runs)}, of which {len(runs) - len(left)} are done; logs: {config.folder}/ROW/seed-N.log")
     for run in left:
-        (run.recipe.run_dir / SCORES).unlink(missing_ok=True)  # of a try-out that now goes on
+        (run.recipe.run_dir / TEST_SCORES).unlink(missing_ok=True)  # of a try-out that now goes on
     stopped = _train(config, left, stop)
     _report(config, data)
     unfinished = [run for run in left if not run.is_finished]
