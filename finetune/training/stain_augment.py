@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from shared.samples import specimen
+from shared.wsi import stains
 
 # Optical densities in red, green, blue, of length 1.
 HAEMATOXYLIN, EOSIN, DAB = (
-    density / np.linalg.norm(density) for density in (specimen.HAEMATOXYLIN, specimen.EOSIN, specimen.DAB)
+    density / np.linalg.norm(density) for density in (stains.HAEMATOXYLIN, stains.EOSIN, stains.DAB)
 )
 # The third row takes what neither stain explains.
 STAINS_33 = np.stack([HAEMATOXYLIN, EOSIN, np.cross(HAEMATOXYLIN, EOSIN)])

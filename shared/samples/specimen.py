@@ -13,11 +13,9 @@ from PIL import Image, ImageFilter
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import KDTree
 
+from shared.wsi.stains import DAB, EOSIN, HAEMATOXYLIN
+
 NEGATIVE, POSITIVE = 1, 2
-# Optical density of the stains in red, green, blue: Ruifrok & Johnston 2001, table 1.
-HAEMATOXYLIN = np.array([0.650, 0.704, 0.286], np.float32)
-EOSIN = np.array([0.072, 0.990, 0.105], np.float32)
-DAB = np.array([0.268, 0.570, 0.776], np.float32)
 MARGIN_UM = 16.0  # tissue described beyond the specimen's edge, so that cells there are cut, not missing
 STRIP_ROWS = 512  # rendered at a time: bounds the memory
 LEAST_DISTANCE_UM = 5.0  # between centres: nuclei may overlap a little, points stay apart

@@ -1,6 +1,6 @@
-"""What cells are looked for in: slides, and pictures (PNG, JPEG, plain TIFF) whose resolution is given.
+"""Sources of pixels: slides, and images (PNG, JPEG, plain TIFF) of a given resolution.
 
-Positions are px of level 0 (of a picture: its px), (0, 0) = outer corner of the first pixel.
+Positions are px of level 0 (of an image: its px), (0, 0) = outer corner of the first pixel.
 """
 
 import math
@@ -23,7 +23,7 @@ TIFFS = (".tif", ".tiff")
 
 
 class ImageSource(Protocol):
-    """Something with pixels of a known size; `shared.wsi.slide.Slide` is one."""
+    """Pixels of a known size; `shared.wsi.slide.Slide` is one implementation."""
 
     path: Path
     size: tuple[int, int]
@@ -34,10 +34,10 @@ class ImageSource(Protocol):
         """um/px of level 0."""
 
     def read(self, x: float, y: float, width: int, height: int, mpp: float) -> Image.Image:
-        """`width` x `height` px of `mpp` um from (`x`, `y`) px of level 0 on; white outside."""
+        """Read `width` x `height` px of `mpp` um from (`x`, `y`) px of level 0; white outside."""
 
     def overview(self, mpp: float) -> Image.Image:
-        """The whole at `mpp` um/px, or its own where that is coarser."""
+        """Read everything at `mpp` um/px, or its own if that is coarser."""
 
     def close(self) -> None:
         """Close the file."""
@@ -47,10 +47,10 @@ class Picture:
     """An image in memory."""
 
     def __init__(self, image: Image.Image, mpp: float, path: Path = Path("image")) -> None:
-        """Keep the image as RGB; what is transparent is white, as on slides.
+        """Convert the image to RGB, transparent px to white as on slides.
 
         Raises:
-            SlideError: it holds other than 8-bit pixels.
+            SlideError: its pixels do not have 8 bits.
         """
         try:
             self._image = to_rgb(image)
@@ -65,11 +65,11 @@ class Picture:
         """Read a file.
 
         Raises:
-            SlideError: it is no image, too large for one, holds other than 8-bit pixels, or its resolution is
-                not given.
+            SlideError: it is not an image, is too large, its pixels do not have 8 bits, or its resolution is not
+                given.
         """
         if slide_mpp is None:
-            raise SlideError(f"{path} does not say how large its pixels are; give their um with --slide-mpp")
+            raise SlideError(f"{path} does not state its resolution; give um/px with --slide-mpp")
         try:
             return cls(open_rgb(path), slide_mpp, path)
         except UserError as error:
@@ -77,7 +77,7 @@ class Picture:
 
     @classmethod
     def of_array(cls, image_HWC: np.ndarray, mpp: float) -> "Picture":
-        """uint8 RGB (H, W, 3) as a source."""
+        """Wrap uint8 RGB (H, W, 3)."""
         if image_HWC.shape[2:] != (3,) or not image_HWC.size or image_HWC.dtype != np.uint8:
             raise UserError(
                 f"an image is an array of uint8 RGB (height, width, 3), not {image_HWC.dtype} {image_HWC.shape}"
@@ -85,9 +85,9 @@ class Picture:
         return cls(Image.fromarray(image_HWC), mpp)
 
     def read(self, x: float, y: float, width: int, height: int, mpp: float) -> Image.Image:
-        """See `ImageSource`; shrinking is antialiased, enlarging by more than 1.25 refused.
+        """See `ImageSource`; reduction is antialiased, enlargement by more than 1.25 refused.
 
-        White is not mixed in at the edges: px that show some of the image show nothing else.
+        Px at the edges are not blended with white.
         """
         factor = mpp / self.mpp
         require_fine(self, mpp)
@@ -110,11 +110,11 @@ class Picture:
         return self.read(0, 0, width, height, mpp)
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing."""
 
     def _resampled(self, box: tuple[float, float, float, float], columns: range, rows: range) -> Image.Image:
-        """A part, which reaches less than a px of the result beyond the image, as so many columns and rows."""
-        margin = math.ceil(2 * max(1.0, (box[2] - box[0]) / len(columns)))  # what the bicubic filter reaches
+        """Resample a part, which extends by less than a px of the result beyond the image."""
+        margin = math.ceil(2 * max(1.0, (box[2] - box[0]) / len(columns)))  # reach of the bicubic filter
         left, top = (max(0, math.floor(start) - margin) for start in box[:2])
         right, bottom = (min(side, math.ceil(end) + margin) for end, side in zip(box[2:], self.size, strict=True))
         part = self._image.crop((left, top, right, bottom))
@@ -129,16 +129,16 @@ class Picture:
 
 
 def _inside(start: float, count: int, factor: float, side: int) -> range:
-    """Which of `count` px, `factor` px of an image wide each, from `start` on, show some of its `side` px."""
+    """Return which of `count` px, each `factor` px of an image wide, from `start` on overlap its `side` px."""
     first, end = (round(edge / factor, 6) for edge in (-start, side - start))
     return range(max(0, math.floor(first)), min(count, math.ceil(end)))
 
 
 def open_source(path: Path, slide_mpp: float | None = None) -> ImageSource:
-    """Open a slide, or a picture.
+    """Open a slide or an image.
 
     Raises:
-        SlideError: it is neither, or its resolution is neither stated nor given.
+        SlideError: it is neither, or has no resolution.
     """
     suffix = path.suffix.lower()
     if suffix in PICTURES or (suffix in TIFFS and path.is_file() and not openslide.OpenSlide.detect_format(path)):
@@ -147,10 +147,10 @@ def open_source(path: Path, slide_mpp: float | None = None) -> ImageSource:
 
 
 def require_fine(source: ImageSource, mpp: float) -> None:
-    """Refuse an image whose px would have to be enlarged by more than 1.25.
+    """Refuse a source whose px would have to be enlarged by more than 1.25.
 
     Raises:
-        SlideError: it is that coarse.
+        SlideError: it is too coarse.
     """
     if source.mpp > mpp * MOST_UPSAMPLING:
         raise SlideError(
@@ -159,18 +159,18 @@ def require_fine(source: ImageSource, mpp: float) -> None:
 
 
 def size_at(source: ImageSource, mpp: float) -> tuple[float, float]:
-    """Width and height in px of `mpp` um, which need not be whole; up to what floats cannot tell from whole."""
+    """Return width and height in px of `mpp` um, rounded to 6 decimals."""
     width, height = (round(side * source.mpp / mpp, 6) for side in source.size)
     return width, height
 
 
 def is_slide(source: ImageSource) -> bool:
-    """Whether it may show glass beside its tissue."""
+    """Return whether a source may show glass beside tissue."""
     return isinstance(source, Slide)
 
 
 def bounds_corner(source: ImageSource) -> tuple[int, int]:
-    """Where QuPath counts from, px of level 0: the corner of what was scanned, where the slide says it."""
+    """Return QuPath's origin in px of level 0: the corner of the scanned area, if the slide states it."""
     if not isinstance(source, Slide):
         return (0, 0)
     with openslide.OpenSlide(source.path) as handle:
@@ -179,13 +179,13 @@ def bounds_corner(source: ImageSource) -> tuple[int, int]:
 
 
 def find_sources(paths: Sequence[Path], is_drawn: Callable[[Path], bool]) -> dict[Path, Path]:
-    """Slides and pictures: those given, and those below the folders given; each with its name without suffix.
+    """Find the slides and images given, and those below the folders given; map each to its name without suffix.
 
     Below a folder the name is the path from there on, so that no two files share one.
 
     Args:
         paths: Files and folders.
-        is_drawn: Recognises pictures that a prediction has drawn, which are passed over.
+        is_drawn: Recognises images drawn by a prediction, which are left out.
 
     Raises:
         UserError: a path does not exist, a folder holds nothing, two files would have one name.
@@ -205,7 +205,7 @@ def find_sources(paths: Sequence[Path], is_drawn: Callable[[Path], bool]) -> dic
             }
         )
     if paths and not found:
-        raise UserError(printable(f"{paths[0]} holds only what a prediction drew; give slides or images"))
+        raise UserError(printable(f"{paths[0]} holds only images drawn by a prediction; give slides or images"))
     return _named(found)
 
 
@@ -215,13 +215,13 @@ def _in_folder(folder: Path) -> list[Path]:
 
 
 def visible_files(folder: Path) -> list[Path]:
-    """Files below a folder, sorted, without hidden ones and those in hidden folders."""
+    """Return the files below a folder, sorted, without hidden ones and those in hidden folders."""
     paths = (path for path in folder.rglob("*") if path.is_file())
     return sorted(path for path in paths if not any(p.startswith(".") for p in path.relative_to(folder).parts))
 
 
 def _named(found: dict[Path, Path]) -> dict[Path, Path]:
-    """Names without suffix; with it, where two files differ in nothing else."""
+    """Map paths to names without suffix; with suffix where two files differ in nothing else."""
     stems = [name.with_suffix("") for name in found.values()]
     names = {
         path: name if stems.count(name.with_suffix("")) > 1 else name.with_suffix("")

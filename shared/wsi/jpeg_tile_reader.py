@@ -1,8 +1,8 @@
-"""Reading the tiles of a TIFF of JPEGs straight from the file: OpenSlide's pixels at a fifth of its time.
+"""Direct reader of TIFF slides with JPEG tiles: OpenSlide's pixels in a fifth of its time.
 
-OpenSlide spends most of a read putting tiles together; here they are decoded by the same library (libjpeg-turbo)
-and copied into place. Whatever is out of the ordinary (other compressions and scanners, missing or damaged tiles)
-is refused, and left to OpenSlide.
+OpenSlide spends most of a read compositing tiles; here they are decoded by the same library (libjpeg-turbo) and
+copied into place. Anything unusual (other compressions and scanners, missing or damaged tiles) is refused and left
+to OpenSlide.
 """
 
 import logging
@@ -19,27 +19,27 @@ import tifffile
 
 from shared.wsi.subpixel_blend import Canvas
 
-# Scanners whose levels are plain grids of tiles: Aperio's, and the converters' that OpenSlide calls generic.
+# Vendors whose levels are plain grids of tiles: Aperio, and converters, which OpenSlide calls generic.
 VENDORS = ("aperio", "generic-tiff")
 JPEG, RGB, YCBCR, CONTIGUOUS = 7, 2, 6, 1  # values of TIFF tags
-# Decoded tiles kept, for reads that overlap; 85 of 256 px. Fresh memory costs more than what a larger store saves.
+# Cache of decoded tiles for overlapping reads: 85 of 256 px. A larger one costs more fresh memory than it saves.
 CACHE_BYTES = 16 << 20
-# OpenSlide takes a place as whole px if it is off by less (cairo rounds to 1/256), and blends px otherwise.
+# OpenSlide copies px at positions closer than this to whole px (cairo rounds to 1/256) and blends px otherwise.
 WHOLE, DOUBT = 1 / 512, 1e-5
 SOI, EOI, SOS, APP0, APP14 = b"\xff\xd8", 0xD9, 0xDA, 0xE0, 0xEE  # JPEG markers
-# Adobe's segment is what tells libjpeg the colours of a stream: 0 means RGB, 1 YCbCr.
+# Adobe's segment states the colours of a JPEG stream: 0 means RGB, 1 YCbCr.
 ADOBE = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0"
 
-logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what it finds odd, OpenSlide reads
+logging.getLogger("tifffile").addHandler(logging.NullHandler())  # OpenSlide reads the files it warns about
 
 
 class NotReadError(Exception):
-    """These pixels cannot be read directly; OpenSlide may be able to, or knows what is wrong with them."""
+    """Pixels that cannot be read directly; OpenSlide reads them or names the fault."""
 
 
 @dataclass(frozen=True)
 class TileGrid:
-    """One level: its size, its tiles row by row, and what every tile's JPEG stream has to begin with."""
+    """One level: its size, its tiles row by row, and the first bytes of every tile's JPEG stream."""
 
     width: int
     height: int
@@ -51,7 +51,7 @@ class TileGrid:
 
     @property
     def columns(self) -> int:
-        """Tiles in a row."""
+        """Number of tiles in a row."""
         return -(-self.width // self.tile_width)
 
 
@@ -67,7 +67,7 @@ class TiledTiff:
             sizes: Width and height in px of OpenSlide's levels, finest first.
 
         Raises:
-            NotReadError: it is no such file.
+            NotReadError: the file has no such levels.
         """
         if properties.get("openslide.vendor") not in VENDORS:
             raise NotReadError(f"{path} is from a scanner with a format of its own")
@@ -85,10 +85,10 @@ class TiledTiff:
         self._cache.clear()
 
     def read(self, level: int, place: tuple[float, float], size: tuple[int, int]) -> np.ndarray:
-        """Px of a level, uint8 RGB, white outside of it; `place` (the corner) and `size` are in its px.
+        """Read px of a level, uint8 RGB, white outside of it; `place` (the corner) and `size` are in its px.
 
         Raises:
-            NotReadError: a tile is missing or damaged, or the level is none of JPEG tiles.
+            NotReadError: a tile is missing or damaged, or the level does not consist of JPEG tiles.
         """
         grid = self._grids[level]
         if grid is None:
@@ -96,13 +96,13 @@ class TiledTiff:
         corner = (round(place[0]), round(place[1]))
         distance = max(abs(place[0] - corner[0]), abs(place[1] - corner[1]))
         if abs(distance - WHOLE) < DOUBT:
-            raise NotReadError("too near to the limit up to which OpenSlide takes px as whole")
+            raise NotReadError("too close to the distance up to which OpenSlide copies px")
         if distance < WHOLE:
             return self._copied(level, grid, corner, size)
         return self._blended(level, grid, place, size)
 
     def _copied(self, level: int, grid: TileGrid, corner: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-        """Px as they are in the tiles."""
+        """Copy px from the tiles."""
         (left, top), (width, height) = corner, size
         pixels_HW3 = np.empty((height, width, 3), np.uint8)
         if left < 0 or top < 0 or left + width > grid.width or top + height > grid.height:
@@ -120,10 +120,10 @@ class TiledTiff:
     def _blended(
         self, level: int, grid: TileGrid, place: tuple[float, float], size: tuple[int, int]
     ) -> np.ndarray:
-        """Px between those of the tiles, painted from the last tile to the first as OpenSlide does."""
+        """Interpolate between px of the tiles, painted from the last tile to the first like OpenSlide."""
         canvas = Canvas(size)
         left, top = (math.floor(value) for value in place)
-        # A tile reaches a px further than where it lies.
+        # Interpolated, a tile extends one px further.
         rows = list(_spans(max(top - 1, 0), min(top + size[1] + 2, grid.height), grid.tile_height))
         columns = list(_spans(max(left - 1, 0), min(left + size[0] + 2, grid.width), grid.tile_width))
         for row, _, _ in reversed(rows):
@@ -135,7 +135,7 @@ class TiledTiff:
         return canvas.pixels()
 
     def _tile(self, level: int, grid: TileGrid, index: int) -> np.ndarray:
-        """A decoded tile, from those kept if it is among them."""
+        """Return a decoded tile, from the cache if possible."""
         key = (level, index)
         if key in self._cache:
             self._cache.move_to_end(key)
@@ -150,7 +150,7 @@ class TiledTiff:
 
 
 def _grids(path: Path) -> dict[tuple[int, int], TileGrid | None]:
-    """The directories of a TIFF that are JPEG tiles, by width and height; None where two are of one size."""
+    """Return the tiled directories of a TIFF by width and height; None if two have one size."""
     grids: dict[tuple[int, int], TileGrid | None] = {}
     try:
         with tifffile.TiffFile(path) as tiff:
@@ -158,16 +158,16 @@ def _grids(path: Path) -> dict[tuple[int, int], TileGrid | None]:
                 if page.is_tiled:
                     size = (page.imagewidth, page.imagelength)
                     grids[size] = None if size in grids else _grid(page)
-    except Exception as error:  # tifffile raises whatever a damaged file makes it stumble over
+    except Exception as error:  # tifffile raises whatever a damaged file leads to
         raise NotReadError(f"{path} is no TIFF that tifffile reads") from error
     if any(grid and 0 in grid.sizes for grid in grids.values()):
-        # OpenSlide may fill the gap from a finer level, and then does so on all coarser ones, too.
+        # OpenSlide may fill the gap from a finer level, on all coarser levels too.
         raise NotReadError(f"{path} lacks tiles")
     return grids
 
 
 def _grid(page: tifffile.TiffPage) -> TileGrid | None:
-    """The tiles of a directory, if OpenSlide decodes them as JPEG, too."""
+    """Return the tiles of a directory that OpenSlide decodes as JPEG; None for others."""
     ordinary = (
         page.compression == JPEG
         and page.photometric in (RGB, YCBCR)
@@ -184,13 +184,13 @@ def _grid(page: tifffile.TiffPage) -> TileGrid | None:
 
 
 def _spans(start: int, end: int, side: int) -> Iterator[tuple[int, int, int]]:
-    """The tiles of `side` px between two px: index, and the first px and the end of what is wanted of it."""
+    """Yield the tiles of `side` px between two px: index, first px and end px of the part inside."""
     for index in range(start // side, -(-end // side) if start < end else 0):
         yield index, max(start, index * side), min(end, (index + 1) * side)
 
 
 def _decode(stream: bytes, grid: TileGrid) -> np.ndarray:
-    """A tile's px, uint8 RGB.
+    """Decode a tile to uint8 RGB.
 
     Raises:
         NotReadError: the stream is damaged, or not of the tile's size.
@@ -201,17 +201,17 @@ def _decode(stream: bytes, grid: TileGrid) -> np.ndarray:
     except (IndexError, ValueError) as error:
         raise NotReadError("a tile is damaged") from error
     if tile_HW3.shape != (grid.tile_height, grid.tile_width, 3):
-        raise NotReadError("a tile is not of its size")
+        raise NotReadError("a tile has another size")
     return tile_HW3
 
 
 def _segments(stream: bytes) -> Iterator[bytes]:
-    """The segments of a JPEG stream, the last with all that follows, without those that tell its colours.
+    """Yield the segments of a JPEG stream, without those that state its colours; the last one has the pixels.
 
-    The TIFF's own word on the colours counts, as it does for OpenSlide.
+    Colours are those that the TIFF states, as for OpenSlide.
 
     Raises:
-        IndexError, ValueError: it is no JPEG stream.
+        IndexError, ValueError: it is not a JPEG stream.
     """
     if not stream.startswith(SOI):
         raise ValueError("not a JPEG stream")

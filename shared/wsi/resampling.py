@@ -1,9 +1,9 @@
-"""Resampling of pictures, bicubic and antialiased or by averages of areas, at a fifth of Pillow's time.
+"""Resampling of images, bicubic with antialiasing or by area averages, in a fifth of Pillow's time.
 
-The same filters in the same order as Pillow (one way, then the other, rounded in between), by SIMD instructions
-and with coefficients of 16 bits: about one value in a hundred comes out one or two grey levels apart, alike on
-every processor; averages of areas differ where a px lies half in each of two. Where the package is not to be had
-(Linux on ARM), Pillow does it.
+Same filters and order as Pillow (one axis, rounding, the other axis), with SIMD instructions and 16-bit
+coefficients: about one value in a hundred differs by one or two grey levels, identically on every processor; area
+averages differ where a px lies half in each of two. Pillow takes over on platforms without the package (Linux on
+ARM).
 """
 
 from types import ModuleType
@@ -24,12 +24,12 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 def resampler() -> str:
-    """Who resamples on this machine; the other one would give other grey levels here and there."""
+    """Return the resampler of this machine, part of a harvest's settings because grey levels depend on it."""
     return "Pillow" if fast is None else "cykooz"
 
 
 def resample(pixels_HW3: np.ndarray, size: tuple[int, int], box: Box) -> np.ndarray:
-    """The part `box` of an RGB picture, in px and fractions of them, as `size` (width, height) px; rows first."""
+    """Resample the part `box` (px, fractions allowed) of an RGB image to `size` (width, height) px, rows first."""
     if fast is None:
         picture = Image.fromarray(pixels_HW3)
         return np.asarray(picture.resize(size, Image.Resampling.BICUBIC, box, reducing_gap=2.0))
@@ -40,9 +40,9 @@ def resample(pixels_HW3: np.ndarray, size: tuple[int, int], box: Box) -> np.ndar
 
 
 def shrink(pixels_HW3: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """An RGB picture as `size` (width, height) px, each the average of the area that it covers.
+    """Reduce an RGB image to `size` (width, height) px, each the average of the area that it covers.
 
-    Columns first: that leaves less to do for the rows, which take longer.
+    Columns first, as rows take longer and then have fewer px.
     """
     height, width = pixels_HW3.shape[:2]
     if fast is None:
@@ -52,19 +52,19 @@ def shrink(pixels_HW3: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _picture(pixels_HW3: np.ndarray) -> Any:
-    """Px as a `cykooz_resizer.ImageData`."""
+    """Convert px to a `cykooz_resizer.ImageData`."""
     assert fast is not None
     height, width = pixels_HW3.shape[:2]
     return fast.ImageData(width, height, fast.PixelType.U8x3, pixels_HW3.tobytes())
 
 
 def _pixels(picture: Any) -> np.ndarray:
-    """The reverse."""
+    """Convert a `cykooz_resizer.ImageData` to px."""
     return np.frombuffer(picture.get_buffer(), np.uint8).reshape(picture.height, picture.width, 3)
 
 
 def _convolved(picture: Any, size: tuple[int, int], box: Box, filter_type: object) -> Any:
-    """A `cykooz_resizer.ImageData`, cut to a box and resampled to `size` (width, height), columns first."""
+    """Crop a `cykooz_resizer.ImageData` to a box and resample it to `size` (width, height), columns first."""
     assert fast is not None
     left, top, right, bottom = box
     options = fast.ResizeOptions(

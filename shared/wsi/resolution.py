@@ -1,4 +1,4 @@
-"""How large a slide's pixels are, in um/px of level 0, and who says so."""
+"""Resolution of a slide: um/px of level 0 and their source."""
 
 import html
 import re
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 # um/px accepted from files and from every --slide-mpp. Scanners produce 0.1 to about 8; files exist that state
 # 352.8 (72 ppi) or 0.005, and people give 40 (the objective) or 0.00025 (mm).
 MPP_RANGE = (0.05, 20.0)
-# Pixels whose two sides differ by more than this are worth a word.
+# A larger relative difference of the two sides of a pixel is reported.
 ANISOTROPY = 0.05
 # um per TIFF resolution unit.
 UNITS = {"centimeter": 1e4, "inch": 2.54e4}
@@ -22,12 +22,12 @@ OME_UNITS |= {"\u00b5m": 1.0, "\u03bcm": 1.0, "\u00c5": 1e-4}  # the micro sign,
 
 
 class UnknownResolutionError(ValueError):
-    """Nothing usable says how large the pixels are; the message says what was found."""
+    """No usable statement of the resolution; the message gives the unusable ones."""
 
 
 @dataclass(frozen=True)
 class Resolution:
-    """um/px of level 0 (the mean of both sides), its source, and what is odd about it, if anything."""
+    """um/px of level 0 (mean of both sides), their source, and a warning if they are doubtful."""
 
     mpp: float
     source: str
@@ -37,15 +37,15 @@ class Resolution:
 def resolve(
     properties: Mapping[str, str], override: float | None = None, trust_objective: bool = False
 ) -> Resolution:
-    """The slide's resolution: the first plausible one of override, OpenSlide's, vendor's, TIFF's.
+    """Return the first plausible resolution: override, OpenSlide's, the vendor's, the TIFF's.
 
     Args:
         properties: OpenSlide's properties.
-        override: um/px that the user gave; taken as it is.
-        trust_objective: Fall back on the objective's power, which is only a convention.
+        override: um/px given by the user; accepted unchecked.
+        trust_objective: Fall back on the objective's power, a mere convention.
 
     Raises:
-        UnknownResolutionError: none is stated, or only implausible ones.
+        UnknownResolutionError: no resolution is stated, or only implausible ones.
     """
     if override is not None:
         return Resolution(override, "override")
@@ -61,7 +61,7 @@ def resolve(
 
 
 def _stated(properties: Mapping[str, str], trust_objective: bool) -> dict[str, tuple[float, float]]:
-    """Every resolution that the file states, as um/px in x and y, in the order of trust."""
+    """Return every resolution that the file states, as um/px in x and y, most trusted first."""
     found = {
         "openslide.mpp-x": _pair(properties, "openslide.mpp-x", "openslide.mpp-y"),
         "aperio.MPP": _pair(properties, "aperio.MPP", "aperio.MPP"),
@@ -112,7 +112,7 @@ def _tiff_tags(properties: Mapping[str, str]) -> tuple[float, float] | None:
 
 
 def _number(text: str | None) -> float | None:
-    """A positive number, or None: some files hold a comma, words or zero."""
+    """Return a positive number, or None: some files hold words or zero. A comma is read as a point."""
     try:
         value = float((text or "").replace(",", "."))
     except ValueError:

@@ -1,8 +1,7 @@
-"""Whole-slide images: finding them, opening them, reading them at a given um/px.
+"""Whole-slide images: opening them and reading them at a given um/px.
 
-Positions are px of level 0, (0, 0) = outer corner of the first pixel. Sizes of what is read are px of the
-result. Every error is a `SlideError` with the file and the reason, so that one bad slide ends neither a
-harvest nor a prediction without a word.
+Positions are px of level 0, (0, 0) = outer corner of the first pixel. Sizes are px of the result. Every error is a
+`SlideError` with the file and the reason, so that a bad slide costs only itself.
 """
 
 import contextlib
@@ -25,23 +24,22 @@ from shared.wsi.rgb import on_white
 from shared.wsi.tiff_faults import MAGIC as TIFF_MAGIC
 from shared.wsi.tiff_faults import fault_of
 
-# Largest factor by which pixels may be enlarged: 0.293 um/px passes for 0.25, 0.5 does not.
+# Maximum enlargement of pixels: 0.293 um/px may serve for 0.25, 0.5 may not.
 MOST_UPSAMPLING = 1.25
-# A level counts as fine enough if it is coarser than wanted by less than this; the difference is invisible.
+# A level is fine enough if it is coarser than requested by less than this factor; the difference is invisible.
 LEVEL_TOLERANCE = 1.005
-# OpenSlide reads more px than this in pieces. Where a level is not smaller by a whole number it rounds the place
-# of each.
+# OpenSlide reads more px than this in pieces and, on levels with a non-integer downsample, rounds the position of
+# each.
 OPENSLIDE_PIECE = 4096
-BLOCK = 2048  # px of a level read at a time for an overview: 16 MB
-SMALLEST_BLOCK = 256  # px of a level; one that cannot be read is halved down to this, the size of a tile
+BLOCK = 2048  # px of a level per read of an overview: 16 MB
+MIN_BLOCK = 256  # px of a level, about a tile: unreadable blocks are divided down to this
 
-
-# Who decodes: `auto` reads plain tiles of JPEG directly and leaves all else to OpenSlide; the pixels are the same.
+# `auto` decodes plain JPEG tiles directly and everything else by OpenSlide; the pixels are the same.
 Reader = Literal["auto", "openslide"]
 
 
 class SlideError(UserError):
-    """A slide that cannot be opened, read or measured; one sentence with the file and the fix."""
+    """A slide that cannot be opened or read, or has no resolution; one sentence with the file and the fix."""
 
     def __init__(self, sentence: str) -> None:
         super().__init__(printable(sentence))
@@ -49,7 +47,7 @@ class SlideError(UserError):
 
 @dataclass(frozen=True)
 class Window:
-    """How a read is done: `level`, and how many of its px make one px of the result (below 1: enlarged)."""
+    """Level of a read, and the number of its px per px of the result (below 1: enlarged)."""
 
     level: int
     factor: float
@@ -79,10 +77,10 @@ class Slide:
             path: The file.
             slide_mpp: um/px of level 0, overriding what the file states.
             trust_objective: Take the resolution from the objective's power if nothing better is stated.
-            reader: Who decodes.
+            reader: The decoder.
 
         Raises:
-            SlideError: no such file, not a slide, cut short, or no usable resolution.
+            SlideError: the file is missing, not a slide or cut short, or has no usable resolution.
         """
         self.path = path
         self._handle = _open(path)
@@ -112,10 +110,10 @@ class Slide:
         return self.resolution.mpp
 
     def window(self, mpp: float, allow_upsampling: bool = False) -> Window:
-        """The coarsest level that is still as fine as `mpp`; level 0 if none is.
+        """Choose the coarsest level that is at least as fine as `mpp`; level 0 if none is.
 
         Raises:
-            SlideError: level 0 is so coarse that it would have to be enlarged by more than 1.25.
+            SlideError: level 0 would have to be enlarged by more than 1.25.
         """
         fine_enough = [i for i, level in enumerate(self.level_mpps) if level <= mpp * LEVEL_TOLERANCE]
         level = max(fine_enough, default=0)
@@ -130,7 +128,7 @@ class Slide:
     def read(
         self, x: float, y: float, width: int, height: int, mpp: float, allow_upsampling: bool = False
     ) -> Image.Image:
-        """A picture of `read_pixels`."""
+        """Return the result of `read_pixels` as an image."""
         return Image.fromarray(self.read_pixels(x, y, width, height, mpp, allow_upsampling))
 
     def read_pixels(
@@ -138,18 +136,18 @@ class Slide:
     ) -> np.ndarray:
         """Read `width` x `height` px of `mpp` um whose outer corner lies at (`x`, `y`) px of level 0: uint8 RGB.
 
-        What lies outside the slide or was not scanned is white. Shrinking is antialiased.
+        Px outside the slide or outside the scanned area are white. Reduction is antialiased.
 
         Raises:
-            SlideError: the pixels cannot be decoded (the slide stays usable), or see `window`.
+            SlideError: the pixels cannot be decoded (the slide stays usable); or as for `window`.
         """
         window = self.window(mpp, allow_upsampling)
         downsample, factor = self._downsamples[window.level], window.factor
-        left, top = round(x / downsample, 6), round(y / downsample, 6)  # a whole px is meant to be whole
+        left, top = round(x / downsample, 6), round(y / downsample, 6)  # removes rounding errors of whole px
         right, bottom = left + width * factor, top + height * factor
         if abs(factor - 1) < 1e-9 and left.is_integer() and top.is_integer():
             return self._read_level(window.level, (int(left), int(top)), (width, height))
-        margin = math.ceil(2 * max(1.0, factor))  # what the bicubic filter reaches beyond the box
+        margin = math.ceil(2 * max(1.0, factor))  # reach of the bicubic filter beyond the box
         columns, rows = self._level_sizes[window.level]
         first_x, end_x = _with_margin(left, right, margin, columns)
         first_y, end_y = _with_margin(top, bottom, margin, rows)
@@ -161,9 +159,9 @@ class Slide:
         return resample(pixels_HW3, (width, height), box)
 
     def overview(self, mpp: float) -> Image.Image:
-        """The whole slide at `mpp` um/px (or its own, where that is coarser); unreadable parts are white.
+        """Read the whole slide at `mpp` um/px, or its own if that is coarser; unreadable parts are white.
 
-        Read block by block, so the memory does not depend on the slide's levels.
+        Read block by block, so that memory does not depend on the slide's levels.
 
         Raises:
             SlideError: no part of it can be read.
@@ -186,13 +184,13 @@ class Slide:
     def _paste_block(
         self, image: Image.Image, box: tuple[int, int, int, int], mpp: float, errors: list[SlideError]
     ) -> bool:
-        """Read a block of an overview, or what of its quarters can be read; whether anything could."""
+        """Read a block of an overview, or its readable quarters; return whether anything was read."""
         left, top, right, bottom = box
         try:
             part = self.read(left * mpp / self.mpp, top * mpp / self.mpp, right - left, bottom - top, mpp)
         except SlideError as error:
             errors.append(error)
-            if max(right - left, bottom - top) * self.window(mpp).factor < SMALLEST_BLOCK:
+            if max(right - left, bottom - top) * self.window(mpp).factor < MIN_BLOCK:
                 return False
             x, y = (left + right + 1) // 2, (top + bottom + 1) // 2
             quarters = [(left, top, x, y), (x, top, right, y), (left, y, x, bottom), (x, y, right, bottom)]
@@ -203,8 +201,8 @@ class Slide:
         return True
 
     def _read_level(self, level: int, corner: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-        """Px of a level, white where nothing was scanned; `corner` is in px of the level too."""
-        if min(corner) < 0:  # from there OpenSlide reads levels that are smaller by no whole number px too far off
+        """Read px of a level, white outside the scanned area; `corner` is in px of the level too."""
+        if min(corner) < 0:  # there OpenSlide shifts levels with a non-integer downsample
             left, top = (max(0, -place) for place in corner)
             pixels_HW3 = np.full((size[1], size[0], 3), 255, np.uint8)
             if left < size[0] and top < size[1]:
@@ -220,7 +218,7 @@ class Slide:
         try:
             region = self._handle.read_region(at, level, size)
         except openslide.OpenSlideError as error:
-            # After one error OpenSlide refuses every further read of the handle.
+            # After an error OpenSlide refuses all further reads of a handle.
             self._handle.close()
             self._handle = _open(self.path)
             raise SlideError(
@@ -229,7 +227,7 @@ class Slide:
         return on_white(np.asarray(region))
 
     def _in_one_piece(self, level: int, size: tuple[int, int]) -> bool:
-        """Whether OpenSlide reads the px of a level from a single place, which it does not round again."""
+        """Return whether OpenSlide reads px of a level as one piece, whose position it rounds only once."""
         return self._downsamples[level].is_integer() or max(size) <= OPENSLIDE_PIECE
 
     def _open_tiles(self) -> TiledTiff | None:
@@ -243,13 +241,13 @@ class Slide:
             return resolve(self._handle.properties, slide_mpp, trust_objective)
         except UnknownResolutionError as error:
             self._handle.close()
-            raise SlideError(f"{self.path} {error}; say how many um/px it has with --slide-mpp") from error
+            raise SlideError(f"{self.path} {error}; give its um/px with --slide-mpp") from error
 
 
 def _with_margin(start: float, end: float, margin: int, side: int) -> tuple[int, int]:
-    """The whole px around a stretch of a level and a margin of them; up to the level's edge if it lies inside.
+    """Return the whole px around an interval of a level plus a margin, clipped to the level if it starts inside.
 
-    A level's sides are whole px: what lies inside of the slide may reach up to a px beyond a coarser level.
+    Sides of levels are rounded, so that an interval inside the slide may extend up to a px beyond a coarser level.
     """
     first, last = math.floor(start) - margin, math.ceil(end) + margin
     return (max(first, 0) if start >= 0 else first), (min(last, side) if end < side + 1 else last)

@@ -1,24 +1,24 @@
-"""Tiles put together at a fraction of a px, as OpenSlide does it where a level is smaller by no whole number.
+"""Tiles composed at fractions of a px, bit-identical to OpenSlide on levels with a non-integer downsample.
 
-OpenSlide takes positions in px of level 0, which then lie between px of the level, and has cairo move each tile
-there: bilinear interpolation in single precision, tiles drawn from the last to the first, each adding what the
-canvas still lacks in coverage (the operator "saturate"), and eight bits a channel in between. Done here in the
-same order of operations, the px are the same bits.
+OpenSlide takes positions in px of level 0, which fall between px of such a level, and has cairo shift each tile:
+bilinear interpolation in single precision, tiles drawn from the last to the first, each filling the coverage that
+the canvas still lacks (the operator "saturate"), and eight bits a channel in between. The order of operations here
+is the same.
 """
 
 import numpy as np
 
 from shared.wsi.rgb import on_white
 
-FRACTIONS = 65536  # positions have 16 bits after the point
+FRACTIONS = 65536  # positions have 16 fractional bits
 ONE, LEVELS, BRIGHTEST = np.float32(1), np.float32(256), np.float32(255)
 PER_GREY = np.float32(1 / 255)
-ROWS = 32  # done at a time: what is in between stays in the processor's cache
+ROWS = 32  # at a time: intermediate values stay in the processor's cache
 Range = tuple[int, int]  # from, to before
 
 
 class Canvas:
-    """A picture of `size` (width, height) px with coverage, on which tiles are painted."""
+    """An RGBA image of `size` (width, height) px on which tiles are painted."""
 
     def __init__(self, size: tuple[int, int]) -> None:
         self._size = size
@@ -36,7 +36,7 @@ class Canvas:
             self._paint(tile_HW3, corner, (inside[0], columns), whole=False)
 
     def pixels(self) -> np.ndarray:
-        """What was painted, on white: uint8 RGB."""
+        """Return the painted px on white: uint8 RGB."""
         alpha_HW = self._pixels_HW4[..., 3]
         partly_HW = (alpha_HW > 0) & (alpha_HW < 255)
         part_N4 = self._pixels_HW4[partly_HW].astype(np.uint16)
@@ -50,13 +50,13 @@ class Canvas:
         part: tuple[Range, Range],
         whole: bool,
     ) -> None:
-        """Paint px that lie between rows and columns `part` of the tile and the next ones.
+        """Paint px between rows and columns `part` of the tile and the next ones.
 
         Args:
             tile_HW3: The tile.
-            corner: In x and y, the tile's px left of the canvas's first one, and how far it is from there.
-            part: Rows and columns; those next to the tile are empty.
-            whole: All of `part` and the next ones is tile, so that it is covered, and by nothing else.
+            corner: In x and y, the tile's px before the canvas's first one, and the weight of the next px.
+            part: Rows and columns; those outside of the tile are empty.
+            whole: `part` and the next rows and columns lie inside of the tile, which alone covers them.
         """
         (left, right_weight), (top, low_weight) = corner
         (row, row_end), (column, column_end) = part
@@ -77,7 +77,7 @@ class Canvas:
 
 
 def _cover(canvas_HW4: np.ndarray, colours_HW3: np.ndarray, right: np.float32, low: np.float32) -> None:
-    """Paint an empty part of the canvas with what covers it all."""
+    """Paint an empty part of the canvas with px that cover it completely."""
     weights = _between(np.ones((2, 2, 1), np.float32), right, low)  # 1, or off by its last bit
     colours_HW3 *= np.minimum(ONE / weights, ONE)
     canvas_HW4[..., :3] = _grey(colours_HW3)
@@ -85,7 +85,7 @@ def _cover(canvas_HW4: np.ndarray, colours_HW3: np.ndarray, right: np.float32, l
 
 
 def _saturate(canvas_HW4: np.ndarray, added_HW4: np.ndarray) -> None:
-    """Add as much as the canvas lacks in coverage."""
+    """Add px as far as the canvas lacks coverage."""
     there_HW4 = canvas_HW4 * PER_GREY
     empty_HW1 = added_HW4[..., 3:] == 0
     lacking_HW1 = (ONE - there_HW4[..., 3:]) / np.where(empty_HW1, ONE, added_HW4[..., 3:])
@@ -94,13 +94,13 @@ def _saturate(canvas_HW4: np.ndarray, added_HW4: np.ndarray) -> None:
 
 
 def _place(distance: float) -> tuple[int, np.float32]:
-    """A tile's px left of (or above) the canvas's first one, and the weight of the next px there."""
+    """Return the tile's px before the canvas's first one, and the weight of the next px."""
     fixed = round(-distance * FRACTIONS)
     return fixed // FRACTIONS, np.float32(fixed % FRACTIONS / FRACTIONS)
 
 
 def _between(source_HWC: np.ndarray, right: np.float32, low: np.float32) -> np.ndarray:
-    """Values between px, each of four; the order of sums and products decides the last bit."""
+    """Interpolate between four px; the order of sums and products decides the last bit."""
     result = source_HWC[:-1, :-1] * ((ONE - right) * (ONE - low))
     result += source_HWC[:-1, 1:] * (right * (ONE - low))
     result += source_HWC[1:, :-1] * ((ONE - right) * low)
@@ -109,12 +109,12 @@ def _between(source_HWC: np.ndarray, right: np.float32, low: np.float32) -> np.n
 
 
 def _grey(values: np.ndarray) -> np.ndarray:
-    """0..1 as 0..255 in pixman's way: 256 equal steps, the last of which is 1 alone."""
+    """Convert 0..1 to 0..255 like pixman: 256 equal steps, the last of which is 1 alone."""
     return np.minimum(values * LEVELS, BRIGHTEST).astype(np.uint8)
 
 
 def _with_coverage(tile_HW3: np.ndarray, rows: Range, columns: Range) -> np.ndarray:
-    """A part of a tile and of the emptiness around it as 0..1 with alpha."""
+    """Return a part of a tile and of its empty surroundings as 0..1 with alpha."""
     padded_HW4 = np.zeros((rows[1] - rows[0], columns[1] - columns[0], 4), np.float32)
     top, left = max(rows[0], 0), max(columns[0], 0)
     part_HW3 = tile_HW3[top : rows[1], left : columns[1]]
