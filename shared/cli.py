@@ -1,6 +1,7 @@
 """From the command line to a frozen config; wrong input ends in one sentence and exit code 2."""
 
 import dataclasses
+import inspect
 import math
 import multiprocessing
 import os
@@ -83,26 +84,51 @@ def cli_beside(
 ) -> tuple[Config, Beside]:
     """Read a config, with the options of another dataclass beside its own.
 
+    Options inherited from base dataclasses are grouped by these in --help.
+
     Args:
         kind: The config.
-        beside: Defaults of the other.
-        prog: What the command is called.
-        description: Of the command; by default the config's.
-        default: Of the config, if it has one.
-        args: Words instead of those that were typed.
+        beside: Defaults of the other dataclass.
+        prog: Name of the command.
+        description: Description of the command; default: the config's.
+        default: Defaults of the config, if it has any.
+        args: Words instead of `sys.argv`.
     """
     unnamed = tyro.conf.arg(name="")
-    first: Any = dataclasses.field() if default is None else dataclasses.field(default=default)
     both = dataclasses.make_dataclass(
         "both",
-        [
-            ("config", Annotated[kind, unnamed], first),
-            ("beside", Annotated[type(beside), unnamed], dataclasses.field(default=beside)),
-        ],
+        [*_groups(kind, default), ("beside", Annotated[type(beside), unnamed], dataclasses.field(default=beside))],
         frozen=True,
     )
-    told: Any = tyro.cli(both, prog=prog, description=description or kind.__doc__, args=args)
-    return told.config, told.beside
+    read: Any = tyro.cli(
+        both, prog=prog, description=inspect.cleandoc(description or kind.__doc__ or ""), args=args
+    )
+    groups = {name: value for name, value in vars(read).items() if name != "beside"}
+    if "config" in groups:
+        return groups["config"], read.beside
+    values = {field.name: getattr(group, field.name) for group in groups.values() for field in _fields(group)}
+    return kind(**values), read.beside
+
+
+def _groups(kind: type[Config], default: Config | None) -> list[tuple[str, Any, Any]]:
+    """Return the fields of a dataclass for tyro: one per base dataclass of `kind`, or `kind` itself."""
+    bases = [base for base in reversed(kind.__bases__) if dataclasses.is_dataclass(base)]
+    if not bases:
+        first: Any = dataclasses.field() if default is None else dataclasses.field(default=default)
+        return [("config", Annotated[kind, tyro.conf.arg(name="")], first)]
+    given = default or kind()
+    return [
+        (
+            base.__name__.removesuffix("Options").lower(),
+            Annotated[base, tyro.conf.OmitArgPrefixes],
+            dataclasses.field(default=base(**{field.name: getattr(given, field.name) for field in _fields(base)})),
+        )
+        for base in bases
+    ]
+
+
+def _fields(config: Any) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(config)
 
 
 def _chosen(recipes: Mapping[str, Config], default: str, args: Sequence[str] | None) -> tuple[Config, list[str]]:

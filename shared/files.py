@@ -1,5 +1,6 @@
 """Files that are either whole or absent: written beside their place, synced, then renamed."""
 
+import hashlib
 import itertools
 import json
 import math
@@ -75,3 +76,12 @@ def printable(text: str) -> str:
 def folder_name(folder: Path) -> str:
     """Return a folder's absolute path as files name it."""
     return printable(str(folder.resolve()))
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file; empty if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""

@@ -1,1 +1,1 @@
-"""Cell counters: their interface, the classical one, the detector."""
+"""Cell counters: interface, classical method, detector."""

@@ -1,6 +1,6 @@
-"""Counting the cells of a patch: one interface; the classical counter, a detector or a user's function behind it.
+"""Cell counters: the interface, and its implementations by the classical method, a detector or a user's function.
 
-The classical counter needs no weights, knows no tissue and takes a millisecond a patch; collagen can fool it.
+The classical counter needs no weights and takes a millisecond per patch, but collagen can mislead it.
 """
 
 import functools
@@ -16,26 +16,26 @@ import numpy as np
 from patch_extraction.counters.haematoxylin import THRESHOLD, find_nuclei
 from shared.errors import UserError
 
-CLASSICAL = ("haematoxylin", "hematoxylin")  # as people spell it
-# The name, and the file, of the detector that comes with this package; nuclei.md tells where it is from.
+CLASSICAL = ("haematoxylin", "hematoxylin")  # both spellings
+# The detector that comes with this package; nuclei.md describes its training.
 SHIPPED, SHIPPED_FILE = "detector", Path(__file__).with_name("nuclei.safetensors")
 
 
 class CellCounter(Protocol):
-    """Finds cells in a picture."""
+    """Finds cells in an image."""
 
-    name: str  # with everything that decides its counts; part of a harvest's settings
-    batch: int  # images that it is best given at once
+    name: str  # identifies everything that decides the counts; part of a harvest's settings
+    batch: int  # best number of images per call
 
     def find(self, image_HW3: np.ndarray, mpp: float) -> np.ndarray:
-        """Centres of the cells in a uint8 RGB image of `mpp` um/px: [N, 2], x and y in its px, corner origin."""
+        """Return cell centres in a uint8 RGB image of `mpp` um/px: [N, 2], x and y in its px, corner origin."""
 
     def find_each(self, images: Sequence[np.ndarray], mpp: float) -> list[np.ndarray]:
-        """The same of images of one size."""
+        """Apply `find` to images of one size."""
 
 
 class OneByOne:
-    """Of counters that gain nothing from several images at once."""
+    """Base of counters that gain nothing from batches."""
 
     batch = 1
 
@@ -45,7 +45,7 @@ class OneByOne:
 
 
 class HaematoxylinCounter(OneByOne):
-    """Counts spots in the haematoxylin channel, and brown ones in the red channel."""
+    """Classical counter: spots in the haematoxylin channel, and brown ones in the red channel."""
 
     name = f"haematoxylin {THRESHOLD}"
 
@@ -58,13 +58,13 @@ class HaematoxylinCounter(OneByOne):
 
 
 class FunctionCounter(OneByOne):
-    """Counts with a user's Python function, given as MODULE:FUNCTION."""
+    """Counter by a user's Python function, given as MODULE:FUNCTION."""
 
     def __init__(self, place: str) -> None:
-        """Look the function up.
+        """Import the function.
 
         Raises:
-            UserError: there is none of that name.
+            UserError: it does not exist.
         """
         self._place = place
         source = _written_in(_function(place))
@@ -75,9 +75,9 @@ class FunctionCounter(OneByOne):
         """See `CellCounter.find`.
 
         Raises:
-            UserError: the function returned something else than points.
+            UserError: the function did not return points.
         """
-        points_N2 = np.asarray(_function(self._place)(image_HW3.copy(), mpp), float)  # it may write on its own
+        points_N2 = np.asarray(_function(self._place)(image_HW3.copy(), mpp), float)  # a copy, which it may change
         if not points_N2.size:
             return np.zeros((0, 2))
         if points_N2.ndim != 2 or points_N2.shape[1] != 2:
@@ -87,17 +87,19 @@ class FunctionCounter(OneByOne):
 
 
 def choose_counter(counter: str, detector: Path | None, patch_mpp: float, patch_size: int) -> CellCounter:
-    """The counter that --counter or --detector asks for, tried on an empty patch.
+    """Create the counter of --counter or --detector, and try it on an empty patch.
 
     Raises:
-        UserError: there is no such function or file, or it cannot count.
+        UserError: the function or file does not exist, or cannot count.
     """
+    if counter.startswith(f"{SHIPPED}:") and detector is None:
+        counter, detector = SHIPPED, Path(counter.removeprefix(f"{SHIPPED}:"))
     if detector is not None and counter not in (*CLASSICAL, SHIPPED):
         raise UserError(f"--detector {detector} and --counter {counter} exclude each other; give one of them")
     if detector is None and counter == SHIPPED:
         detector = SHIPPED_FILE
     if detector is not None:
-        from patch_extraction.counters.detector import DetectorCounter  # with torch, which takes seconds
+        from patch_extraction.counters.detector import DetectorCounter  # imports torch, which takes seconds
 
         chosen: CellCounter = DetectorCounter(detector)
     elif counter in CLASSICAL:
@@ -109,19 +111,19 @@ def choose_counter(counter: str, detector: Path | None, patch_mpp: float, patch_
         chosen.find(empty_HW3, patch_mpp)
     except UserError:
         raise
-    except Exception as error:  # whatever a user's function may do
+    except Exception as error:  # from a user's code
         raise UserError(
-            f"{chosen.name} cannot count the cells of an empty patch ({type(error).__name__}: {error}); mend it"
+            f"{chosen.name} cannot count the cells of an empty patch ({type(error).__name__}: {error}); correct it"
         ) from error
     return chosen
 
 
 @functools.cache
 def _function(place: str) -> Callable[[np.ndarray, float], np.ndarray]:
-    """The function of a module; the module is imported once a process."""
+    """Import a function, once per process."""
     module, _, name = place.partition(":")
     if not module or not name:
-        known = f"{CLASSICAL[0]}, {SHIPPED} or MODULE:FUNCTION of your own"
+        known = f"{CLASSICAL[0]}, {SHIPPED}, {SHIPPED}:FILE or MODULE:FUNCTION of your own"
         raise UserError(f"--counter {place} is unknown; give {known}")
     try:
         found = getattr(importlib.import_module(module), name)
@@ -129,20 +131,20 @@ def _function(place: str) -> Callable[[np.ndarray, float], np.ndarray]:
         raise UserError(f"--counter {place} cannot be imported ({error}); is its folder in PYTHONPATH?") from error
     except AttributeError as error:
         raise UserError(f"--counter {place}: the module {module} has no {name}; name a function of it") from error
-    except Exception as error:  # whatever the lines of a user's module may do
+    except Exception as error:  # from a user's code
         raise UserError(
-            f"--counter {place} cannot be imported ({type(error).__name__}: {error}); mend the module"
+            f"--counter {place} cannot be imported ({type(error).__name__}: {error}); correct the module"
         ) from error
     if not callable(found):
-        raise UserError(f"--counter {place} is no function; give MODULE:FUNCTION of your own")
+        raise UserError(f"--counter {place} is not a function; give MODULE:FUNCTION of your own")
     return found
 
 
 def _written_in(function: Callable[..., object]) -> str | None:
-    """The file of a function, not of what decorates it, or of the class of a callable object."""
+    """Return the source file of a function without its decorators, or of the class of a callable object."""
     function = inspect.unwrap(function)
     written = function if inspect.isroutine(function) or inspect.isclass(function) else type(function)
     try:
         return inspect.getsourcefile(written)
-    except TypeError:  # it is built in
+    except TypeError:  # built in
         return None

@@ -1,4 +1,4 @@
-"""Counting cells with a detector of ours: slower than the classical counter by far, and not fooled by collagen."""
+"""Cell counter by a detector: far slower than the classical counter, but not misled by collagen."""
 
 import functools
 import hashlib
@@ -19,38 +19,38 @@ GPU_BATCH = 32  # patches
 
 
 class DetectorCounter:
-    """Counts what a detector detects, whatever the class, at the um/px that it was trained at."""
+    """Counts detections of all classes at the um/px of the detector's training."""
 
     batch: int
 
     def __init__(self, path: Path) -> None:
-        """Open the detector.
+        """Load the detector.
 
         Raises:
-            UserError: the file is none, needs wider views, or does not say its um/px.
+            UserError: the file is not a detector, needs several fields of view, or states no um/px.
         """
         detector, mpp = _loaded(path)
         if detector.config.views > 1:
             raise UserError(
-                f"{path} looks at {detector.config.views} fields of view and cannot count on patches alone; "
+                f"{path} needs {detector.config.views} fields of view and cannot count on patches alone; "
                 "give a detector with one"
             )
         self._path = path
         digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-        # Sums of another order on another device may tip a cell over the edge.
+        # Another device adds in another order, which may change the score of a cell.
         self.name = f"detector {digest} at {mpp:g} um/px on {_device()}"
-        self.batch = GPU_BATCH if _device() == "cuda" else 1  # a processor gains nothing from more
+        self.batch = GPU_BATCH if _device() == "cuda" else 1  # on a CPU batches gain nothing
 
     def find(self, image_HW3: np.ndarray, mpp: float) -> np.ndarray:
         """See `CellCounter.find`.
 
         Raises:
-            UserError: the image is much coarser than what the detector was trained on.
+            UserError: the image is much coarser than the images of the training.
         """
         return self.find_each([image_HW3], mpp)[0]
 
     def find_each(self, images: Sequence[np.ndarray], mpp: float) -> list[np.ndarray]:
-        """See `CellCounter.find_each`; raises what `find` does."""
+        """See `CellCounter.find_each`; raises the errors of `find`."""
         if not images:
             return []
         detector, own_mpp = _loaded(self._path)
@@ -75,10 +75,10 @@ def _device() -> str:
 
 @functools.cache
 def _loaded(path: Path) -> tuple[DPAP2PNet, float]:
-    """The detector and its um/px; once a process."""
-    torch.set_num_threads(1)  # the processes share the cores; and the same sums whatever their number
+    """Load the detector and its um/px, once per process."""
+    torch.set_num_threads(1)  # processes share the cores, and sums do not depend on their number
     detector, metadata = load_detector(path)
     mpp = metadata.get("mpp")
     if not isinstance(mpp, int | float) or mpp <= 0:
-        raise UserError(f"{path} does not say at which um/px it was trained; export it again")
+        raise UserError(f"{path} does not state the um/px of its training; export it again")
     return detector.to(_device()), float(mpp)

@@ -1,1 +1,1 @@
-"""From a slide to its patches: slide list, candidates, harvest, worker processes."""
+"""From slides to patches: slide list, candidates, harvest of a slide, worker processes."""

@@ -1,4 +1,4 @@
-"""Which slides to harvest: all below a folder, or those of a CSV; each with its biomarker and resolution."""
+"""Slides to harvest: all below a folder, or those of a CSV, each with its biomarker and resolution."""
 
 import csv
 import dataclasses
@@ -13,8 +13,9 @@ from typing import Any
 
 from patch_extraction.config import HarvestConfig, SlideEntry, overrides, pixel_settings
 from patch_extraction.counters.base import CellCounter
-from patch_extraction.slide_store.fingerprint import MANY_FILES, fingerprint
-from patch_extraction.slide_store.slide_record import finished, slide_id
+from patch_extraction.slide_store.completed import stored_record
+from patch_extraction.slide_store.fingerprint import MULTI_FILE, fingerprint
+from patch_extraction.slide_store.slide_record import slide_id
 from shared.errors import UserError
 from shared.files import printable
 from shared.wsi.resolution import MPP_RANGE
@@ -25,7 +26,7 @@ COLUMNS = ("slide", "slide_mpp", "biomarker")
 
 @dataclass(frozen=True)
 class ListedSlide:
-    """A line of the CSV; None where a field is empty."""
+    """A line of the CSV; empty fields are None."""
 
     line: int
     slide: str
@@ -33,7 +34,7 @@ class ListedSlide:
     biomarker: str | None
 
 
-def find_sources(
+def find_entries(
     config: HarvestConfig, counter: CellCounter, listing: SlideListing | None = None
 ) -> list[SlideEntry]:
     """Return the slides to harvest, in the order of their paths or of --slides.
@@ -44,68 +45,53 @@ def find_sources(
         listing: The content of --wsi-dir, if it has been listed.
 
     Raises:
-        UserError: there are none; --slide-mpp or --slides name one that is not there; the CSV is wrong.
+        UserError: there are no slides; --slide-mpp or --slides name an absent one; the CSV is malformed.
     """
     listing = listing or list_slides(config.wsi_dir)
     if not listing.slides:
         endings = ", ".join(sorted(SUFFIXES))
-        others = f" ({by_ending(listing.passed_over)} are others)" if listing.passed_over else ""
+        others = f", only {by_ending(listing.passed_over)}" if listing.passed_over else ""
         raise UserError(
             f"{config.wsi_dir} holds no slides{others}; files with one of these endings are read: {endings}"
         )
     by_name = {printable(path.relative_to(config.wsi_dir).as_posix()): path for path in listing.slides}
-    mpps = overrides(config, list(by_name))
-    rows = (
-        dict.fromkeys(by_name) if config.slides is None else select(config.slides, list(by_name), config.wsi_dir)
-    )
-    sources = [_source(config, counter, name, by_name[name], mpps.get(name), row) for name, row in rows.items()]
-    return mark_duplicates(sources, config.out)
-
-
-def _source(
-    config: HarvestConfig, counter: CellCounter, name: str, path: Path, mpp: float | None, row: ListedSlide | None
-) -> SlideEntry:
-    """A slide with what is known of it: the CSV goes before the options, and those before the folder."""
-    folder = name.split("/")[-2] if "/" in name else ""
-    biomarker = folder if config.biomarker is None else config.biomarker
-    if row is not None:
-        biomarker = biomarker if row.biomarker is None else row.biomarker
-        mpp = mpp if row.slide_mpp is None else row.slide_mpp
-    return SlideEntry(
-        path, name, slide_id(name), biomarker, mpp, pixel_settings(config, counter.name, biomarker, mpp)
-    )
+    names = list(by_name)
+    mpps = overrides(config, names)
+    rows = dict.fromkeys(names) if config.slides is None else select(config.slides, names, config.wsi_dir)
+    entries = [_entry(config, counter, name, by_name[name], mpps.get(name), row) for name, row in rows.items()]
+    return mark_duplicates(entries, config.out)
 
 
 def select(path: Path, names: Sequence[str], wsi_dir: Path) -> dict[str, ListedSlide | None]:
-    """The rows of a CSV by the slide's name, in its order.
+    """Return the rows of a CSV by the slide's name, in the order of the CSV.
 
     Raises:
-        UserError: it cannot be read, names a slide that is not among `names`, several, or one twice.
+        UserError: it cannot be read, or a row matches none or several of `names`, or one that another row matches.
     """
     known = _by_spelling(names)
     chosen: dict[str, ListedSlide | None] = {}
     for row in read_rows(path):
-        fitting = known.get(_composed(row.slide), [])
-        if not fitting:
+        matching = known.get(_composed(row.slide), [])
+        if not matching:
             raise UserError(
                 f"{path}, line {row.line}: there is no slide {row.slide} in {wsi_dir}; correct or remove the line"
             )
-        if len(fitting) > 1:
+        if len(matching) > 1:
             raise UserError(
-                f"{path}, line {row.line}: {row.slide} may be {fitting[0]} or {fitting[1]}; "
+                f"{path}, line {row.line}: {row.slide} may be {matching[0]} or {matching[1]}; "
                 f"give the path below {wsi_dir}"
             )
-        if fitting[0] in chosen:
+        if matching[0] in chosen:
             raise UserError(f"{path}, line {row.line}: {row.slide} is named twice; remove one of the lines")
-        chosen[fitting[0]] = row
+        chosen[matching[0]] = row
     return chosen
 
 
 def read_rows(path: Path) -> list[ListedSlide]:
-    """The rows of a CSV of slides, separated by comma, semicolon or tab.
+    """Read a CSV of slides, separated by comma, semicolon or tab.
 
     Raises:
-        UserError: it cannot be read, has no column `slide`, no rows, or a resolution that is none.
+        UserError: it cannot be read, has no column `slide` or no rows, or a resolution is out of range.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -133,9 +119,40 @@ def read_rows(path: Path) -> list[ListedSlide]:
     return rows
 
 
+def mark_duplicates(entries: Sequence[SlideEntry], out: Path) -> list[SlideEntry]:
+    """Return the slides with `original` set where a slide seems to be a copy of one that is harvested.
+
+    Of several copies the one that is complete is harvested, else the first. Large files are compared by samples
+    here and completely by the process that harvests them.
+    """
+    by_size: dict[int, list[SlideEntry]] = defaultdict(list)
+    for entry in entries:
+        if entry.path.suffix.lower() not in MULTI_FILE and (size := _size(entry.path)):
+            by_size[size].append(entry)
+    original_of = {}
+    for alike in by_size.values():
+        for copies in _copies(alike) if len(alike) > 1 else ():
+            original = next((copy for copy in copies if stored_record(out, copy)), copies[0])
+            original_of.update({copy.slide_id: original for copy in copies if copy is not original})
+    return [dataclasses.replace(entry, original=original_of.get(entry.slide_id)) for entry in entries]
+
+
+def _entry(
+    config: HarvestConfig, counter: CellCounter, name: str, path: Path, mpp: float | None, row: ListedSlide | None
+) -> SlideEntry:
+    """Describe a slide: the CSV overrides options, and these the name of the folder."""
+    folder = name.split("/")[-2] if "/" in name else ""
+    biomarker = folder if config.biomarker is None else config.biomarker
+    if row is not None:
+        biomarker = biomarker if row.biomarker is None else row.biomarker
+        mpp = mpp if row.slide_mpp is None else row.slide_mpp
+    settings = pixel_settings(config, counter.name, biomarker, mpp)
+    return SlideEntry(path, name, slide_id(name), biomarker, mpp, settings)
+
+
 def _row(path: Path, line: int, fields: Mapping[str | None, Any]) -> ListedSlide:
     slide, mpp, biomarker = ((fields.get(name) or "").strip() for name in COLUMNS)
-    if any(fields.get(None) or ()):  # where `csv` puts what is beyond the last column
+    if any(fields.get(None) or ()):  # the fields beyond the last column
         raise UserError(
             f"{path}, line {line} has more fields than there are columns; put quotation marks around a field that "
             "holds a separator"
@@ -153,7 +170,7 @@ def _row(path: Path, line: int, fields: Mapping[str | None, Any]) -> ListedSlide
 
 
 def _by_spelling(names: Sequence[str]) -> dict[str, list[str]]:
-    """Which names a word of the CSV may mean: its path, else its file's name, else that without the ending."""
+    """Map spellings to names: paths first, then file names, then file names without ending."""
     found: list[dict[str, list[str]]] = [defaultdict(list) for _ in range(3)]
     for name in names:
         for spellings, word in zip(found, (name, Path(name).name, Path(name).stem), strict=True):
@@ -163,30 +180,12 @@ def _by_spelling(names: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _composed(text: str) -> str:
-    """One of the several ways in which Unicode writes the same letters."""
+    """Return text in the composed form of Unicode (NFC)."""
     return unicodedata.normalize("NFC", text)
 
 
-def mark_duplicates(sources: Sequence[SlideEntry], out: Path) -> list[SlideEntry]:
-    """Return the slides with `original` set where a slide seems to be a copy of one that is harvested.
-
-    Of several copies the one that is finished is harvested, else the first. Large files are compared by samples
-    here and completely by the process that harvests them.
-    """
-    by_size: dict[int, list[SlideEntry]] = defaultdict(list)
-    for source in sources:
-        if source.path.suffix.lower() not in MANY_FILES and (size := _size(source.path)):
-            by_size[size].append(source)
-    original_of = {}
-    for alike in by_size.values():
-        for copies in _copies(alike) if len(alike) > 1 else ():
-            original = next((copy for copy in copies if finished(out, copy)), copies[0])
-            original_of.update({copy.slide_id: original for copy in copies if copy is not original})
-    return [dataclasses.replace(source, original=original_of.get(source.slide_id)) for source in sources]
-
-
 def _size(path: Path) -> int:
-    """Bytes of a file; 0 for what is none or cannot be looked at."""
+    """Return the bytes of a regular file; 0 for others and for inaccessible ones."""
     try:
         status = path.stat()
     except OSError:
@@ -194,12 +193,12 @@ def _size(path: Path) -> int:
     return status.st_size if stat.S_ISREG(status.st_mode) else 0
 
 
-def _copies(sources: Sequence[SlideEntry]) -> Iterator[list[SlideEntry]]:
-    """Those of equally large files that hold the same."""
+def _copies(entries: Sequence[SlideEntry]) -> Iterator[list[SlideEntry]]:
+    """Group files of one size by their fingerprint; yield groups of several."""
     by_content: dict[str, list[SlideEntry]] = defaultdict(list)
-    for source in sources:
+    for entry in entries:
         try:
-            by_content[fingerprint(source.path)].append(source)
+            by_content[fingerprint(entry.path)].append(entry)
         except OSError:
-            continue  # the harvest will say why
+            continue  # the harvest reports the reason
     return (alike for alike in by_content.values() if len(alike) > 1)

@@ -1,6 +1,6 @@
-"""All slides, several at a time: finished ones are skipped, the others each done by one process.
+"""Worker processes, each harvesting one slide at a time.
 
-A slide that hangs or brings its process down costs that slide: the process is replaced, the slide is named.
+A slide that hangs or crashes costs only itself: its process is replaced and the slide recorded as failed.
 """
 
 import functools
@@ -19,88 +19,66 @@ from multiprocessing.context import ForkServerProcess
 from patch_extraction.config import HarvestConfig, SlideEntry
 from patch_extraction.counters.base import CellCounter
 from patch_extraction.harvesting.slide_harvest import MAKE_ROOM, failed_record, harvest_slide
-from patch_extraction.slide_store.slide_record import Record, finished
+from patch_extraction.slide_store.slide_record import Record
 from shared.errors import DISK_FULL, UserError
 from shared.signals import ignore_signals_in_worker
 from shared.training.run_folder import progress
 
-TELL_EVERY = 0.5  # seconds between two words of a worker about its patches
-KILLING = 20  # seconds; what waits for a disk that does not answer cannot be killed, and must not hold up the rest
-Task = Callable[..., Record]  # takes a source, and `tell`, which takes the number of patches so far
-
-
-def finished_slides(sources: Sequence[SlideEntry], config: HarvestConfig) -> dict[str, Record]:
-    """Records of the slides whose tars are whole, by slide id.
-
-    Raises:
-        UserError: one was made with other settings and may not be overwritten.
-    """
-    done = {}
-    for source in sources:
-        record = finished(config.out, source)
-        if record is None:
-            continue
-        other = [name for name, value in source.settings.items() if record.settings.get(name) != value]
-        if not other:
-            done[source.slide_id] = record
-        elif not config.overwrite:
-            changes = ", ".join(
-                f"{name} {record.settings.get(name)!r} instead of {source.settings[name]!r}" for name in other
-            )
-            raise UserError(
-                f"{config.out} holds patches of {source.name} made with {changes}; "
-                "choose another folder with --out, or redo such slides with --overwrite"
-            )
-    return done
+PROGRESS_SECONDS = 0.5  # minimum time between two messages about progress
+KILL_SECONDS = 20  # a process that waits for a dead disk cannot be killed and must not stop the others
+Task = Callable[..., Record]  # takes a slide, and `on_progress`, which takes the number of patches so far
 
 
 def harvest_slides(
-    sources: Sequence[SlideEntry], done: Mapping[str, Record], config: HarvestConfig, counter: CellCounter
+    entries: Sequence[SlideEntry], done: Mapping[str, Record], config: HarvestConfig, counter: CellCounter
 ) -> list[Record]:
-    """Harvest every slide that is not `done` yet; the records of all, in the order of `sources`.
+    """Harvest every slide that is not in `done`; return the records of all, in the order of `entries`.
 
     Raises:
         UserError: the disk is full.
     """
     records = dict(done)
-    todo = [source for source in sources if source.slide_id not in done]
+    todo = [entry for entry in entries if entry.slide_id not in done]
     if done:
-        print(f"{len(done)} of {len(sources)} slides are done already; going on with the others", flush=True)
+        print(f"{len(done)} of {len(entries)} slides are done already; continuing with the others", flush=True)
     task = functools.partial(harvest_slide, config=config, counter=counter)
-    with progress(len(sources), "slide", len(done), "harvesting") as bar:
+    with progress(len(entries), "slide", len(done), "harvesting") as bar:
         kept = sum(record.kept for record in done.values())
-        for record, under_way in each(task, todo, config):
+        for record, in_progress in run_isolated(task, todo, config):
             if record is not None:
                 records[record.slide_id] = record
                 kept += record.kept
                 bar.update()
-            bar.set_postfix(patches=kept + under_way, refresh=False)
-            bar.update(0)  # so that the patches are seen to grow while a large slide is at work
-    return [records[source.slide_id] for source in sources]
+            bar.set_postfix(patches=kept + in_progress, refresh=False)
+            bar.update(0)  # shows the number of patches while a large slide is being harvested
+    return [records[entry.slide_id] for entry in entries]
 
 
-def each(task: Task, sources: Sequence[SlideEntry], config: HarvestConfig) -> Iterator[tuple[Record | None, int]]:
-    """Run the task on every source, each in one of several processes.
+def run_isolated(
+    task: Task, entries: Sequence[SlideEntry], config: HarvestConfig
+) -> Iterator[tuple[Record | None, int]]:
+    """Run the task on every slide in a pool of processes.
 
-    Yields a record when a slide is done, or None when there is news only; and the patches that the slides at
-    work have given so far.
+    Yields:
+        The record of a completed slide, or None on mere progress; and the patches of the slides in progress so
+        far.
 
     Raises:
-        UserError: what a task raised; the others are given up.
+        UserError: raised by a task; the other tasks are killed.
     """
-    waiting = deque(sources)
-    # Not forked from this process, which has threads; a server that has no more than imported everything.
+    waiting = deque(entries)
+    # A fork server that has only imported the modules: this process has threads, which do not survive forking.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["patch_extraction.pipeline"])
     workers = [_Worker(context, task, config) for _ in range(min(config.processes(), len(waiting)))]
     try:
         for worker in workers:
             worker.begin(waiting.popleft())
-        while busy := [worker for worker in workers if worker.source]:
-            patience = max(0.0, min(worker.deadline for worker in busy) - time.monotonic())
-            ready = wait_for([worker.pipe for worker in busy], patience)
+        while busy := [worker for worker in workers if worker.entry]:
+            timeout = max(0.0, min(worker.deadline for worker in busy) - time.monotonic())
+            ready = wait_for([worker.pipe for worker in busy], timeout)
             for worker in busy:
-                record = worker.news(worker.pipe in ready)
+                record = worker.poll(worker.pipe in ready)
                 if record is not None and waiting:
                     worker.begin(waiting.popleft())
                 yield record, sum(other.kept for other in workers)
@@ -111,19 +89,19 @@ def each(task: Task, sources: Sequence[SlideEntry], config: HarvestConfig) -> It
 
 @dataclass(frozen=True)
 class _Abort:
-    """What a worker says when the whole harvest has to end."""
+    """Message that ends the whole harvest, such as a full disk."""
 
     sentence: str
 
 
 class _Worker:
-    """A process that does one slide after the other, and is replaced where one is its end."""
+    """A process that runs one task after another and is replaced if it dies or exceeds the time limit."""
 
     def __init__(
         self, context: multiprocessing.context.ForkServerContext, task: Task, config: HarvestConfig
     ) -> None:
         self._context, self._task, self._config = context, task, config
-        self.source: SlideEntry | None = None
+        self.entry: SlideEntry | None = None
         self.kept = 0
         self.deadline = 0.0
         self._start()
@@ -136,35 +114,35 @@ class _Worker:
         self._process.start()
         theirs.close()
 
-    def begin(self, source: SlideEntry) -> None:
-        """Hand over a slide."""
-        if self.pipe.closed or not self._process.is_alive():  # given up: it may live on where it cannot be killed
+    def begin(self, entry: SlideEntry) -> None:
+        """Send a slide to the process."""
+        if self.pipe.closed or not self._process.is_alive():  # closed: it was given up and may not be killable
             self._start()
-        self.source = source
-        self._count_from_now(0)
-        self.pipe.send(source)
+        self.entry = entry
+        self._set_progress(0)
+        self.pipe.send(entry)
 
-    def _count_from_now(self, kept: int) -> None:
+    def _set_progress(self, kept: int) -> None:
         self.kept = kept
         if not kept:
             self._began = time.monotonic()
             self.deadline = self._began + 60 * self._config.slide_minutes
 
-    def news(self, said_something: bool) -> Record | None:
-        """The record of the slide, if it has come to its end in one way or another."""
-        assert self.source is not None
-        if said_something:
+    def poll(self, has_message: bool) -> Record | None:
+        """Return the record of the slide once it is completed, has failed or exceeded the time limit."""
+        assert self.entry is not None
+        if has_message:
             try:
-                word = self.pipe.recv()
+                message = self.pipe.recv()
             except (EOFError, ConnectionResetError):
-                return self._give_up(self._death())
-            if isinstance(word, _Abort):
-                raise UserError(word.sentence)
-            if isinstance(word, int):
-                self._count_from_now(word)
+                return self._give_up(self._cause_of_death())
+            if isinstance(message, _Abort):
+                raise UserError(message.sentence)
+            if isinstance(message, int):
+                self._set_progress(message)
                 return None
-            self.source, self.kept = None, 0
-            return word
+            self.entry, self.kept = None, 0
+            return message
         if time.monotonic() < self.deadline:
             return None
         return self._give_up(
@@ -173,25 +151,25 @@ class _Worker:
         )
 
     def kill(self) -> None:
-        """End the process and remove what it has half written."""
+        """Kill the process and remove its temporary files."""
         self._process.kill()
-        self._process.join(KILLING)
+        self._process.join(KILL_SECONDS)
         if self._process.is_alive():
-            # Python would wait for it before it exits, without end; there is no public way to have it not do so.
+            # Python would wait for it at exit, forever; there is no public way to prevent that.
             multiprocessing.process._children.discard(self._process)  # type: ignore[attr-defined]
         self.pipe.close()
-        if self.source is not None:  # only its own: on another node a process of this number may be at work
-            for path in self._config.out.glob(f"*/.{self.source.slide_id}.*.{self._process.pid}.tmp"):
+        if self.entry is not None:  # of this slide only: a process of another node may have the same number
+            for path in self._config.out.glob(f"*/.{self.entry.slide_id}.*.{self._process.pid}.tmp"):
                 path.unlink(missing_ok=True)
 
     def _give_up(self, reason: str) -> Record:
-        assert self.source is not None
+        assert self.entry is not None
         self.kill()
-        source, self.source, self.kept = self.source, None, 0
-        return failed_record(source, self._config, f"{source.path} {reason}", time.monotonic() - self._began)
+        entry, self.entry, self.kept = self.entry, None, 0
+        return failed_record(entry, self._config, f"{entry.path} {reason}", time.monotonic() - self._began)
 
-    def _death(self) -> str:
-        self._process.join(KILLING)
+    def _cause_of_death(self) -> str:
+        self._process.join(KILL_SECONDS)
         code = self._process.exitcode or 0
         if code == -signal.SIGKILL:
             return "ended with its process being killed, perhaps for lack of memory; use fewer --workers"
@@ -200,16 +178,16 @@ class _Worker:
 
 
 def _work(pipe: Connection, task: Task) -> None:
-    """Do the slides that come through the pipe until it is closed."""
+    """Run the task on the slides received through the pipe until it is closed."""
     _end_with_parent()
     while True:
         try:
-            source = pipe.recv()
+            entry = pipe.recv()
         except EOFError:
             return
-        pipe.send(0)  # only now the slide's time begins; starting the process took some
+        pipe.send(0)  # starts the time limit, which excludes the start of the process
         try:
-            pipe.send(task(source, tell=_Throttled(pipe)))
+            pipe.send(task(entry, on_progress=_Throttled(pipe)))
         except UserError as error:
             pipe.send(_Abort(str(error)))
         except OSError as error:
@@ -219,22 +197,22 @@ def _work(pipe: Connection, task: Task) -> None:
 
 
 class _Throttled:
-    """Sends a number now and then, not every time."""
+    """Sends a number at most once per PROGRESS_SECONDS."""
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe, self._last = pipe, time.monotonic()
 
     def __call__(self, kept: int) -> None:
-        if time.monotonic() - self._last > TELL_EVERY:
+        if time.monotonic() - self._last > PROGRESS_SECONDS:
             self._last = time.monotonic()
             self._pipe.send(kept)
 
 
 def _end_with_parent() -> None:
-    """Let a worker end with the main process, even if that one is killed, and quietly on Ctrl-C.
+    """Let a worker end with the main process, even if that is killed, and quietly on Ctrl-C.
 
-    A scheduler's signal, which all processes get, must not kill a worker before the main process knows of it: the
-    slide would be taken for one that brings processes down.
+    Schedulers signal all processes of a job. A worker must not die of it before the main process knows; the slide
+    would be recorded as one that crashes.
     """
     ignore_signals_in_worker()
     signal.signal(signal.SIGINT, signal.SIG_DFL)

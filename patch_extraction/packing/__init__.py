@@ -1,1 +1,1 @@
-"""From slide tars to shards: packing, verifying, the output folder and its locks."""
+"""From slide tars to shards: packing, verification, the output folder and its locks."""

@@ -1,6 +1,6 @@
-"""Who may write to an output folder: one harvest, or one pack, or the parts of one harvest side by side.
+"""Locks of an output folder: one harvest, or one pack, or the parts of one harvest in parallel.
 
-The locks are the system's: whatever ends a process lifts them.
+The system releases them when a process ends, however it does.
 """
 
 import errno
@@ -14,16 +14,16 @@ from shared.errors import UserError
 from shared.jobs.partition import Part
 
 LOCK = ".lock"
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems that cannot lock
-TEMPORARY = re.compile(r"\..+\.\d+\.tmp")  # what `shared.files` leaves behind when it is killed
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # on file systems without locks
+TEMPORARY = re.compile(r"\..+\.\d+\.tmp")  # temporary files of `shared.files`
 
 
 @contextmanager
 def only_harvest(out: Path) -> Iterator[None]:
-    """Make the output folder and keep other harvests out of it; what killed ones left half-written goes.
+    """Make and lock the output folder, and remove temporary files of killed harvests.
 
     Raises:
-        UserError: another harvest, or a part of one, is at it; the folder cannot be written.
+        UserError: another harvest, or a part of one, is running; the folder cannot be written.
     """
     _make(out)
     with hold(out / LOCK, fcntl.LOCK_EX, f"another harvest is writing to {out}; wait for it"):
@@ -35,18 +35,17 @@ def only_harvest(out: Path) -> Iterator[None]:
 
 @contextmanager
 def only_part(out: Path, part: Part) -> Iterator[None]:
-    """Make the output folder and keep out of it whoever would do the same slides, or pack them too early.
+    """Make the output folder and lock it against the same part, other divisions into parts, harvests and packing.
 
     Raises:
-        UserError: another harvest, a pack, the same part or one of another division is at it; the folder cannot
-            be written.
+        UserError: one of these is running; the folder cannot be written.
     """
     _make(out)
     own = _lock_of(out, part.number, part.of)
     with ExitStack() as held:
         held.enter_context(hold(out / LOCK, fcntl.LOCK_SH, f"another harvest is writing to {out}; wait for it"))
         held.enter_context(hold(own, fcntl.LOCK_EX, f"another task harvests part {part} into {out}; wait for it"))
-        # Every task holds its own lock before it looks at the others', so of two one at least sees the other.
+        # Every task holds its own lock before it checks the others', so that of two at least one sees the other.
         for path in out.glob(_lock_of(out, "*", "*").name):
             if not path.name.endswith(f"-of-{part.of}.lock"):
                 other = f"tasks with another number of parts than {part.of} harvest into {out}; wait for them"
@@ -57,7 +56,7 @@ def only_part(out: Path, part: Part) -> Iterator[None]:
 
 @contextmanager
 def one_after_another(out: Path) -> Iterator[None]:
-    """Around what parts must not do at the same time."""
+    """Lock for steps that parts must not run concurrently."""
     with hold(out / ".turn.lock", fcntl.LOCK_EX):
         yield
 
@@ -80,18 +79,18 @@ def _make(out: Path) -> None:
 
 @contextmanager
 def hold(path: Path, kind: int, taken: str | None = None) -> Iterator[None]:
-    """Hold a lock, LOCK_EX or LOCK_SH of `fcntl`, which the process's end releases, however it comes.
+    """Hold a lock, which the end of the process releases.
 
     Args:
-        path: The file to lock; it is made.
-        kind: Whether alone or together with others.
-        taken: What to say if somebody else holds it; None: wait for them.
+        path: The file to lock, created if absent.
+        kind: LOCK_EX or LOCK_SH of `fcntl`.
+        taken: The error if the lock is held elsewhere; None: wait.
 
     Raises:
-        UserError: it is taken; it cannot be written.
+        UserError: the lock is held elsewhere, or the file cannot be written.
     """
     try:
-        file = path.open("a+")  # for both kinds of lock, as NFS wants it
+        file = path.open("a+")  # NFS requires both modes for both kinds of lock
     except OSError as error:
         raise UserError(f"cannot write to {path.parent}: {error.strerror}; choose another --out") from error
     with file:

@@ -1,4 +1,4 @@
-"""One shard from the tars of many slides: stretches of bytes copied as they are, 20 bytes of memory a sample."""
+"""Writer of one shard from many slide tars: samples are copied as bytes, with 20 bytes of memory each."""
 
 import hashlib
 import tarfile
@@ -13,12 +13,12 @@ import numpy as np
 from patch_extraction.slide_store.slide_tar import members
 from shared.files import atomic_path
 
-MOST_OPEN = 200  # files held open at a time; systems allow 1024 or fewer
+MAX_OPEN = 200  # files open at a time; systems allow 1024 or fewer
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Where the samples of slides' tars lie: picture and JSON with their headers, one stretch of bytes each."""
+    """Byte ranges of samples in slide tars: image and JSON with their headers."""
 
     tars: Sequence[Path]
     tar_N: np.ndarray  # index of the tar
@@ -27,19 +27,19 @@ class Samples:
 
     @classmethod
     def of(cls, tars: Sequence[Path]) -> "Samples":
-        """Look them up in the tars, in the order of these."""
-        stretches = [_stretches(path) for path in tars]
-        counts = [len(of_tar) for of_tar in stretches]
-        start_N, stop_N = np.concatenate([np.zeros((0, 2), np.int64), *stretches]).T
+        """Find the samples of tars, in their order."""
+        ranges = [_sample_ranges(path) for path in tars]
+        counts = [len(of_tar) for of_tar in ranges]
+        start_N, stop_N = np.concatenate([np.zeros((0, 2), np.int64), *ranges]).T
         tar_N = np.repeat(np.arange(len(tars), dtype=np.int32), counts)
-        return cls(tars, tar_N, start_N.copy(), stop_N - start_N)  # a view would keep the stops, too
+        return cls(tars, tar_N, start_N.copy(), stop_N - start_N)  # a view would keep the stops in memory
 
     def __len__(self) -> int:
         return len(self.tar_N)
 
 
 def write_shard(path: Path, samples: Samples, chosen: np.ndarray) -> dict[str, Any]:
-    """Write the chosen samples, in that order, atomically; returns the shard's entry in the index."""
+    """Write the chosen samples in this order, atomically; return the shard's entry in the index."""
     digest = hashlib.sha256()
     with atomic_path(path) as temporary:
         with temporary.open("wb") as file, _Files() as tars:
@@ -56,26 +56,24 @@ def write_shard(path: Path, samples: Samples, chosen: np.ndarray) -> dict[str, A
     return {"name": path.name, "samples": len(chosen), "bytes": size, "sha256": digest.hexdigest()}
 
 
-def _stretches(path: Path) -> np.ndarray:
-    """Start and stop of every sample of a slide's tar: [N, 2]."""
+def _sample_ranges(path: Path) -> np.ndarray:
+    """Return start and stop of every sample of a slide tar: [N, 2]."""
     with path.open("rb") as file:
         found = members(file)
     pairs = zip(found[0::2], found[1::2], strict=True)
-    blocks = tarfile.BLOCKSIZE  # of a header, and what contents are filled up to
-    stretches = [
-        (picture[0] - blocks, -(-(text[0] + text[1]) // blocks) * blocks) for (_, picture), (_, text) in pairs
-    ]
-    return np.array(stretches, np.int64).reshape(-1, 2)
+    block = tarfile.BLOCKSIZE  # size of a header; contents are padded to multiples of it
+    ranges = [(image[0] - block, -(-(text[0] + text[1]) // block) * block) for (_, image), (_, text) in pairs]
+    return np.array(ranges, np.int64).reshape(-1, 2)
 
 
 def _end(size: int) -> bytes:
-    """What closes a tar of so many bytes: two empty blocks, filled up to a record."""
-    filled = -(-(size + 2 * tarfile.BLOCKSIZE) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
-    return bytes(filled - size)
+    """Return the end of a tar of `size` bytes: two empty blocks, padded to a record."""
+    padded = -(-(size + 2 * tarfile.BLOCKSIZE) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
+    return bytes(padded - size)
 
 
 class _Files:
-    """Open files, the least recently used closed where they become too many."""
+    """Open files; beyond MAX_OPEN the least recently used is closed."""
 
     def __init__(self) -> None:
         self._open: OrderedDict[Path, BinaryIO] = OrderedDict()
@@ -89,7 +87,7 @@ class _Files:
 
     def open(self, path: Path) -> BinaryIO:
         if path not in self._open:
-            if len(self._open) == MOST_OPEN:
+            if len(self._open) == MAX_OPEN:
                 self._open.popitem(last=False)[1].close()
             self._open[path] = path.open("rb")
         self._open.move_to_end(path)

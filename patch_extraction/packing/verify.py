@@ -1,38 +1,29 @@
-"""`python -m patch_extraction --check DIR`: is a folder of shards whole, and if not, what is wrong with it?"""
+"""`--check DIR`: verify a folder of shards and name its faults."""
 
 import json
 import tarfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from patch_extraction.packing.pack import INDEX, JOURNAL, SHARD, own_shards, read_index, sha256_of
-from patch_extraction.slide_store.file_names import tar_path
+from patch_extraction.slide_store.file_names import record_path, tar_path
 from patch_extraction.slide_store.slide_record import read_record
 from patch_extraction.slide_store.slide_tar import members, read_at
 from shared.errors import UserError
+from shared.files import sha256_of
+from shared.shards.format import INDEX, JOURNAL, SAMPLE_FIELDS, SHARD, own_shards, read_index
 from shared.training.run_folder import progress
 
-FIELDS = {"slide", "biomarker", "x", "y", "width", "height", "mpp", "slide_mpp", "mpp_source", "level", "factor"}
-MOST_NAMED = 50  # faults printed one by one
-
-
-@dataclass(frozen=True)
-class CheckConfig:
-    """Verify a folder of shards: nothing lost, nothing doubled, every byte as the index says."""
-
-    check: Path
-    """The folder with `index.json`."""
+MAX_NAMED = 50  # faults printed one by one
 
 
 def check_shards(out: Path) -> None:
-    """Read every shard and every slide's tar; say that all is well.
+    """Read every shard and slide tar, and print that all is well.
 
     Raises:
-        UserError: it is not; what is wrong was printed.
+        UserError: there are faults, which are printed.
     """
     if not out.is_dir():
         raise UserError(f"there is no folder {out}; check the path")
@@ -46,15 +37,15 @@ def check_shards(out: Path) -> None:
             f"{out / INDEX} was changed ({type(error).__name__}: {error}); "
             "remove it and start the same harvest again"
         ) from error
-    for fault in faults[:MOST_NAMED]:
+    for fault in faults[:MAX_NAMED]:
         print(f"wrong: {fault}")
-    if len(faults) > MOST_NAMED:
-        print(f"... and {len(faults) - MOST_NAMED} more")
+    if len(faults) > MAX_NAMED:
+        print(f"... and {len(faults) - MAX_NAMED} more")
     if faults:
         count = "one thing is" if len(faults) == 1 else f"{len(faults)} things are"
         raise UserError(
             f"{count} wrong in {out}; remove the files named as changed and start the same harvest again, "
-            "it makes what is missing anew"
+            "it makes again what is missing"
         )
     print(
         f"{out} is whole: {index['samples']} patches of {index['slides']} slides in {len(index['shards'])} shards"
@@ -62,13 +53,13 @@ def check_shards(out: Path) -> None:
 
 
 def _faults(out: Path, index: Mapping[str, Any]) -> Iterator[str]:
-    """A sentence for everything that is wrong."""
+    """Yield a sentence for every fault."""
     if (out / JOURNAL).exists():
-        yield f"{out / JOURNAL}: the last packing did not come to its end"
+        yield f"{out / JOURNAL}: the last packing was interrupted"
     listed = {shard["name"] for shard in index["shards"]}
     for name in sorted(path.name for path in out.glob("shard-*.tar") if SHARD.fullmatch(path.name)):
         if name not in listed:
-            whose = "of an interrupted packing" if name in own_shards(out) else "of somebody else"
+            whose = "of an interrupted packing" if name in own_shards(out) else "foreign"
             yield f"{out / name} is not listed in {INDEX}: {whose}"
     keys: list[np.ndarray] = []  # hashes of the samples' keys
     with progress(len(index["shards"]), "shard", description="checking") as bar:
@@ -91,7 +82,7 @@ def _shard_faults(path: Path, shard: Mapping[str, Any], keys: list[np.ndarray]) 
 
 
 def _sample_faults(path: Path, samples: int, keys: list[np.ndarray]) -> Iterator[str]:
-    """Samples that are no pair of a picture and what is said of it."""
+    """Yield samples that are not an image with its JSON."""
     found = []
     try:
         with path.open("rb") as file:
@@ -100,26 +91,26 @@ def _sample_faults(path: Path, samples: int, keys: list[np.ndarray]) -> Iterator
             for (picture, _), (text, span) in pairs:
                 key = picture.removesuffix(".jpg")
                 found.append(hash(key))
-                said = json.loads(read_at(file, span))
-                if text != f"{key}.json" or "." in key or not said.keys() >= FIELDS:
-                    yield f"{path}: {picture} and {text} are no sample"
+                fields = json.loads(read_at(file, span))
+                if text != f"{key}.json" or "." in key or not fields.keys() >= SAMPLE_FIELDS:
+                    yield f"{path}: {picture} and {text} are not a sample"
     except (tarfile.TarError, ValueError, AttributeError) as error:
-        yield f"{path} is no shard ({error})"
+        yield f"{path} is not a shard ({error})"
     if len(found) != samples:
         yield f"{path} holds {len(found)} samples instead of {samples}"
     keys.append(np.array(found, np.int64))
 
 
 def _tar_faults(out: Path, index: Mapping[str, Any]) -> Iterator[str]:
-    """Slides' tars that the next packing could not use; nothing if all were removed to make room."""
+    """Yield slide tars that the next packing could not use; nothing if all were removed to save space."""
     if not any(tar_path(out, slide_id).exists() for slide_id in index["tars"]):
         return
     with progress(len(index["tars"]), "slide", description="checking") as bar:
         for slide_id, sha256 in index["tars"].items():
             tar = tar_path(out, slide_id)
-            record = read_record(tar.with_suffix(".json"))
+            record = read_record(record_path(out, slide_id))
             if record is None or record.sha256 != sha256:
-                yield f"{tar.with_suffix('.json')} is lost, damaged, or newer than the shards"
+                yield f"{record_path(out, slide_id)} is lost, damaged, or newer than the shards"
             elif sha256_of(tar) != sha256:
                 yield f"{tar} is gone or was changed"
             bar.update()
@@ -128,7 +119,7 @@ def _tar_faults(out: Path, index: Mapping[str, Any]) -> Iterator[str]:
 def _count_faults(index: Mapping[str, Any], keys: list[np.ndarray]) -> Iterator[str]:
     found = np.concatenate([np.zeros(0, np.int64), *keys])
     if twice := len(found) - len(np.unique(found)):
-        yield f"{twice} patches are there more than once"
+        yield f"{twice} patches occur more than once"
     listed = sum(shard["samples"] for shard in index["shards"])
     if listed != index["samples"]:
         yield f"{INDEX} was changed: it counts {index['samples']} patches, its shards {listed}"

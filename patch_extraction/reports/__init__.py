@@ -1,1 +1,1 @@
-"""Summaries of a harvest: CSV, HTML page, pictures."""
+"""Reports of a harvest: slide table, HTML page, pictures."""

@@ -1,4 +1,4 @@
-"""What a harvest looked at and what it kept, for people."""
+"""Pictures of a harvest: thumbnails of slides, contact sheets of patches."""
 
 import io
 import json
@@ -13,32 +13,38 @@ from PIL import Image, ImageDraw, ImageFont
 
 from patch_extraction.config import SlideEntry
 from patch_extraction.counters.base import CellCounter
-from patch_extraction.slide_store.file_names import CONTACT_SHEET, REJECTED_SHEET, THUMBNAILS, near_misses_path
+from patch_extraction.slide_store.file_names import (
+    CONTACT_SHEET,
+    REJECTED_SHEET,
+    near_misses_path,
+    thumbnail_path,
+)
 from patch_extraction.slide_store.slide_tar import members, read_at
 from shared.files import atomic_path
 from shared.reporting.pictures import contact_sheet, draw_points, drawable
+from shared.shards.format import shard_name
 from shared.wsi.slide import Slide
 from shared.wsi.tissue import Tissue
 
 KEPT_SHOWN, REJECTED_SHOWN, COLUMNS = 40, 16, 8
-LONG_SIDE = 1200  # px of a thumbnail, at least
+MIN_LONG_SIDE = 1200  # px of a thumbnail
 OUTLINE = (0, 0, 0)
-# Patches are framed by how many cells they hold: below which count, in which colour (Okabe & Ito's palette).
-STEPS = ((60, "#0072B2"), (120, "#009E73"), (200, "#E69F00"), (math.inf, "#D55E00"))
+# Colours of frames by the number of cells: upper limits (Okabe & Ito's palette).
+COLOURS = ((60, "#0072B2"), (120, "#009E73"), (200, "#E69F00"), (math.inf, "#D55E00"))
 LEGEND_HEIGHT = 24
 NUCLEUS_UM = 4.0  # radius of the circles around counted cells
 
 
 def save_thumbnail(
     out: Path,
-    source: SlideEntry,
+    entry: SlideEntry,
     slide: Slide,
     tissue: Tissue,
     side: int,
     corners: Sequence[tuple[int, int]],
     cells: Sequence[int],
 ) -> None:
-    """Write `thumbnails/SLIDE_ID.jpg`: the slide, its tissue outlined, the kept patches framed."""
+    """Write `thumbnails/SLIDE_ID.jpg`: the slide with outlined tissue and framed patches."""
     mpp, picture = _overview(slide, tissue)
     pixels = np.array(picture)
     right, bottom = np.minimum(np.array(picture.size) * mpp / tissue.mpp, tissue.overview.size)
@@ -47,15 +53,15 @@ def save_thumbnail(
     pixels[_outline(mask)] = OUTLINE
     framed = Image.fromarray(pixels)
     _frame(framed, slide.mpp / mpp, side, corners, cells)
-    title = drawable(f"{source.name}   {len(cells)} patches kept; frames by cells:")
-    with atomic_path(out / THUMBNAILS / f"{source.slide_id}.jpg") as temporary:
+    title = drawable(f"{entry.name}   {len(cells)} patches kept; frames by cells:")
+    with atomic_path(thumbnail_path(out, entry.slide_id)) as temporary:
         _with_legend(framed, title).save(temporary, format="JPEG", quality=88)
 
 
 def save_contact_sheets(out: Path, slide_ids: Sequence[str], counter: CellCounter) -> None:
-    """Write pictures of some patches that were kept, and of some that just failed, counted cells marked."""
-    kept = first_samples(out / "shard-000000.tar", KEPT_SHOWN)  # a shard is a random choice of all
-    title = f"{len(kept)} patches as stored, chosen at random; circles: cells that were counted"
+    """Write contact sheets of some kept patches and of some near misses, with counted cells marked."""
+    kept = first_samples(out / shard_name(0), KEPT_SHOWN)  # a random sample, as shards are shuffled
+    title = f"{len(kept)} patches as stored, chosen at random; circles: counted cells"
     _save(out / CONTACT_SHEET, sheet_of_patches(kept, counter, title))
     there = [path for path in (near_misses_path(out, slide_id) for slide_id in slide_ids) if path.exists()]
     chosen = there[:: max(1, len(there) // REJECTED_SHOWN)][:REJECTED_SHOWN]
@@ -63,16 +69,14 @@ def save_contact_sheets(out: Path, slide_ids: Sequence[str], counter: CellCounte
     rejected = [sample for path in chosen for sample in _intact_samples(path, each)][:REJECTED_SHOWN]
     (out / REJECTED_SHEET).unlink(missing_ok=True)
     if rejected:
-        title = (
-            f"{len(rejected)} patches that were left out for a few cells too few; circles: cells that were counted"
-        )
+        title = f"{len(rejected)} patches left out with slightly too few cells; circles: counted cells"
         _save(out / REJECTED_SHEET, sheet_of_patches(rejected, counter, title))
 
 
 def sheet_of_patches(
     samples: Sequence[tuple[Image.Image, dict[str, Any]]], counter: CellCounter, title: str
 ) -> Image.Image:
-    """Patches with their counted cells marked; below each its slide and count."""
+    """Draw patches with counted cells marked; captions give slide and count."""
     images, captions = [], []
     for image, fields in samples:
         points_N2 = counter.find(np.asarray(image), fields["mpp"])
@@ -82,7 +86,7 @@ def sheet_of_patches(
 
 
 def first_samples(shard: Path, count: int) -> list[tuple[Image.Image, dict[str, Any]]]:
-    """The first `count` patches of a shard with what their JSON says."""
+    """Read the first `count` patches of a shard with their JSON."""
     with shard.open("rb") as file:
         contents = [read_at(file, span) for _, span in members(file, 2 * count)]
     images = [Image.open(io.BytesIO(content)).convert("RGB") for content in contents[0::2]]
@@ -90,7 +94,7 @@ def first_samples(shard: Path, count: int) -> list[tuple[Image.Image, dict[str, 
 
 
 def _intact_samples(shard: Path, count: int) -> list[tuple[Image.Image, dict[str, Any]]]:
-    """The same of a shard that nobody has checked; none if it is damaged: it is only to be looked at."""
+    """Read patches of an unchecked tar; none if it is damaged, as they only serve a picture."""
     try:
         return first_samples(shard, count)
     except (OSError, ValueError, tarfile.TarError):
@@ -103,15 +107,15 @@ def _save(path: Path, picture: Image.Image) -> None:
 
 
 def _overview(slide: Slide, tissue: Tissue) -> tuple[float, Image.Image]:
-    """The slide and its um/px: the picture behind the mask, or a larger one where that is small."""
-    if max(tissue.overview.size) >= LONG_SIDE:
+    """Return um/px and image of a slide: the overview behind the mask, or a larger one if that is small."""
+    if max(tissue.overview.size) >= MIN_LONG_SIDE:
         return tissue.mpp, tissue.overview
-    mpp = max(slide.mpp, max(slide.size) * slide.mpp / LONG_SIDE)
+    mpp = max(slide.mpp, max(slide.size) * slide.mpp / MIN_LONG_SIDE)
     return mpp, slide.overview(mpp)
 
 
 def _outline(mask: np.ndarray) -> np.ndarray:
-    """The px on both sides of a mask's edge, and along the picture's border those of the mask."""
+    """Return the px on both sides of a mask's edge, and the mask's px along the border of the image."""
     mask = np.pad(mask, 1)
     edge = np.zeros_like(mask)
     for one, other, differ in (
@@ -128,20 +132,20 @@ def _frame(
 ) -> None:
     draw = ImageDraw.Draw(picture)
     for (x, y), count in zip(corners, cells, strict=True):
-        colour = next(colour for limit, colour in STEPS if count < limit)
+        colour = next(colour for limit, colour in COLOURS if count < limit)
         box = (x * scale, y * scale, (x + side) * scale - 1, (y + side) * scale - 1)
         draw.rectangle(box, outline=colour, width=2 if side * scale > 12 else 1)
 
 
 def _with_legend(picture: Image.Image, title: str) -> Image.Image:
-    """The picture under a line of text and the colours' meaning."""
+    """Add a title and the legend of the colours above an image."""
     font = ImageFont.load_default(14)
     sheet = Image.new("RGB", (max(picture.width, 700), picture.height + LEGEND_HEIGHT), "white")
     sheet.paste(picture, (0, LEGEND_HEIGHT))
     draw = ImageDraw.Draw(sheet)
     draw.text((4, 3), title, fill="black", font=font)
     x = 12 + draw.textlength(title, font=font)
-    for limit, colour in STEPS:
+    for limit, colour in COLOURS:
         text = f"< {limit}" if limit < math.inf else "more"
         draw.rectangle((x, 5, x + 14, 19), fill=colour, outline="black")
         draw.text((x + 18, 3), text, fill="black", font=font)

@@ -1,4 +1,4 @@
-"""The summary of a harvest: a table in the terminal and `slides.csv`, failures with their reasons."""
+"""Summary of a harvest: a table for the terminal, and `slides.csv`."""
 
 import csv
 import dataclasses
@@ -19,11 +19,11 @@ NOT_IN_CSV = (
     "wsi_dir",
     "settings",
 )
-MOST_ROWS = 40  # slides listed one by one in the terminal; more are summed up by biomarker only
+MAX_ROWS = 40  # slides listed in the terminal; more are summarised by biomarker
 
 
-def write_csv(path: Path, records: Sequence[Record]) -> None:
-    """Write one row a slide."""
+def write_slide_table(path: Path, records: Sequence[Record]) -> None:
+    """Write `slides.csv`, one row per slide."""
     columns = [field.name for field in dataclasses.fields(Record) if field.name not in NOT_IN_CSV]
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -32,8 +32,8 @@ def write_csv(path: Path, records: Sequence[Record]) -> None:
 
 
 def summary(records: Sequence[Record]) -> str:
-    """Slides, biomarkers with their slides and patches (the paper's Table 1), and what went wrong."""
-    parts = [_slides_table(records)] if len(records) <= MOST_ROWS else []
+    """Return tables of slides and of biomarkers (the paper's Table 1), and failures, as text."""
+    parts = [_slides_table(records)] if len(records) <= MAX_ROWS else []
     if any(record.kept for record in records):
         parts.append(table(("biomarker", "slides", "patches"), biomarker_rows(records)))
     parts.append("\n".join(remarks(records)))
@@ -41,7 +41,7 @@ def summary(records: Sequence[Record]) -> str:
 
 
 def _slides_table(records: Sequence[Record]) -> str:
-    header = ("slide", "biomarker", "status", "um/px", "tissue mm2", "places", "counted", "patches", "seconds")
+    header = ("slide", "biomarker", "status", "um/px", "tissue mm2", "candidates", "counted", "patches", "seconds")
     rows = [
         (
             record.slide,
@@ -60,7 +60,7 @@ def _slides_table(records: Sequence[Record]) -> str:
 
 
 def biomarker_rows(records: Sequence[Record]) -> list[tuple[str, int, int]]:
-    """Biomarker, slides that gave patches, patches; and all together."""
+    """Return biomarker, number of slides with patches and number of patches; and the totals."""
     rows = []
     for biomarker in sorted({record.biomarker for record in records}):
         kept = [record.kept for record in records if record.biomarker == biomarker and record.kept]
@@ -69,7 +69,7 @@ def biomarker_rows(records: Sequence[Record]) -> list[tuple[str, int, int]]:
 
 
 def remarks(records: Sequence[Record]) -> list[str]:
-    """Failures first, then slides without a patch, then warnings; one line each."""
+    """Return one line per failure, slide without a patch, kept slide, duplicate and warning, in this order."""
     lines = [f"failed: {record.reason}" for record in records if record.status == FAILED]
     lines += [f"no patch: {record.slide}: {record.reason}" for record in records if record.status == NO_PATCH]
     lines += [
@@ -80,7 +80,7 @@ def remarks(records: Sequence[Record]) -> list[str]:
     lines += [f"duplicate: {record.slide}: {record.reason}" for record in records if record.status == DUPLICATE]
     lines += [f"note: {record.slide}: {record.warning}" for record in records if record.warning]
     lines += [
-        f"note: {record.slide}: {record.unreadable} of {record.counted} places could not be decoded, left out"
+        f"note: {record.slide}: {record.unreadable} of {record.counted} candidates could not be decoded, left out"
         for record in records
         if record.unreadable and record.status != FAILED
     ]

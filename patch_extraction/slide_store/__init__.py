@@ -1,1 +1,1 @@
-"""What a harvested slide leaves on disk: its record, its tar, its fingerprint."""
+"""Files of a harvested slide: record, tar, fingerprint, and the decision whether it is complete."""

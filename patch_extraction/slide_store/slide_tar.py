@@ -1,7 +1,6 @@
-"""One slide's patches on disk: `slides/SLIDE_ID.tar`, and beside it `SLIDE_ID.json`, written when it is whole.
+"""Patches of one slide: `slides/SLIDE_ID.tar`.
 
-The JSON file is the slide's record: what was found, with which settings, and the tar's size and SHA-256. A tar
-without a matching record counts for nothing and is made again.
+A tar is complete if the record beside it gives its size; any other is written again.
 """
 
 import hashlib
@@ -19,14 +18,14 @@ import simplejpeg
 
 from shared.files import atomic_path
 
-QUALITY = 90  # of the patches' JPEG, chroma halved: the contract of the shards
-COPY_BYTES = 1 << 20  # a patch is written in one go
-ROWS = 128  # at a time: the sums of their bytes fit into 16 bits, and all of it into the processor's cache
+QUALITY = 90  # of the JPEG patches, with 4:2:0 chroma
+COPY_BYTES = 1 << 20  # a patch is written at once
+ROWS = 128  # at a time: sums of their bytes fit into 16 bits and stay in the processor's cache
 Span = tuple[int, int]  # offset and size in a tar
 
 
 class SlideTar:
-    """Writes a slide's patches; used as a context, the tar takes its place when the block ends well."""
+    """Context manager that writes a slide's patches; the tar appears when the block ends without an error."""
 
     def __init__(self, path: Path) -> None:
         self._place = atomic_path(path)
@@ -36,7 +35,7 @@ class SlideTar:
         self._tar = tarfile.TarFile(self._path, "w", format=tarfile.USTAR_FORMAT, copybufsize=COPY_BYTES)
         self._sums_3 = np.zeros(3, np.int64)
         self._squares_3 = np.zeros(3, np.int64)
-        self.facts: dict[str, Any] = {}  # of the record; known once the tar is closed
+        self.record_fields: dict[str, Any] = {}  # available once the tar is closed
         return self
 
     def __exit__(
@@ -47,7 +46,7 @@ class SlideTar:
             with self._path.open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             sums = (tuple(self._sums_3.tolist()), tuple(self._squares_3.tolist()))
-            self.facts = {"bytes": self._path.stat().st_size, "sha256": sha256, "pixel_sums": sums}
+            self.record_fields = {"bytes": self._path.stat().st_size, "sha256": sha256, "pixel_sums": sums}
         self._place.__exit__(kind, error, trace)
 
     def add(self, key: str, patch_HW3: np.ndarray, fields: Mapping[str, Any]) -> None:
@@ -60,12 +59,12 @@ class SlideTar:
 
 
 def as_jpeg(patch_HW3: np.ndarray) -> bytes:
-    """A patch as it is stored; not by Pillow, which first copies it into a form of its own."""
+    """Encode a patch; simplejpeg avoids the copy that Pillow makes first."""
     return simplejpeg.encode_jpeg(np.ascontiguousarray(patch_HW3), QUALITY, "RGB", "420")
 
 
 def pixel_sums(patch_HW3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sums of the px of each channel, and of their squares; in types as small as they may be, which is fast."""
+    """Sum the px of each channel, and their squares; small integer types make it fast."""
     rows_HN = patch_HW3.reshape(len(patch_HW3), -1)
     sums_N, squares_N = np.zeros((2, rows_HN.shape[1]), np.int64)
     for start in range(0, len(rows_HN), ROWS):
@@ -77,20 +76,20 @@ def pixel_sums(patch_HW3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    """Append a file whose header says nothing of time and user, so that equal content makes equal tars."""
+    """Append a file without time and user in its header, so that equal contents give equal tars."""
     member = tarfile.TarInfo(name)
     member.size = len(content)
     tar.addfile(member, io.BytesIO(content))
 
 
-def members(file: BinaryIO, most: int | None = None) -> list[tuple[str, Span]]:
-    """Name and place of every member (or the first `most`) of an open tar."""
+def members(file: BinaryIO, limit: int | None = None) -> list[tuple[str, Span]]:
+    """Return name and span of every member (or the first `limit`) of an open tar."""
     with tarfile.open(fileobj=file, mode="r:") as tar:
-        first = itertools.islice(tar, most)
+        first = itertools.islice(tar, limit)
         return [(member.name, (member.offset_data, member.size)) for member in first]
 
 
 def read_at(file: BinaryIO, span: Span) -> bytes:
-    """The bytes of a member."""
+    """Return the bytes of a member."""
     file.seek(span[0])
     return file.read(span[1])

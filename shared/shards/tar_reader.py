@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from shared.errors import UserError
+from shared.shards.format import INDEX
 
 HARVEST = "python -m patch_extraction"
-INDEX = "index.json"
+
 BLOCK = 512  # a tar consists of blocks of this many bytes; two empty ones end it
 SUFFIXES = ("jpg", "jpeg")
 

@@ -13,11 +13,10 @@ from typing import Any
 
 from shared.errors import UserError
 from shared.files import write_json
-from shared.shards.tar_reader import HARVEST, INDEX, check_end, count_images, damaged, sha256
+from shared.shards.format import INDEX, JOURNAL
+from shared.shards.tar_reader import HARVEST, check_end, count_images, damaged, sha256
 from shared.training.run_folder import progress
 from shared.weights.weights_file import IMAGENET_MEAN, IMAGENET_STD
-
-JOURNAL = ".packing.json"  # patch_extraction keeps it there while the shards are incomplete
 
 
 @dataclass(frozen=True)

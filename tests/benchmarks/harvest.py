@@ -31,8 +31,9 @@ from PIL import Image
 
 from patch_extraction.config import HarvestConfig
 from patch_extraction.counters.base import HaematoxylinCounter
-from patch_extraction.harvesting.slide_harvest import SlidePlan, harvest_slide
-from patch_extraction.harvesting.slide_list import find_sources
+from patch_extraction.harvesting.slide_harvest import harvest_slide
+from patch_extraction.harvesting.slide_list import find_entries
+from patch_extraction.harvesting.slide_plan import SlidePlan
 from patch_extraction.slide_store.slide_record import Record
 from patch_extraction.slide_store.slide_tar import QUALITY, SlideTar, add_member, as_jpeg
 from shared.samples.pyramidal_tiff import TiffLevel, write_pyramid
@@ -237,7 +238,7 @@ def harvest_one(path: Path, folder: Path, reader: Reader, **settings: object) ->
     shutil.rmtree(out, ignore_errors=True)
     config = HarvestConfig(wsi_dir=wsi_dir, out=out, reader=reader, **settings)
     counter = HaematoxylinCounter()
-    return harvest_slide(find_sources(config, counter)[0], config, counter)
+    return harvest_slide(find_entries(config, counter)[0], config, counter)
 
 
 def one_patch(path: Path, folder: Path) -> list[Row]:

@@ -88,7 +88,7 @@ def test_more_workers_give_the_same_bytes(undisturbed, command, wsi_dir, tmp_pat
         (("--wsi-dir", "text", "--seed", "-1"), "--seed -1 is out of range"),
         (("--wsi-dir", "text", "--slide-mpp", "40x"), "--slide-mpp 40x is not a resolution; give um/px"),
         (("--wsi-dir", "text", "--slide-mpp", "a.svs=400"), "--slide-mpp a.svs=400 is not a resolution"),
-        (("--wsi-dir", "text", "--slide-mpp", "b.svs=0.25"), "--slide-mpp b.svs=0.25 fits no slide in text"),
+        (("--wsi-dir", "text", "--slide-mpp", "b.svs=0.25"), "--slide-mpp b.svs=0.25 matches no slide in text"),
     ],
 )
 def test_wrong_input_is_one_sentence(harvest_here, tmp_path, words, sentence):

@@ -18,8 +18,9 @@ from scipy.ndimage import gaussian_filter, label
 
 from patch_extraction.config import HarvestConfig
 from patch_extraction.counters.base import HaematoxylinCounter, OneByOne
-from patch_extraction.harvesting.slide_harvest import SlidePlan, harvest_slide
-from patch_extraction.harvesting.slide_list import find_sources
+from patch_extraction.harvesting.slide_harvest import harvest_slide
+from patch_extraction.harvesting.slide_list import find_entries
+from patch_extraction.harvesting.slide_plan import SlidePlan
 from patch_extraction.slide_store.file_names import tar_path
 from patch_extraction.slide_store.slide_record import FAILED, HARVESTED, NO_PATCH, Record
 from patch_extraction.slide_store.slide_tar import SlideTar
@@ -33,8 +34,8 @@ COUNTER = HaematoxylinCounter()
 
 
 def harvest(wsi_dir: Path, out: Path, name: str, **settings: object) -> Record:
-    config = HarvestConfig(wsi_dir, out, **settings)
-    source = next(source for source in find_sources(config, COUNTER) if source.name == name)
+    config = HarvestConfig(wsi_dir=wsi_dir, out=out, **settings)
+    source = next(source for source in find_entries(config, COUNTER) if source.name == name)
     return harvest_slide(source, config, COUNTER)
 
 
@@ -194,9 +195,7 @@ def mosaic_dir(tmp_path_factory) -> Path:
 
 
 def test_where_next_to_all_places_hold_enough_none_is_screened(mosaic_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "patch_extraction.harvesting.slide_harvest.screen", lambda *_: pytest.fail("it was screened")
-    )
+    monkeypatch.setattr("patch_extraction.harvesting.slide_plan.screen", lambda *_: pytest.fail("it was screened"))
     settings = {"patch_mpp": 1.0, "patch_size": 64, "min_cells": 3}
     found = []
     for screen in (True, False):
@@ -217,8 +216,8 @@ def test_where_few_places_hold_enough_the_others_are_not_counted(mosaic_dir, tmp
 
 def test_a_dear_counter_is_spared_what_the_screen_refuses(mosaic_dir, tmp_path):
     """It would accept all places; the classical counter, which screens them, does not."""
-    config = HarvestConfig(mosaic_dir, tmp_path, patch_mpp=1.0, patch_size=64, min_cells=25)
-    record = harvest_slide(find_sources(config, COUNTER)[0], config, Everywhere())
+    config = HarvestConfig(wsi_dir=mosaic_dir, out=tmp_path, patch_mpp=1.0, patch_size=64, min_cells=25)
+    record = harvest_slide(find_entries(config, COUNTER)[0], config, Everywhere())
     assert record.kept == record.counted < 0.8 * record.candidates
 
 
@@ -292,7 +291,7 @@ def test_counting_in_batches_changes_nothing(wsi_dir, tmp_path, most):
     found = []
     for counter in (COUNTER, ByFive()):
         config = HarvestConfig(out=tmp_path / type(counter).__name__, **source_of)
-        source = next(source for source in find_sources(config, COUNTER) if source.name == "plain.tif")
+        source = next(source for source in find_entries(config, COUNTER) if source.name == "plain.tif")
         record = harvest_slide(source, config, counter)
         found.append((dataclasses.replace(record, seconds=0), tar_path(config.out, record.slide_id).read_bytes()))
     assert found[0] == found[1]
@@ -315,8 +314,8 @@ def test_fewer_patches_are_the_beginning_of_more(wsi_dir, tmp_path):
 @pytest.mark.parametrize(("min_cells", "keeps"), [(45, True), (500, False)])
 def test_no_patch_yet_is_not_news(wsi_dir, tmp_path, min_cells, keeps):
     """Word of 0 patches means that the slide's time begins; it must not begin again and again."""
-    config = HarvestConfig(wsi_dir, tmp_path, min_cells=min_cells, screen=False)
-    source = next(source for source in find_sources(config, COUNTER) if source.name == "plain.tif")
+    config = HarvestConfig(wsi_dir=wsi_dir, out=tmp_path, min_cells=min_cells, screen=False)
+    source = next(source for source in find_entries(config, COUNTER) if source.name == "plain.tif")
     told: list[int] = []
     record = harvest_slide(source, config, COUNTER, told.append)
     assert 0 not in told
@@ -421,8 +420,8 @@ def test_what_a_counter_says_is_the_reason(wsi_dir, tmp_path, monkeypatch):
     def refuse(*_: object) -> None:
         raise UserError("count.py:f returned 5 x 3 instead of N x 2")
 
-    config = HarvestConfig(wsi_dir, tmp_path, screen=False)
-    source = next(source for source in find_sources(config, COUNTER) if source.name == "plain.tif")
+    config = HarvestConfig(wsi_dir=wsi_dir, out=tmp_path, screen=False)
+    source = next(source for source in find_entries(config, COUNTER) if source.name == "plain.tif")
     monkeypatch.setattr(COUNTER, "find", refuse)
     record = harvest_slide(source, config, COUNTER)
     assert (record.status, record.reason) == (FAILED, "count.py:f returned 5 x 3 instead of N x 2")

@@ -8,7 +8,7 @@ import pytest
 
 from patch_extraction.config import HarvestConfig, SlideEntry
 from patch_extraction.counters.base import HaematoxylinCounter
-from patch_extraction.harvesting.slide_list import find_sources
+from patch_extraction.harvesting.slide_list import find_entries
 from patch_extraction.slide_store.file_names import tar_path
 from patch_extraction.slide_store.slide_record import HARVESTED, Record, slide_id, write_record
 from patch_extraction.slide_store.slide_tar import SlideTar
@@ -31,7 +31,9 @@ def found(wsi_dir: Path, text: str | bytes | None = None, **settings: object) ->
     if text is not None:
         settings["slides"] = wsi_dir.parent / "slides.csv"
         settings["slides"].write_bytes(text if isinstance(text, bytes) else text.encode())
-    return find_sources(HarvestConfig(wsi_dir, wsi_dir.parent / "out", **settings), HaematoxylinCounter())
+    return find_entries(
+        HarvestConfig(wsi_dir=wsi_dir, out=wsi_dir.parent / "out", **settings), HaematoxylinCounter()
+    )
 
 
 def test_without_a_csv_every_slide_is_of_its_folder_s_biomarker(wsi_dir):
@@ -147,5 +149,5 @@ def test_of_copies_the_finished_one_stays(wsi_dir):
     with SlideTar(tar_path(out, slide_id("z.svs"))) as tar:
         pass
     size = (wsi_dir / "z.svs").stat().st_size
-    write_record(out, Record("z.svs", slide_id("z.svs"), "", HARVESTED, source_bytes=size, **tar.facts))
+    write_record(out, Record("z.svs", slide_id("z.svs"), "", HARVESTED, source_bytes=size, **tar.record_fields))
     assert twins(found(wsi_dir)) == {NAMES[0]: "z.svs"}

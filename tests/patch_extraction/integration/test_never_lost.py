@@ -220,19 +220,19 @@ from patch_extraction.harvesting import workers
 from patch_extraction.config import HarvestConfig, SlideEntry
 from patch_extraction.harvesting.slide_harvest import failed_record
 
-config = HarvestConfig(Path("wsi"), Path("out"), slide_minutes=0.02, workers=1)
+config = HarvestConfig(wsi_dir=Path("wsi"), out=Path("out"), slide_minutes=0.02, workers=1)
 
-def hang(source, tell):
+def hang(source, on_progress):
     if source.name == "b.svs":
         return failed_record(source, config, "done after it", 0)
     Path(sys.argv[1]).write_text(str(os.getpid()))
     time.sleep(3600)
 
 if __name__ == "__main__":
-    workers.KILLING = 0.2
+    workers.KILL_SECONDS = 0.2
     multiprocessing.context.ForkServerProcess.kill = lambda process: None
     sources = [SlideEntry(Path(name), name, f"{name[0]}_0", "", None, {}) for name in ("a.svs", "b.svs")]
-    for record, _ in workers.each(hang, sources, config):
+    for record, _ in workers.run_isolated(hang, sources, config):
         print(record.reason if record else "", flush=True)
 """
 

@@ -14,11 +14,12 @@ import pytest
 import webdataset
 from PIL import Image
 
-from patch_extraction.packing.pack import pack, read_index
+from patch_extraction.packing.pack import pack
 from patch_extraction.slide_store.file_names import tar_path
 from patch_extraction.slide_store.slide_record import HARVESTED, KEPT, Record, slide_id, write_record
 from patch_extraction.slide_store.slide_tar import SlideTar
 from shared.errors import UserError
+from shared.shards.format import read_index
 
 SETTINGS = {"patch_size": 16}
 NAMES = ["a.b/TCGA.1.svs", "c/TCGA.1.svs", "c/ü ß.svs", "d.svs"]
@@ -34,7 +35,7 @@ def harvested(out: Path, counts: list[int]) -> list[Record]:
             for x in range(count):
                 patch = np.full((16, 16, 3), rng.integers(0, 256, 3), np.uint8)
                 tar.add(f"{record.slide_id}_{x}_0", patch, {"slide": name, "x": x, "cells": 30 + x})
-        records.append(replace(record, **tar.facts))
+        records.append(replace(record, **tar.record_fields))
     return records
 
 
@@ -230,7 +231,7 @@ def test_memory_does_not_grow_with_the_patches(tmp_path):
         with SlideTar(tar_path(tmp_path, record.slide_id)) as tar:
             for x in range(200):
                 tar.add(f"{record.slide_id}_{x}_0", noise, {"x": x})
-        records.append(replace(record, **tar.facts))
+        records.append(replace(record, **tar.record_fields))
     assert sum(record.bytes for record in records) > 20e6
     tracemalloc.start()
     try:

@@ -45,7 +45,7 @@ def records() -> list[Record]:
 
 
 def page(out: Path, records: list[Record]) -> Page:
-    write_report(out, records, HarvestConfig(Path("wsi & more"), out))
+    write_report(out, records, HarvestConfig(wsi_dir=Path("wsi & more"), out=out))
     return Page((out / "report.html").read_text(encoding="utf-8"))
 
 

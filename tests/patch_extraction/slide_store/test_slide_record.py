@@ -13,11 +13,12 @@ import tifffile
 from patch_extraction.config import HarvestConfig, SlideEntry
 from patch_extraction.counters.base import HaematoxylinCounter
 from patch_extraction.harvesting.slide_harvest import harvest_slide
-from patch_extraction.harvesting.slide_list import find_sources
+from patch_extraction.harvesting.slide_list import find_entries
 from patch_extraction.packing.output_folder import kept_slides
 from patch_extraction.slide_store import fingerprint
+from patch_extraction.slide_store.completed import stored_record
 from patch_extraction.slide_store.file_names import tar_path
-from patch_extraction.slide_store.slide_record import DUPLICATE, HARVESTED, finished, read_record
+from patch_extraction.slide_store.slide_record import DUPLICATE, HARVESTED, read_record
 from shared.samples.sample_slides import write_slide
 from shared.samples.specimen import section
 
@@ -38,11 +39,11 @@ def config(slide, tmp_path, monkeypatch) -> HarvestConfig:
     monkeypatch.setattr(fingerprint, "PIECE", 1 << 10)
     (tmp_path / "wsi").mkdir()
     shutil.copy(slide, tmp_path / "wsi")
-    return HarvestConfig(tmp_path / "wsi", tmp_path / "out", min_cells=5, max_patches=2)
+    return HarvestConfig(wsi_dir=tmp_path / "wsi", out=tmp_path / "out", min_cells=5, max_patches=2)
 
 
 def sources(config: HarvestConfig) -> list[SlideEntry]:
-    return find_sources(config, COUNTER)
+    return find_entries(config, COUNTER)
 
 
 def replace_bytes(path: Path, old: bytes, new: bytes) -> None:
@@ -64,13 +65,13 @@ def change_a_tile(path: Path, page: int) -> None:
 def test_a_slide_with_another_date_is_done(config):
     assert harvest_slide(sources(config)[0], config, COUNTER).status == HARVESTED
     os.utime(config.wsi_dir / "a.svs", ns=(1, 1))
-    assert finished(config.out, sources(config)[0]) is not None
+    assert stored_record(config.out, sources(config)[0]) is not None
 
 
 def test_a_corrected_resolution_undoes_a_slide(config):
     before = harvest_slide(sources(config)[0], config, COUNTER)
     replace_bytes(config.wsi_dir / "a.svs", b"MPP = 0.2500", b"MPP = 0.2600")
-    assert finished(config.out, sources(config)[0]) is None
+    assert stored_record(config.out, sources(config)[0]) is None
     after = harvest_slide(sources(config)[0], config, COUNTER)
     assert (before.slide_mpp, after.slide_mpp) == (0.25, 0.26)
     assert before.fingerprint == after.fingerprint
@@ -80,14 +81,16 @@ def test_an_override_of_the_resolution_stays_valid_when_the_file_is_corrected(co
     config = dataclasses.replace(config, slide_mpp=("0.25",), overwrite=True)
     harvest_slide(sources(config)[0], config, COUNTER)
     replace_bytes(config.wsi_dir / "a.svs", b"AppMag = 40", b"AppMag = 20")
-    assert finished(config.out, sources(config)[0]) is None  # the description, and so the quickhash, is another
+    assert (
+        stored_record(config.out, sources(config)[0]) is None
+    )  # the description, and so the quickhash, is another
 
 
 def test_other_pixels_undo_a_slide(config):
     harvest_slide(sources(config)[0], config, COUNTER)
     change_a_tile(config.wsi_dir / "a.svs", page=-1)
     os.utime(config.wsi_dir / "a.svs", ns=(1, 1))
-    assert finished(config.out, sources(config)[0]) is None
+    assert stored_record(config.out, sources(config)[0]) is None
 
 
 def test_the_resolution_of_a_mirax_slide_is_stated_beside_it(tmp_path):
@@ -154,7 +157,7 @@ class Lit:
 def test_why_nothing_is_found_on_other_than_stained_slides(tmp_path, words, change):
     (tmp_path / "wsi").mkdir()
     write_slide(tmp_path / "wsi" / "a.tif", Lit(change), 0.25)
-    config = HarvestConfig(tmp_path / "wsi", tmp_path / "out", min_cells=500)
+    config = HarvestConfig(wsi_dir=tmp_path / "wsi", out=tmp_path / "out", min_cells=500)
     record = harvest_slide(sources(config)[0], config, COUNTER)
     assert not record.kept
     assert words in record.reason and "--counter" in record.reason

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from patch_extraction.config import SlideEntry
+from patch_extraction.slide_store.completed import stored_record
 from patch_extraction.slide_store.file_names import tar_path
 from patch_extraction.slide_store.fingerprint import fingerprint
-from patch_extraction.slide_store.slide_record import HARVESTED, Record, finished, slide_id, write_record
+from patch_extraction.slide_store.slide_record import HARVESTED, Record, slide_id, write_record
 from patch_extraction.slide_store.slide_tar import SlideTar, as_jpeg, members, pixel_sums, read_at
 from shared.samples.specimen import section
 
@@ -52,7 +53,7 @@ def test_members_read_back(tmp_path):
         texts = [json.loads(read_at(file, span)) for name, span in found if name.endswith(".json")]
     assert [name for name, _ in found][:2] == ["slide_0_0.jpg", "slide_0_0.json"]
     assert texts == [{"cells": 0}, {"cells": 1}, {"cells": 2}]
-    sums, squares = tar.facts["pixel_sums"]
+    sums, squares = tar.record_fields["pixel_sums"]
     assert sums == tuple(pictures.astype(int).sum((0, 1, 2)))
     assert squares == tuple((pictures.astype(int) ** 2).sum((0, 1, 2)))
 
@@ -90,7 +91,7 @@ def test_sums_of_px_are_exact(shape):
 
 def test_equal_content_makes_equal_bytes(tmp_path):
     pictures = np.full((2, 32, 32, 3), 77, np.uint8)
-    assert write(tmp_path / "a.tar", pictures).facts == write(tmp_path / "b.tar", pictures).facts
+    assert write(tmp_path / "a.tar", pictures).record_fields == write(tmp_path / "b.tar", pictures).record_fields
 
 
 def test_an_error_leaves_no_tar(tmp_path):
@@ -108,14 +109,14 @@ def done(tmp_path) -> tuple[SlideEntry, Record]:
     tar = write(tar_path(tmp_path, source.slide_id), np.zeros((1, 8, 8, 3), np.uint8))
     record = Record("a.svs", source.slide_id, "", HARVESTED, kept=1, source_bytes=5, settings={"seed": 0})
     file = {"source_changed": slide.stat().st_mtime_ns, "fingerprint": fingerprint(slide)}
-    record = replace(record, **file, **tar.facts)
+    record = replace(record, **file, **tar.record_fields)
     write_record(tmp_path, record)
     return source, record
 
 
 def test_a_finished_slide_is_recognised(done, tmp_path):
     source, record = done
-    found = finished(tmp_path, source)
+    found = stored_record(tmp_path, source)
     assert found is not None
     assert (found.kept, found.sha256, found.settings) == (1, record.sha256, {"seed": 0})
 
@@ -125,14 +126,14 @@ def test_a_slide_that_cannot_be_looked_at_stays_finished(done, tmp_path):
     source, record = done
     source.path.unlink()
     source.path.symlink_to(tmp_path / "elsewhere" / "a.svs")
-    assert finished(tmp_path, source).sha256 == record.sha256
+    assert stored_record(tmp_path, source).sha256 == record.sha256
 
 
 def test_a_copied_slide_stays_finished(done, tmp_path):
     """The same bytes with another date."""
     source, record = done
     os.utime(source.path, (1e9, 1e9))
-    assert finished(tmp_path, source).sha256 == record.sha256
+    assert stored_record(tmp_path, source).sha256 == record.sha256
 
 
 def damage_tar(out, source):
@@ -167,4 +168,4 @@ def put_another_of_its_size(out, source):
 )
 def test_what_is_not_whole_is_not_finished(done, tmp_path, change):
     change(tmp_path, done[0])
-    assert finished(tmp_path, done[0]) is None
+    assert stored_record(tmp_path, done[0]) is None
