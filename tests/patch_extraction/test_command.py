@@ -75,7 +75,7 @@ def test_more_workers_give_the_same_bytes(undisturbed, command, wsi_dir, tmp_pat
         (("--wsi-dir", "nowhere"), "there is no folder nowhere; check the path"),
         (("--wsi-dir", "empty"), "empty holds no slides; files with one of these endings are read: .bif, .czi"),
         (("--wsi-dir", "text/a.svs"), "text/a.svs is a file; give the folder that it lies in"),
-        (("--wsi-dir", "text"), "no patch was harvested from text; the reasons stand above"),
+        (("--wsi-dir", "text"), "no patch was harvested from text; see the reasons above"),
         (
             ("--wsi-dir", "text", "--out", "text/a.svs"),
             "cannot write to text/a.svs: File exists; choose another --out",
@@ -129,7 +129,7 @@ def test_bad_slides_are_named_and_the_others_harvested(harvest_here, wsi_dir, sp
         "empty.ndpi": "is empty; copy it again",
         "cut.tif": "is a TIFF, but cut short",
         "gone.svs": "cannot be opened: No such file or directory",
-        "silent.tif": "does not state its resolution; say how many um/px it has with --slide-mpp",
+        "silent.tif": "does not state its resolution; give its um/px with --slide-mpp",
     }
     assert len(failures) == len(reasons)
     for name, reason in reasons.items():

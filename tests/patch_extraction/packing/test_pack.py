@@ -139,7 +139,7 @@ def test_a_slide_tar_cut_in_half_is_named_and_the_old_shards_stay(records, tmp_p
     before = pack(tmp_path, records[:1], SETTINGS, 40, seed=0)
     path = tar_path(tmp_path, records[1].slide_id)
     path.write_bytes(path.read_bytes()[: records[1].bytes // 2])
-    with pytest.raises(UserError, match=rf"{path.name} is damaged; start the harvest again"):
+    with pytest.raises(UserError, match=rf"{path.name} is damaged; run the harvest again"):
         pack(tmp_path, records, SETTINGS, 40, seed=0)
     assert read_index(tmp_path) == before
     assert len(keys(tmp_path / "shard-000000.tar")) == 30
@@ -152,7 +152,7 @@ def test_a_damaged_slide_tar_of_the_same_size_is_found_and_forgotten(records, tm
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(UserError, match=rf"{path.name} is damaged; start the harvest again"):
+    with pytest.raises(UserError, match=rf"{path.name} is damaged; run the harvest again"):
         pack(tmp_path, records, SETTINGS, 40, seed=0)
     assert not path.with_suffix(".json").exists()
     assert len(list(tmp_path.glob("slides/*.json"))) == 3
@@ -218,7 +218,7 @@ def test_more_slides_than_files_that_may_be_open(tmp_path, monkeypatch):
     before = pack(tmp_path, records, SETTINGS, 40, seed=0)
     content = shard_bytes(tmp_path, before)
     (tmp_path / "shard-000001.tar").unlink()
-    monkeypatch.setattr("patch_extraction.packing.shard_writer.MOST_OPEN", 2)
+    monkeypatch.setattr("patch_extraction.packing.shard_writer.MAX_OPEN", 2)
     assert shard_bytes(tmp_path, pack(tmp_path, records, SETTINGS, 40, seed=0)) == content
 
 
@@ -263,7 +263,7 @@ def test_without_being_asked_all_is_shuffled_anew_and_that_is_said(records, tmp_
     pack(tmp_path, records[:2], SETTINGS, 40, seed=0)
     index = pack(tmp_path, records, SETTINGS, 40, seed=0)
     said = capsys.readouterr().out
-    assert "all patches are packed anew, those of 2 new slides among them (--add-shards would leave" in said
+    assert "all patches are packed again, with those of 2 new slides (--add-shards" in said
     other = pack(tmp_path / "b", harvested(tmp_path / "b", [30, 50, 20, 7]), SETTINGS, 40, seed=0)
     assert shard_bytes(tmp_path, index) == shard_bytes(tmp_path / "b", other)
 
@@ -311,7 +311,7 @@ def test_damaged_lists_of_shards(records, tmp_path):
     (tmp_path / "index.json").write_text(json.dumps(index))
     assert shard_bytes(tmp_path, pack(tmp_path, records, SETTINGS, 40, seed=0)) == content
     (tmp_path / ".packing.json").write_text('{"shards": 5}')
-    with pytest.raises(UserError, match=r"\.packing\.json is damaged; remove it and start the same command again"):
+    with pytest.raises(UserError, match=r"\.packing\.json is damaged; remove it"):
         pack(tmp_path, records, SETTINGS, 80, seed=0)
 
 

@@ -52,12 +52,15 @@ DAMAGE = {
     "flipped": (lambda out: flip_byte(out / "shard-000000.tar"), "shard-000000.tar was changed: its SHA-256"),
     "cut": (lambda out: (out / "shard-000000.tar").write_bytes(bytes(9)), "has 9 bytes instead of"),
     "gone": (lambda out: (out / "shard-000001.tar").unlink(), "shard-000001.tar is gone"),
-    "foreign": (lambda out: (out / "shard-000009.tar").touch(), "is not listed in index.json: of somebody else"),
+    "foreign": (
+        lambda out: (out / "shard-000009.tar").touch(),
+        "000009.tar is not listed in index.json: foreign",
+    ),
     "journal": (
         lambda out: (out / ".packing.json").write_text('{"shards": []}'),
-        ".packing.json: the last packing did not come to its end",
+        ".packing.json: the last packing was interrupted",
     ),
-    "doubled": (copy_shard, "19 patches are there more than once"),
+    "doubled": (copy_shard, "19 patches occur more than once"),
     "counts": (
         lambda out: forge(out, lambda index: index["shards"][0].update(samples=3)),
         "shard-000000.tar holds 19 samples instead of 3",
