@@ -18,6 +18,7 @@ import tyro
 from scipy.optimize import linear_sum_assignment
 
 from patch_extraction.counters.base import CellCounter, choose_counter
+from shared.annotations.bounded_files import read_table
 from shared.cli import check_range, run
 from shared.errors import UserError
 from shared.files import atomic_path
@@ -140,11 +141,10 @@ def annotated_squares(
 
 def _points(path: Path) -> np.ndarray:
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [(float(row["x"]), float(row["y"])) for row in csv.DictReader(file)]
+        rows = [(float(row["x"]), float(row["y"])) for _, row in read_table(path, ("x", "y"))]
     except OSError as error:
         raise UserError(f"cannot read the annotations {path}: {error.strerror}") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except ValueError as error:
         raise UserError(f"{path} is no table of cells; it needs columns x and y with numbers") from error
     return np.array(rows).reshape(-1, 2)
 
