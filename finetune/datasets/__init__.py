@@ -1,4 +1,4 @@
-"""Readers of annotated data: one file a layout, one convention behind them all."""
+"""Annotated data: readers of several layouts, which return tiles and cells in one convention."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -14,39 +14,39 @@ from shared.wsi.resolution import MPP_RANGE
 
 
 class Reader(Protocol):
-    """What a module of this package offers that reads one layout."""
+    """Interface of a module that reads one layout."""
 
     LAYOUT: str
-    """Its folders, for people."""
-    KNOWN: Description
-    """What is known of the data set without looking into it."""
+    """Its folders, as shown in messages."""
+    DEFAULTS: Description
+    """Facts that a published data set does not state itself."""
 
-    def recognises(self, folder: Path) -> bool:
-        """Whether the folder has the layout."""
+    def matches(self, folder: Path) -> bool:
+        """Test if the folder has the layout."""
 
     def load(self, folder: Path, description: Description) -> AnnotatedData:
-        """Read it, failing with the file, the row and the reason."""
+        """Read the data; raises UserError with the file, the row and the reason."""
 
 
-# By the name that `format` has in dataset.json; the first that recognises a folder reads it.
+# By the value of `format` in dataset.json; the first that matches a folder reads it.
 READERS: dict[str, Reader] = {"consep": consep, "bcdata": bcdata, "ocelot": ocelot, "points": points}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Overrides:
-    """What the data does not say, or says wrongly."""
+    """Facts that override those stated in the data."""
 
     slide_mpp: float | None = None
     """Resolution of the images, um/px."""
     classes: tuple[str, ...] = ()
     """Classes in order, each NAME=VALUE with its value in the files, or a NAME that is its own value."""
     origin: str | None = None
-    """What (0, 0) means in the files: corner (of the first pixel) or pixel_index (its centre)."""
+    """Meaning of (0, 0) in the files: corner (outer corner of the first pixel) or pixel_index (its centre)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions(Overrides):
-    """Where annotated data lies; the rest only where the data does not say it."""
+    """Folder of annotated data; the other options are for facts that it does not state."""
 
     data: Path = Path("data")
     """Folder of images and point annotations."""
@@ -58,27 +58,27 @@ def load_data(source: DataOptions) -> AnnotatedData:
     """Recognise the layout of `source.data` and read its annotations.
 
     Raises:
-        UserError: no data there, or a file in it is wrong; the sentence says which and why.
+        UserError: the folder has no known layout, or a file in it is malformed.
     """
     check_range("radius-um", source.radius_um, 0.1, 1000)
     check_range("slide-mpp", source.slide_mpp, *MPP_RANGE)
     folder = source.data
     layouts = "; ".join(reader.LAYOUT for reader in READERS.values())
     if not folder.is_dir():
-        raise UserError(f"there is no annotated data at {folder}; give its folder with --data. Read are {layouts}")
+        raise UserError(f"no such folder: {folder}; give the folder of annotated data with --data ({layouts})")
     for name, reader in READERS.items():
-        if reader.recognises(folder):
+        if reader.matches(folder):
             data = reader.load(folder, _described(folder, name, source))
             radius_um = data.radius_um if source.radius_um is None else source.radius_um
             return dataclasses.replace(data, radius_um=radius_um)
-    raise UserError(f"{folder} has none of the known layouts: {layouts}")
+    raise UserError(f"{folder} has none of the supported layouts: {layouts}")
 
 
 def _described(folder: Path, name: str, source: DataOptions) -> Description:
-    """What the command line says goes before what the data says, and that before what is known of the data set."""
-    described = describe(folder, READERS[name].KNOWN)
+    """Combine the command line, dataset.json, and the facts known of a published data set, in this order."""
+    described = describe(folder, READERS[name].DEFAULTS)
     if described.format not in (None, name):
-        raise UserError(f"{folder / NAME} says format {described.format!r}, but the folders are those of {name!r}")
+        raise UserError(f"{folder / NAME} states format {described.format!r}, but its folders are {name!r}'s")
     pairs = [entry.partition("=") for entry in source.classes]
     return dataclasses.replace(
         described,

@@ -1,4 +1,4 @@
-"""`python -m finetune.datasets COMMAND DIR`: look at annotated data, and make it ready for training."""
+"""`python -m finetune.datasets COMMAND DIR`: summarise annotated data and prepare it for training."""
 
 from typing import Annotated
 
@@ -18,7 +18,7 @@ Command = (
 
 
 def main() -> int:
-    """Read the command line and do what it says; returns the exit code."""
+    """Parse the command line and run the command; returns the exit code."""
     config = tyro.cli(Command, prog="python -m finetune.datasets", description=__doc__)
     if isinstance(config, Import):
         return import_annotations(config, drawn_by_prediction)

@@ -1,6 +1,6 @@
 """Wider views of OCELOT's cell patches, cut from the slides that the patches were cut from.
 
-OCELOT's own tissue patches cannot serve: no cell patch lies in the middle of one (663 of 663 pairs).
+OCELOT's own tissue patches do not serve: no cell patch is in the centre of one (663 of 663 pairs).
 """
 
 import math
@@ -31,20 +31,20 @@ from shared.wsi.slide_files import find_slides
 class CutViews:
     """Write NAME.fov2.png, NAME.fov4.png, ... beside OCELOT's cell patches, for `finetune --views K`.
 
-    What lies outside the slide is white. Views that are there already are left alone.
+    Pixels outside the slide are white. Existing views are kept.
     """
 
     data: tyro.conf.Positional[Path]
-    """Folder of OCELOT."""
+    """Data folder of OCELOT."""
     slides: Path
     """Folder of the TCGA slides that the patches were cut from; its subfolders are searched too."""
     views: int = 2
-    """Fields of view in all (the paper's K): the patch's own, twice its width, four times, ..."""
+    """Number of fields of view (the paper's K): the patch's own, twice its width, four times, ..."""
 
 
 @dataclass(frozen=True)
 class ViewPlace:
-    """Where a cell patch lies in its slide."""
+    """Position of a cell patch in its slide."""
 
     image: Path
     slide: str
@@ -54,7 +54,7 @@ class ViewPlace:
 
     @classmethod
     def from_metadata(cls, image: Path, pair: Mapping[str, Any]) -> "ViewPlace":
-        """Read an entry of `sample_pairs`; raises KeyError, TypeError or ValueError where it is not whole."""
+        """Read an entry of `sample_pairs`; raises KeyError, TypeError or ValueError if it is malformed."""
         sides = [float(pair["cell"][name]) for name in ("x_start", "y_start", "x_end", "y_end")]
         left, top, right, bottom = sides
         if not (-math.inf < left < right < math.inf and -math.inf < top < bottom < math.inf):
@@ -69,7 +69,7 @@ def cut_views(config: CutViews) -> int:
     """Cut what is missing; returns 0, or 3 if some slides are missing or cannot be read.
 
     Raises:
-        UserError: the folder is not OCELOT, its metadata lack a patch, there is no slide at all.
+        UserError: the folder is not OCELOT, its metadata lack a patch, or there is no slide.
     """
     check_range("views", config.views, 2, 6)
     factors = [2**n for n in range(1, config.views)]
@@ -86,16 +86,16 @@ def cut_views(config: CutViews) -> int:
                 tqdm.write(f"failed: {error}", file=sys.stderr)
             bar.update(len(of_slide))
     if failed:
-        print(f"{failed} slides failed; mend them and start the same command again", file=sys.stderr)
+        print(f"{failed} slides failed; fix them and run the command again", file=sys.stderr)
         return SOME_FAILED
     print(f"every patch in {config.data} has {config.views} fields of view; train with --views {config.views}")
     return NOTHING_FAILED
 
 
 def _places(folder: Path) -> Iterator[ViewPlace]:
-    """All cell patches."""
-    if not ocelot.recognises(folder):
-        raise UserError(f"{folder} is not OCELOT ({ocelot.LAYOUT}); only there it is known where patches lie")
+    """Yield all cell patches."""
+    if not ocelot.matches(folder):
+        raise UserError(f"{folder} is not OCELOT ({ocelot.LAYOUT}); needed is its metadata.json")
     metadata = folder / ocelot.METADATA
     pairs = ocelot.sample_pairs(metadata)
     for split in SPLITS:
@@ -105,12 +105,12 @@ def _places(folder: Path) -> Iterator[ViewPlace]:
 
 
 def _missing(place: ViewPlace, factors: Sequence[int]) -> list[int]:
-    """The factors of which no view is there, in any format."""
+    """Return the factors without a view, in any format."""
     return [factor for factor in factors if not view_beside(place.image, factor)]
 
 
 def _file_of(name: str, slides: Sequence[Path], folder: Path) -> Path:
-    """The file of a slide, whose name may go on after a dot (TCGA's go on with an identifier)."""
+    """Find the file of a slide, whose name may continue after a dot (TCGA's with an identifier)."""
     found = [path for path in slides if path.name == name or path.name.startswith(f"{name}.")]
     if not found:
         raise SlideError(f"{folder} has no slide {name}; download it from TCGA")
@@ -120,7 +120,7 @@ def _file_of(name: str, slides: Sequence[Path], folder: Path) -> Path:
 
 
 def _cut(path: Path, places: Sequence[ViewPlace], factors: Sequence[int]) -> None:
-    """All views from one slide."""
+    """Write all views from one slide."""
     with Slide(path, places[0].slide_mpp) as slide:
         for place in places:
             _, _, right, bottom = place.box
@@ -136,7 +136,7 @@ def _cut(path: Path, places: Sequence[ViewPlace], factors: Sequence[int]) -> Non
 
 
 def _read(slide: Slide, place: ViewPlace, factor: int) -> Image.Image:
-    """`factor` times the patch's width around its centre, with as many px as the patch."""
+    """Read `factor` times the patch's width around its centre, with as many px as the patch."""
     left, top, right, bottom = place.box
     width, height = image_size(place.image)
     mpp = slide.mpp * factor * (right - left) / width

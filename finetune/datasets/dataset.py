@@ -1,4 +1,4 @@
-"""What every reader of annotated data returns: tiles with their cells, in one convention."""
+"""Annotated data as every reader returns it: splits of tiles with their cells."""
 
 import hashlib
 import re
@@ -12,10 +12,10 @@ import numpy as np
 from shared.wsi.rgb import open_rgb
 
 SPLITS = ("train", "val", "test")
-# What training leaves out where a split is missing.
+# Steps that training omits if a split is missing.
 LEFT_OUT = {
-    "val": "training chooses no weights by their validation score but publishes the last",
-    "test": "nothing is scored at its end",
+    "val": "training publishes the last weights, not those of the best validation score",
+    "test": "no test score is computed at its end",
 }
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 # Names of tiles that show their slide: a TCGA barcode, or the slide's name before the x and y of the tile.
@@ -23,37 +23,37 @@ SLIDE_IN_NAME = re.compile(
     r"(?P<barcode>TCGA-\w{2}-\w{4}(-\w{3}-\w{2}-\w+)?)\b.*"
     r"|(?P<name>.+?)[\s_-]*(\[?x=?|[\s_-])\d+[,\s_-]+(y=?)?\d+([,\s_\]-].*)?"
 )
-# Matching distance of the scores where a data set has no published one, um (paper, Table 2: 6 px at 0.5 um/px).
+# Matching distance of the scores for data sets without a published one, um (paper, Table 2: 6 px at 0.5 um/px).
 RADIUS_UM = 3.0
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One annotated image. Points are px with the outer corner of the first pixel as origin."""
+    """Annotated image; points are px from the outer corner of the first pixel."""
 
     image: Path
     slide: str
-    """Key of the slide it was cut from: tiles of one slide stay in one split."""
+    """Key of its slide; tiles of one slide stay in one split."""
     size: tuple[int, int]
     """Width and height in px, as `read` returns them."""
     points_N2: np.ndarray
     labels_N: np.ndarray
     """Class of each cell, 0..C-1."""
     reduction: int = 1
-    """By how much the file is finer: each px of the tile is the mean of reduction x reduction px of it."""
+    """Downsampling of the file on reading: each px is the mean of reduction x reduction px of it."""
     wider: tuple[Path, ...] = ()
     """Images of ..., 4 and 2 times the width around the same centre, widest first."""
 
     def read(self) -> np.ndarray:
-        """The image as uint8 (H, W, 3)."""
+        """Read the image as uint8 (H, W, 3)."""
         return self._pixels(self.image)
 
     def views(self, count: int) -> tuple[Path, ...]:
-        """The annotated image, last, and `count` - 1 that show more around it, widest first."""
+        """Return paths of `count` fields of view, widest first, the annotated image last."""
         return (*self.wider[len(self.wider) - count + 1 :], self.image)
 
     def read_views(self, count: int) -> np.ndarray:
-        """The views as uint8 (K, H, W, 3)."""
+        """Read the fields of view as uint8 (K, H, W, 3)."""
         return np.stack([self._pixels(path) for path in self.views(count)])
 
     def _pixels(self, path: Path) -> np.ndarray:
@@ -62,18 +62,18 @@ class Tile:
 
 @dataclass(frozen=True)
 class OfficialRule:
-    """The score that a data set's own challenge ranks by, as `finetune.scoring.challenge` knows it."""
+    """Score of a data set's own challenge, implemented in `finetune.scoring.challenge`."""
 
     name: str
     labels: tuple[int, ...] = ()
-    """The score's classes in its own order, as labels of ours."""
+    """Our labels of the score's classes, in the order of the score."""
     absent: str = ""
-    """Why these data cannot be scored by it; empty if they can."""
+    """Reason that these data cannot be scored by it; empty if they can."""
 
 
 @dataclass(frozen=True)
 class AnnotatedData:
-    """Tiles per split, with what is true of all of them."""
+    """Tiles of each split, and facts common to all of them."""
 
     folder: Path
     mpp: float
@@ -83,14 +83,14 @@ class AnnotatedData:
     radius_um: float = RADIUS_UM
     """Matching distance of the published scores, um."""
     official: OfficialRule | None = None
-    """The score of the data set's own challenge, if it has one with a rule of its own."""
+    """Score of the data set's own challenge, if its rule differs from ours."""
     classes_found: bool = False
     """True if no description names the classes: they are those found in the annotations."""
     ignored_cells: dict[str, int] = field(default_factory=dict)
     """Number of cells of QuPath's ignored classes that were left out, by class."""
 
     def digest(self, views: int = 1) -> str:
-        """Tells other tiles, sizes, splits, cells and classes apart; the pixels are not looked at.
+        """Hash tiles, sizes, splits, cells and classes, without the pixels.
 
         Args:
             views: Fields of view that are used.
@@ -113,7 +113,7 @@ class AnnotatedData:
         return "\n".join([summary, *self.notes()])
 
     def notes(self) -> list[str]:
-        """What the splits lack, a line each, for whoever trains on them."""
+        """List problems of the splits that training should know of, a line each."""
         notes = []
         missing = [name for name in LEFT_OUT if "train" in self.splits and name not in self.splits]
         if missing:
@@ -129,13 +129,13 @@ class AnnotatedData:
             notes.append(leak)
         if rare := self._rare_classes() if self.classes_found else []:
             notes.append(
-                f"note: of the classes found in {self.folder}, these are in one split alone or not in train: "
+                f"note: of the classes found in {self.folder}, these are in only one split or not in train: "
                 f"{', '.join(rare)}; correct misspelt ones, or name the classes in dataset.json or with --classes"
             )
         return notes
 
     def _leak(self) -> str:
-        """Report names that show one slide in several splits, where no one has said which slide a tile is from."""
+        """Report names that show one slide in several splits, among tiles whose slide is not stated."""
         tiles_of: dict[str, dict[str, str]] = {}
         for split, tiles in self.splits.items():
             for tile in tiles:
@@ -154,7 +154,7 @@ class AnnotatedData:
         )
 
     def _rare_classes(self) -> list[str]:
-        """Classes that one of several splits has, or some but not the training split: perhaps misspelt."""
+        """List classes that only one of several splits has, or that training lacks: they may be misspelt."""
         rare = []
         for label, name in enumerate(self.classes):
             having = [
@@ -167,7 +167,7 @@ class AnnotatedData:
 
 
 def image_sizes(paths: Iterable[Path]) -> list[tuple[int, int]]:
-    """Width and height of every image, each decoded once to find a damaged one now rather than in an hour.
+    """Return width and height of every image; each is decoded to find damaged ones before training starts.
 
     Raises:
         UserError: as `image_size`.

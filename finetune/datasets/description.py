@@ -1,4 +1,4 @@
-"""`dataset.json`: what a folder of images and points does not say itself."""
+"""`dataset.json`: facts that a folder of images and points does not state itself."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -16,13 +16,13 @@ NAME = "dataset.json"
 ANY_CELL = "any cell"
 FIELDS = ("format", "mpp", "classes", "origin", "splits", "slides")
 FORMATS = ("points", "consep", "bcdata", "ocelot")
-# What is added to the coordinates in the files so that (0, 0) is the outer corner of the first pixel.
+# Offset of coordinates in the files that makes (0, 0) the outer corner of the first pixel.
 ORIGIN_OFFSETS = {"corner": 0.0, "pixel_index": 0.5}
 
 
 @dataclass(frozen=True)
 class Description:
-    """What is true of a whole data set; None or empty: not said."""
+    """Facts about a whole data set; None or empty: not stated."""
 
     format: str | None = None
     mpp: float | None = None
@@ -30,15 +30,15 @@ class Description:
     """Class name -> its value in the files, in the order of the model's outputs; empty: from the files."""
     origin: str = "corner"
     slides: Mapping[str, str] = field(default_factory=dict)
-    """Image path relative to the data folder -> slide key; an image that is not named is its own slide."""
+    """Image path relative to the data folder -> slide key; an image without an entry is its own slide."""
     splits: Mapping[str, str] = field(default_factory=dict)
-    """Image path relative to the data folder -> split; goes before the folder that the image lies in."""
+    """Image path relative to the data folder -> split; overrides the folder of the image."""
     val: frozenset[str] = frozenset()
     """Stems of training images that form the validation split."""
 
 
 def describe(folder: Path, known: Description) -> Description:
-    """Read `dataset.json`, if there is one; what it says goes before what is known of the published data set.
+    """Read `dataset.json`, if it exists; its entries override the facts known of a published data set.
 
     Raises:
         UserError: it is not JSON, or a field in it is unknown or has no usable value.
@@ -56,18 +56,18 @@ def describe(folder: Path, known: Description) -> Description:
 
 
 def checked(folder: Path, description: Description) -> float:
-    """The resolution in um/px, if everything that is needed is described and usable.
+    """Validate a description; returns the resolution in um/px.
 
     Raises:
         UserError: no resolution or an impossible one, an unknown origin.
     """
     if description.mpp is None:
         raise UserError(
-            f'{folder} does not say its resolution; write "mpp" into {folder / NAME} '
+            f'{folder} does not state its resolution; write "mpp" into {folder / NAME} '
             "or give --slide-mpp (um/px of the images)"
         )
     if not MPP_RANGE[0] <= description.mpp <= MPP_RANGE[1]:
-        raise UserError(f"{description.mpp:g} um/px is no resolution of {folder}; give it with --slide-mpp")
+        raise UserError(f"{description.mpp:g} um/px is not a resolution of {folder}; give it with --slide-mpp")
     if description.origin not in ORIGIN_OFFSETS:
         raise UserError(f"origin {description.origin!r} of {folder} is neither corner nor pixel_index")
     return description.mpp
@@ -89,7 +89,7 @@ def class_values(pairs: list[tuple[str, str]], where: str) -> dict[str, str]:
 
 
 def _given(content: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a description that a file gives."""
+    """Parse the fields of a description in a file."""
     if unknown := sorted(content.keys() - set(FIELDS)):
         raise ValueError(f"it has an unknown field {unknown[0]!r}; known are {', '.join(FIELDS)}")
     if content.get("format", "points") not in FORMATS:
@@ -110,7 +110,7 @@ def _classes(entries: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def _split_of(splits: dict[str, list[str]]) -> dict[str, str]:
-    """Image -> split, from split -> images."""
+    """Convert split -> images to image -> split."""
     if unknown := sorted(splits.keys() - set(SPLITS)):
         raise ValueError(f"split {unknown[0]!r} is none of {', '.join(SPLITS)}")
     pairs = [(str(image), name) for name, images in splits.items() for image in images]

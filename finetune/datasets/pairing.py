@@ -1,4 +1,4 @@
-"""Images and the annotations that belong to them, by their names."""
+"""Pairs of images and annotations, matched by name."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,10 +9,10 @@ from shared.errors import UserError
 
 
 def images_in(folder: Path) -> dict[str, Path]:
-    """The images of a folder by stem, without wider views of them.
+    """List the images of a folder by stem, without wider views.
 
     Raises:
-        UserError: there are none, or two share a stem; a wider view belongs to none.
+        UserError: there are none, two share a stem, or a wider view belongs to none.
     """
     images = annotated_alone(by_stem(path for path in sorted(folder.iterdir()) if _is_image(path)))
     if not images:
@@ -21,7 +21,7 @@ def images_in(folder: Path) -> dict[str, Path]:
 
 
 def by_stem(paths: Iterable[Path]) -> dict[str, Path]:
-    """Files by stem.
+    """Index files by stem.
 
     Raises:
         UserError: two share one.
@@ -35,7 +35,7 @@ def by_stem(paths: Iterable[Path]) -> dict[str, Path]:
 
 
 def paired(images: dict[str, Path], annotations: dict[str, Path], missing: str) -> list[tuple[Path, Path]]:
-    """Every image with its annotation.
+    """Pair every image with its annotation.
 
     Args:
         images: By stem, from `images_in`.
@@ -43,7 +43,7 @@ def paired(images: dict[str, Path], annotations: dict[str, Path], missing: str) 
         missing: The annotation that an image should have, with {stem} in it, for the error message.
 
     Raises:
-        UserError: one of them is alone.
+        UserError: an image or an annotation has no partner.
     """
     for stem in sorted(images.keys() ^ annotations.keys()):
         if stem in images:
@@ -52,11 +52,11 @@ def paired(images: dict[str, Path], annotations: dict[str, Path], missing: str) 
     return [(images[stem], annotations[stem]) for stem in images]
 
 
-def refuse_other_folders(folder: Path, known: Iterable[str]) -> None:
-    """Images in a folder that is not read would be left out without a word.
+def require_known_folders(folder: Path, known: Iterable[str]) -> None:
+    """Refuse folders that would be left out silently.
 
     Raises:
-        UserError: `folder` has a folder that is not among the known ones.
+        UserError: `folder` has a subfolder that is not among the known ones.
     """
     names = {path.name for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else set()
     if others := sorted(names - set(known)):

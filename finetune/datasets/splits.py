@@ -1,4 +1,4 @@
-"""Which tile belongs to which split: as described, as the folders say, or dealt out by slide."""
+"""Splits of tiles: as listed in dataset.json, as in folders, or drawn by slide."""
 
 import dataclasses
 import hashlib
@@ -14,18 +14,18 @@ SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}
 
 
 def slide_of(folder: Path, image: Path, description: Description, default: str | None = None) -> str:
-    """Key of the slide an image was cut from; where nothing says it, the image is its own slide."""
+    """Return the key of an image's slide; an image without a stated slide is its own."""
     key = _key(folder, image)
     return description.slides.get(key, default or key)
 
 
 def arrange(folder: Path, tiles: Mapping[str, list[Tile]], description: Description) -> dict[str, list[Tile]]:
-    """Splits that hold tiles, in order.
+    """Divide tiles into splits, in order and without empty ones.
 
     Args:
         folder: The data folder, from which `dataset.json` names images.
-        tiles: Tiles by the split that the folders say; under '' where they say none.
-        description: Its `splits` go before the folders; its `val` names training tiles.
+        tiles: Tiles by the split of their folder; under '' if folders state none.
+        description: Its `splits` override the folders; its `val` names training tiles.
 
     Raises:
         UserError: the description names an image that does not exist or leaves one out, or a slide is in
@@ -86,16 +86,16 @@ def _key(folder: Path, image: Path) -> str:
 
 
 def _listed(folder: Path, tiles: Sequence[Tile], description: Description) -> dict[str, list[Tile]]:
-    """The splits of `dataset.json`."""
+    """Divide tiles as listed in `dataset.json`."""
     return {
         name: [tile for tile in tiles if description.splits[_key(folder, tile.image)] == name] for name in SPLITS
     }
 
 
 def _dealt(tiles: Mapping[str, list[Tile]], val: frozenset[str]) -> dict[str, list[Tile]]:
-    """Tiles without a split dealt out 6:2:2 by slide; else the folders.
+    """Keep the splits of folders; without any, draw 6:2:2 by slide.
 
-    Where no folder is `val`, it is made of the training tiles that `val` names, or of a fifth of their slides.
+    Without a folder `val`, it is made of the training tiles that `val` names, or of a fifth of their slides.
     """
     if "" in tiles:
         return split_by_slide(tiles[""], SHARES)
@@ -110,19 +110,19 @@ def _dealt(tiles: Mapping[str, list[Tile]], val: frozenset[str]) -> dict[str, li
 
 
 def _refuse_strangers(folder: Path, known: set[str], description: Description) -> None:
-    """An image in `slides` or `splits` that does not exist is a slip of the pen, and its slide would leak."""
+    """Refuse entries for images that do not exist: with a misspelt name, the slide would leak."""
     for field, mapping in (("slides", description.slides), ("splits", description.splits)):
         if strangers := sorted(mapping.keys() - known):
             raise UserError(
-                f'"{field}" in {folder / NAME} names {strangers[0]}, which is no image there; '
-                f"write paths from that folder on, as {min(known)}"
+                f'"{field}" in {folder / NAME} names {strangers[0]}, which is not an image there; '
+                f"write paths relative to that folder, as {min(known)}"
             )
     if description.splits and (rest := sorted(known - description.splits.keys())):
         raise UserError(f'"splits" in {folder / NAME} leaves out {rest[0]}; add it, or remove the image')
 
 
 def _refuse_shared_slides(folder: Path, splits: Mapping[str, list[Tile]]) -> None:
-    """A net that has seen a slide is not tested by its other tiles."""
+    """Refuse tiles of one slide in several splits: scores would be too good."""
     split_of: dict[str, str] = {}
     for name, tiles in splits.items():
         for tile in tiles:

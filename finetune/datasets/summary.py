@@ -1,4 +1,4 @@
-"""What a folder of annotated data holds, as in the paper's Table 2."""
+"""Summary of annotated data, as in the paper's Table 2."""
 
 import dataclasses
 from collections import Counter
@@ -28,7 +28,7 @@ def summarise(config: Summary) -> None:
 
 
 def table(data: AnnotatedData) -> str:
-    """The line of Table 2 for people, and a table of images, slides and cells per split and class."""
+    """Format the line of Table 2, and a table of images, slides and cells per split and class."""
     columns = ["images", "slides", "cells", *data.classes]
     widths = [max(len(column), 8) + 2 for column in columns]
     everything = [tile for tiles in data.splits.values() for tile in tiles]
@@ -39,7 +39,7 @@ def table(data: AnnotatedData) -> str:
 
 
 def _table_2(data: AnnotatedData) -> str:
-    """Images and cells per split, as the paper's table has them."""
+    """Format images and cells per split as the paper does."""
     names = "/".join(data.splits)
     images = "/".join(str(len(tiles)) for tiles in data.splits.values())
     cells = " / ".join(f"{sum(len(tile.labels_N) for tile in tiles):,}" for tiles in data.splits.values())
@@ -47,7 +47,7 @@ def _table_2(data: AnnotatedData) -> str:
 
 
 def _sizes(tiles: Sequence[Tile]) -> str:
-    """The size of the images, or their range."""
+    """Format the size of the images, or its range."""
     (size, count), *_ = Counter(tile.size for tile in tiles).most_common()
     if count == len(tiles):
         return f"{size[0]}x{size[1]}"

@@ -64,7 +64,7 @@ class Cutter:
         box = (max(left, 0.0), max(top, 0.0), min(right, width), min(bottom, height))
         if box[0] >= box[2] or box[1] >= box[3]:
             raise UserError(
-                f"a region lies outside {self.source.path}; give the slide it was drawn on, or try --no-bounds"
+                f"a region is outside {self.source.path}; give the slide it was drawn on, or try --no-bounds"
             )
         for place in self._grid(box):
             inside = self._mask(area, place).mean()

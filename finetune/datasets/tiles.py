@@ -1,4 +1,4 @@
-"""Images and their listed cells -> tiles, the same for every data set whose images are read as they are."""
+"""Tiles from images and their listed cells, for layouts whose images are read unchanged."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,18 +21,18 @@ def read_tiles(
     description: Description,
     known_slides: Mapping[str, str] | None = None,
 ) -> list[Tile]:
-    """One tile for each image.
+    """Make one tile of each image.
 
     Args:
         folder: The data folder.
-        pairs: Images, each with what `list_cells` takes.
-        list_cells: The cells of one annotation.
+        pairs: Images, each with its annotation.
+        list_cells: Lists the cells of an annotation.
         values: Class name -> its value in the files; the order gives the labels.
-        description: Its `slides` go before everything else.
-        known_slides: Image stem -> slide, where the data set says it; else an image is its own slide.
+        description: Its `slides` override all else.
+        known_slides: Image stem -> slide, if the data set states it; else an image is its own slide.
 
     Raises:
-        UserError: an image cannot be decoded; a bad row.
+        UserError: an image cannot be decoded, or a row is malformed.
     """
     offset, slides = ORIGIN_OFFSETS[description.origin], known_slides or {}
     return [

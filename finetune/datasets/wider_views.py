@@ -1,7 +1,7 @@
 """Wider views of annotated images, for several fields of view (the paper's mFoV).
 
-Beside NAME.png lie NAME.fov2.png, NAME.fov4.png, ...: as many px, which show 2, 4, ... times the width and
-height around the same centre. Cells are annotated in NAME.png alone.
+NAME.fov2.png, NAME.fov4.png, ... beside NAME.png have as many px and show 2, 4, ... times the width and height
+around the same centre. Cells are annotated in NAME.png only.
 """
 
 import re
@@ -15,10 +15,10 @@ VIEW = re.compile(r"(?P<image>.+)\.fov(?P<factor>\d+)")
 
 
 def annotated_alone(images: Mapping[str, Path]) -> dict[str, Path]:
-    """The images, by stem, that are not wider views of others.
+    """Return the images, by stem, that are not wider views of others.
 
     Raises:
-        UserError: a wider view of no image, or one whose factor is no power of two.
+        UserError: a wider view has no image, or its factor is not a power of two.
     """
     alone = {stem: path for stem, path in images.items() if not VIEW.fullmatch(stem)}
     for stem in sorted(images.keys() - alone.keys()):
@@ -27,7 +27,7 @@ def annotated_alone(images: Mapping[str, Path]) -> dict[str, Path]:
 
 
 def wider_views(image: Path) -> tuple[Path, ...]:
-    """The wider views beside an annotated image, widest first."""
+    """List the wider views beside an annotated image, widest first."""
     views: list[Path] = []
     while view := view_beside(image, 2 ** (len(views) + 1)):
         views.insert(0, view)
@@ -35,17 +35,17 @@ def wider_views(image: Path) -> tuple[Path, ...]:
 
 
 def view_beside(image: Path, factor: int) -> Path | None:
-    """The view that covers `factor` times the width, in whatever format; None if there is none."""
+    """Find the view that shows `factor` times the width, in any image format; None if it is missing."""
     suffixes = (image.suffix, *IMAGE_SUFFIXES, *map(str.upper, IMAGE_SUFFIXES))
     paths = (image.with_name(f"{image.stem}.fov{factor}{suffix}") for suffix in suffixes)
     return next((path for path in paths if path.exists()), None)
 
 
 def require_views(tiles: Sequence[Tile], count: int) -> None:
-    """Make sure that every tile has `count` fields of view of one size, its own among them.
+    """Require `count` fields of view of one size for every tile, its own included.
 
     Raises:
-        UserError: names a view that is missing, damaged or of another size.
+        UserError: a view is missing, damaged or of another size.
     """
     if count == 1:
         return
@@ -68,7 +68,7 @@ def _check(view: Path, images: Mapping[str, Path]) -> None:
     assert parts is not None
     factor = int(parts["factor"])
     if factor < 2 or factor & (factor - 1):
-        raise UserError(f"{view} is no wider view: the number after .fov must be 2, 4, 8, ...; rename it")
+        raise UserError(f"{view} is not a wider view: the number after .fov must be 2, 4, 8, ...; rename it")
     if parts["image"] not in images:
         raise UserError(f"{view} is a wider view of no image: {parts['image']} is not beside it; remove it")
 

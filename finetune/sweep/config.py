@@ -225,7 +225,7 @@ def weights_of(config: SweepConfig) -> dict[str, str]:
 
 def layout_of(config: SweepConfig) -> str:
     """The name of the data's layout in `finetune.datasets.READERS`."""
-    return next(name for name, reader in READERS.items() if reader.recognises(config.recipe.source.data))
+    return next(name for name, reader in READERS.items() if reader.matches(config.recipe.source.data))
 
 
 def words_of(recipe: Recipe) -> list[str]:

@@ -33,7 +33,7 @@ def place_cells(
         offset: Added to the coordinates in the file.
 
     Raises:
-        UserError: names the row that cannot be used, and why.
+        UserError: a row is malformed, outside its image, or of an unknown class.
     """
     label_of = {value: label for label, value in enumerate(values.values())}
     placed = [(*_point(cell, size, offset), _label(cell, label_of, values)) for cell in cells]
@@ -66,7 +66,7 @@ def _point(cell: ListedCell, size: tuple[int, int], offset: float) -> tuple[floa
         raise UserError(f"{cell.where}: x={cell.x!r}, y={cell.y!r} are not two numbers") from None
     if not (0 <= x <= size[0] and 0 <= y <= size[1]):
         point = f"({x - offset:g}, {y - offset:g})"
-        raise UserError(f"{cell.where}: the point {point} lies outside its image of {size[0]}x{size[1]} px")
+        raise UserError(f"{cell.where}: the point {point} is outside its image of {size[0]}x{size[1]} px")
     return x, y
 
 

@@ -12,22 +12,22 @@ import numpy as np
 from finetune.datasets.annotations.cells import ListedCell
 from finetune.datasets.dataset import AnnotatedData, Tile
 from finetune.datasets.description import Description, checked
-from finetune.datasets.pairing import by_stem, images_in, paired, refuse_other_folders
+from finetune.datasets.pairing import by_stem, images_in, paired, require_known_folders
 from finetune.datasets.splits import arrange
 from finetune.datasets.tiles import read_tiles
 from shared.errors import UserError
 
 LAYOUT = "BCData's {images,annotations}/{train,validation,test}"
 # A class's value is the name of its folder. 40x: 0.25 um/px.
-KNOWN = Description(mpp=0.25, classes={"positive": "positive", "negative": "negative"}, origin="pixel_index")
+DEFAULTS = Description(mpp=0.25, classes={"positive": "positive", "negative": "negative"}, origin="pixel_index")
 RADIUS = 10  # px (paper, Table 2)
 FOLDERS = {"train": "train", "val": "validation", "test": "test"}
 KINDS = ("positive", "negative")
 DATASET = "coordinates"
 
 
-def recognises(folder: Path) -> bool:
-    """Whether the folder holds BCData."""
+def matches(folder: Path) -> bool:
+    """Test if the folder holds BCData."""
     return any((folder / "annotations" / name / KINDS[0]).is_dir() for name in FOLDERS.values())
 
 
@@ -35,10 +35,10 @@ def load(folder: Path, description: Description) -> AnnotatedData:
     """Read every annotation, and every image once; a split whose folder is missing is left out.
 
     Raises:
-        UserError: an image or annotation alone; one that cannot be read; a bad row in it.
+        UserError: an image or annotation has no partner, or is malformed.
     """
     mpp = checked(folder, description)
-    refuse_other_folders(folder / "images", FOLDERS.values())
+    require_known_folders(folder / "images", FOLDERS.values())
     tiles = {
         name: _read_tiles(folder, inner, description)
         for name, inner in FOLDERS.items()
@@ -56,19 +56,19 @@ def _read_tiles(folder: Path, inner: str, description: Description) -> list[Tile
 
 
 def _annotations(folder: Path, images: dict[str, Path]) -> dict[Path, Path]:
-    """Image -> its cells of one kind."""
+    """Map images to their annotations of one kind."""
     return dict(paired(images, by_stem(sorted(folder.glob("[!.]*.h5"))), f"{folder}/{{stem}}.h5"))
 
 
 def _list_cells(paths: list[Path]) -> Iterator[ListedCell]:
-    """The cells of an image, first the positive ones, then the negative ones."""
+    """List the cells of an image, the positive ones first."""
     for kind, path in zip(KINDS, paths, strict=True):
         for number, (x, y) in enumerate(_coordinates(path).tolist(), 1):
             yield ListedCell(f"{path}, row {number}", x, y, kind)
 
 
 def _coordinates(path: Path) -> np.ndarray:
-    """Pixel indices (x, y) as (N, 2); an image without such cells has an empty array of any shape."""
+    """Read pixel indices (x, y) as (N, 2); without cells, files hold an empty array of any shape."""
     try:
         with h5py.File(path) as file:
             content = np.asarray(file[DATASET][()], np.float64) if file[DATASET].size else np.empty((0, 2))

@@ -23,8 +23,8 @@ from shared.errors import UserError
 
 LAYOUT = "CoNSeP's {Train,Test}/{Images,Labels}"
 MPP = 0.5  # of the tiles as read (paper: 20x)
-# The values that classes have in the files of points; Table 2's classes.
-KNOWN = Description(
+# Table 2's classes, with their values in files of points.
+DEFAULTS = Description(
     mpp=MPP,
     classes={"inflammatory": "1", "epithelial": "2", "stromal": "3"},
     origin="pixel_index",
@@ -39,8 +39,8 @@ REDUCTION = 2  # 40x -> 20x
 FOLDERS = {"train": "Train", "test": "Test"}
 
 
-def recognises(folder: Path) -> bool:
-    """Whether the folder holds CoNSeP: its numbered tiles, and, as points, no description that says otherwise."""
+def matches(folder: Path) -> bool:
+    """Test if the folder holds CoNSeP; as points, by the names of its tiles, if no dataset.json describes it."""
     names = ("train/images/train_1.png", "test/images/test_1.png", "train/points/train_1.csv")
     as_points = all((folder / name).exists() for name in names) and not (folder / NAME).exists()
     return as_points or bool(_published(folder))
@@ -50,7 +50,7 @@ def load(folder: Path, description: Description) -> AnnotatedData:
     """Read every annotation, and every image once; a split whose folder is missing is left out.
 
     Raises:
-        UserError: an image or annotation alone; one that cannot be read; a bad row in it.
+        UserError: an image or annotation has no partner, or is malformed.
     """
     roots = _published(folder)
     if not roots:
@@ -66,7 +66,7 @@ def load(folder: Path, description: Description) -> AnnotatedData:
 
 
 def _published(folder: Path) -> dict[str, Path]:
-    """The folders of the published form, by split."""
+    """Find the folders of the published form, by split."""
     roots = {name: folder / capital for name, capital in FOLDERS.items()}
     return {
         name: root for name, root in roots.items() if (root / "Images").is_dir() and (root / "Labels").is_dir()
@@ -93,7 +93,7 @@ def _tile(folder: Path, image: Path, label: Path, size: tuple[int, int], descrip
 
 
 def _list_cells(path: Path) -> Iterator[ListedCell]:
-    """The nuclei of a label file: centroids (x, y) in px of the 40x tile, counted from pixel centres."""
+    """List the nuclei of a label file: centroids (x, y), pixel indices of the 40x tile."""
     fields = _fields(path)
     types_N, centroids_N2 = fields["inst_type"].ravel(), fields["inst_centroid"].reshape(-1, 2)
     if len(types_N) != len(centroids_N2):
@@ -105,7 +105,7 @@ def _list_cells(path: Path) -> Iterator[ListedCell]:
 
 
 def _fields(path: Path) -> Mapping[str, np.ndarray]:
-    """The two arrays that are needed, as numbers."""
+    """Read the types and centroids of nuclei as numbers."""
     names = ("inst_type", "inst_centroid")
     try:
         content = scipy.io.loadmat(path, variable_names=names)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from finetune.datasets.annotations.cells import ListedCell
 from finetune.datasets.dataset import SPLITS, AnnotatedData, OfficialRule, Tile
 from finetune.datasets.description import Description, checked
-from finetune.datasets.pairing import by_stem, images_in, paired, refuse_other_folders
+from finetune.datasets.pairing import by_stem, images_in, paired, require_known_folders
 from finetune.datasets.splits import arrange
 from finetune.datasets.tiles import read_tiles
 from shared.annotations.bounded_files import read_json, read_rows
@@ -25,7 +25,7 @@ SIDE = 1024  # px of an image; submitted coordinates are 0..1023
 Entry = TypeVar("Entry")
 LAYOUT = "OCELOT's {images,annotations}/{train,val,test}/cell with metadata.json"
 # Values of the classes in the CSV files (metadata.json, label_info).
-KNOWN = Description(classes={"background cell": "1", "tumour cell": "2"}, origin="pixel_index")
+DEFAULTS = Description(classes={"background cell": "1", "tumour cell": "2"}, origin="pixel_index")
 METADATA = "metadata.json"
 RADIUS = 15  # px, about 3 um (the official evaluation; the paper prints 9 px)
 # All cell patches of v1.0.1 have 0.194 um/px to three digits; another resolution is another data set.
@@ -34,7 +34,7 @@ MPP_TOLERANCE = 0.02
 
 @dataclass(frozen=True)
 class Patch:
-    """What `metadata.json` says of a cell patch. Its place in the slide stands there too."""
+    """Slide and resolution of a cell patch, from `metadata.json`."""
 
     slide: str
     mpp: float
@@ -49,8 +49,8 @@ class Patch:
         return cls(str(pair["slide_name"]), mpp_x)
 
 
-def recognises(folder: Path) -> bool:
-    """Whether the folder holds OCELOT."""
+def matches(folder: Path) -> bool:
+    """Test if the folder holds OCELOT."""
     return any((folder / "annotations" / name / "cell").is_dir() for name in SPLITS)
 
 
@@ -58,10 +58,10 @@ def load(folder: Path, description: Description) -> AnnotatedData:
     """Read the metadata, every annotation, and every image once.
 
     Raises:
-        UserError: the metadata is missing, damaged or lacks a patch; an image or annotation alone; one that
-            cannot be read; a bad row in it; patches of different resolutions.
+        UserError: the metadata is missing, damaged or lacks a patch; an image or annotation has no partner or is
+            malformed; patches have different resolutions.
     """
-    refuse_other_folders(folder / "images", SPLITS)
+    require_known_folders(folder / "images", SPLITS)
     pairs = {name: _pairs(folder, name) for name in SPLITS if (folder / "annotations" / name / "cell").is_dir()}
     patches = _patches(folder / METADATA, [image.stem for each in pairs.values() for image, _ in each])
     mpp = checked(folder, description) if description.mpp is not None else _common_mpp(folder, patches)
@@ -76,8 +76,8 @@ def load(folder: Path, description: Description) -> AnnotatedData:
 
 
 def _official(classes: Mapping[str, str], tiles: Iterable[Tile]) -> OfficialRule:
-    """The challenge's score, where its two classes can be told (whatever their names) and its px are ours."""
-    values, official = list(classes.values()), list(KNOWN.classes.values())
+    """Return the challenge's score; it needs the two classes, by any names, and images of its size."""
+    values, official = list(classes.values()), list(DEFAULTS.classes.values())
     if sorted(values) != sorted(official):
         return OfficialRule(
             "OCELOT", absent=f"it is of the classes {' and '.join(official)}, not of {', '.join(values)}"
@@ -99,16 +99,16 @@ def _pairs(folder: Path, split: str) -> list[tuple[Path, Path]]:
 
 
 def _patches(path: Path, stems: list[str]) -> dict[str, Patch]:
-    """The metadata of every patch that is read."""
+    """Read the metadata of the patches."""
     known = sample_pairs(path)
     return {stem: of_sample(Patch.from_metadata, path, known, stem) for stem in stems}
 
 
 def sample_pairs(path: Path) -> Mapping[str, Any]:
-    """What `metadata.json` says of every sample, by its name.
+    """Read the entries of `metadata.json` by the name of the sample.
 
     Raises:
-        UserError: the file is missing, or is something else.
+        UserError: the file is missing, or not the metadata of OCELOT.
     """
     try:
         known = read_json(path)["sample_pairs"]
@@ -120,10 +120,10 @@ def sample_pairs(path: Path) -> Mapping[str, Any]:
 
 
 def of_sample(read: Callable[[Any], Entry], path: Path, known: Mapping[str, Any], stem: str) -> Entry:
-    """What `read` makes of a sample of the metadata in `path`.
+    """Parse a sample of the metadata in `path` by `read`.
 
     Raises:
-        UserError: the sample is not there, or not whole; names both.
+        UserError: the sample is missing or malformed.
     """
     try:
         return read(known[stem])

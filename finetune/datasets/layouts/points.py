@@ -1,4 +1,4 @@
-"""The plain layout: `{train,val,test}/{images,points}` or a flat `{images,points}`, one annotation an image."""
+"""Plain layout: `{train,val,test}/{images,points}` or a flat `{images,points}`, one annotation an image."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -14,9 +14,9 @@ from finetune.datasets.tiles import read_tiles
 from shared.annotations.features import is_ignored
 from shared.errors import UserError
 
-KNOWN = Description()
+DEFAULTS = Description()
 LAYOUT = "{train,val,test}/{images,points} or a flat {images,points} with one .csv, .json or .geojson an image"
-# How the cells of an annotation are listed, by its suffix in lower case.
+# Readers of annotations, by suffix in lower case.
 LISTERS: Mapping[str, Callable[[Path], Iterator[ListedCell]]] = {
     ".csv": csv_file.list_cells,
     ".json": json_file.list_cells,
@@ -24,8 +24,8 @@ LISTERS: Mapping[str, Callable[[Path], Iterator[ListedCell]]] = {
 }
 
 
-def recognises(folder: Path) -> bool:
-    """Whether the folder has this layout."""
+def matches(folder: Path) -> bool:
+    """Test if the folder has this layout."""
     return any((root / "images").is_dir() and (root / "points").is_dir() for root in _roots(folder).values())
 
 
@@ -33,12 +33,12 @@ def load(folder: Path, description: Description) -> AnnotatedData:
     """Read every annotation, and every image once.
 
     Raises:
-        UserError: no resolution; a folder, image or annotation that belongs to nothing; a slide in two
-            splits; a bad row; an image that cannot be decoded.
+        UserError: the resolution is missing; a folder, image or annotation has no partner; a slide is in two
+            splits; a row is malformed; an image cannot be decoded.
     """
     mpp = checked(folder, description)
     roots = {name: root for name, root in _roots(folder).items() if (root / "images").is_dir()}
-    _refuse_other_folders(folder, roots)
+    _require_known_folders(folder, roots)
     listed = {
         name: [(image, list(_list_cells(path))) for image, path in _pairs(root)] for name, root in roots.items()
     }
@@ -54,13 +54,13 @@ def load(folder: Path, description: Description) -> AnnotatedData:
 
 
 def _roots(folder: Path) -> dict[str, Path]:
-    """Folders that hold images and points: one per split, or the data folder itself under ''."""
+    """Find the folders of images and points: one per split, or the data folder itself under ''."""
     split = {name: folder / name for name in SPLITS if (folder / name).is_dir()}
     return split or {"": folder}
 
 
-def _refuse_other_folders(folder: Path, roots: Mapping[str, Path]) -> None:
-    """Images beside the folders that are read would be left out without a word."""
+def _require_known_folders(folder: Path, roots: Mapping[str, Path]) -> None:
+    """Refuse images beside the folders that are read: they would be left out silently."""
     beside = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
     for path in beside:
         if path not in roots.values() and (path / "images").is_dir():
@@ -71,7 +71,7 @@ def _refuse_other_folders(folder: Path, roots: Mapping[str, Path]) -> None:
 
 
 def _pairs(root: Path) -> list[tuple[Path, Path]]:
-    """Images with their annotations."""
+    """Pair images with their annotations."""
     annotations = by_stem(
         path for path in sorted((root / "points").glob("[!.]*")) if path.suffix.lower() in LISTERS
     )

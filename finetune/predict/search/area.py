@@ -1,4 +1,4 @@
-"""Where cells are looked for, and how large that is: tissue, drawn regions, or everywhere. Px of level 0."""
+"""Search areas and their size: tissue, annotated regions, or the whole image. Coordinates are px of level 0."""
 
 import math
 from collections.abc import Sequence
@@ -15,20 +15,20 @@ from shared.wsi.tissue import find_tissue
 
 
 class Area(Protocol):
-    """A part of an image."""
+    """Part of an image in which cells are searched."""
 
     kind: str
     mm2: float
 
     def touches(self, left: float, top: float, right: float, bottom: float) -> bool:
-        """Whether a box may hold some of it."""
+        """Test if a box may overlap it."""
 
     def contains(self, points_N2: np.ndarray) -> np.ndarray:
-        """Which points lie in it."""
+        """Test which points are inside: (N,) of points (N, 2)."""
 
 
 class Everywhere:
-    """The whole image."""
+    """Area of the whole image."""
 
     kind = "everywhere"
 
@@ -45,7 +45,7 @@ class Everywhere:
 
 
 class TissueArea:
-    """What is not glass, with a rim of one px of the mask (8 um), since cells lie on the border, too."""
+    """Tissue, dilated by one px of its mask (8 um), so that cells on its border are inside."""
 
     kind = "tissue"
 
@@ -53,11 +53,11 @@ class TissueArea:
         """Find the tissue.
 
         Raises:
-            SlideError: the slide cannot be read, or shows none.
+            SlideError: the slide cannot be read, or shows no tissue.
         """
         tissue = find_tissue(slide)
         if not tissue.mask.any():
-            raise SlideError(f"{slide.path} shows no tissue; look for cells on all of it with --everywhere")
+            raise SlideError(f"{slide.path} shows no tissue; search all of it with --everywhere")
         self.mask = ndimage.binary_dilation(tissue.mask)
         self.px = tissue.mpp / slide.mpp
         self.mm2 = float(self.mask.sum()) * tissue.mpp**2 * 1e-6
@@ -94,7 +94,7 @@ class Regions:
         drawn = [polygon for polygon in polygons if polygon.area]
         if not drawn or shapely.disjoint(drawn, image).any():
             raise SlideError(
-                f"a region lies outside {source.path} ({source.size[0]}x{source.size[1]} px), or there is none; "
+                f"a region is outside {source.path} ({source.size[0]}x{source.size[1]} px), or there is none; "
                 "give the regions of this slide"
             )
         clipped = [areas_of(each) for each in shapely.intersection(subtract(merge(drawn), ignored), image)]
@@ -110,5 +110,5 @@ class Regions:
         return self._index.contains(points_N2)
 
     def mask(self, corner: tuple[float, float], px: float, height: int, width: int) -> np.ndarray:
-        """Test which px of a picture, each `px` px of level 0 wide, from `corner` on, have their centre inside."""
+        """Rasterise from `corner` on, in pixels of `px` px of level 0: True if the centre is inside."""
         return self._index.mask(np.array(corner), px, height, width)

@@ -321,7 +321,7 @@ def test_wrong_input_ends_in_one_sentence(slide: Path, tmp_path: Path) -> None:
         ("case-1.geojson", '{"a": 1}', {}, "case-1.geojson is JSON, but not GeoJSON"),
         ("case-1.geojson", [feature(point(300, 300))], {}, r"case-1\.geojson has a class"),
         ("case-1.geojson", [feature(point(9000, 300), "a")], {}, r"has a cell at \(9000, 300\), outside"),
-        ("case-1.geojson", [feature(rectangle(9000, 0, 9100, 100)), *good], {}, "a region lies outside"),
+        ("case-1.geojson", [feature(rectangle(9000, 0, 9100, 100)), *good], {}, "a region is outside"),
         ("case-1.geojson", [feature({"type": "Point", "coordinates": ["x"]}, "a")], {}, "feature 1: .* malformed"),
         ("case-1.geojson", [feature(rectangle(0, 0, 99, 99))], {}, "has no cells .*--outlines cells.*--classes"),
         ("case-1.geojson", good, {"classes": ("b",)}, "has cells of class 'a'; name it in --classes as well"),

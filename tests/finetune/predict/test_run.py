@@ -471,7 +471,7 @@ def test_detections_and_ignored_areas_are_no_regions(
     [
         ("regions", None, "is not JSON"),
         ("regions", [], "has no regions; draw and export polygons, or leave --regions out"),
-        ("regions", [("Polygon", [[[9000, 0], [9100, 0], [9100, 99]]])], "a region lies outside"),
+        ("regions", [("Polygon", [[[9000, 0], [9100, 0], [9100, 99]]])], "a region is outside"),
         ("annotations", [("Point", [1, 2])], "has cells of class 'zebra', but the detector knows red, blue"),
     ],
 )

@@ -115,9 +115,9 @@ def test_other_classes_order_and_splits_can_be_asked_for(published: Path) -> Non
         (
             [2],
             [(1000, 1)],
-            r"train_1\.mat, row 1 of inst_centroid: the point \(1000, 1\) lies outside .*1000x1000",
+            r"train_1\.mat, row 1 of inst_centroid: the point \(1000, 1\) is outside .*1000x1000",
         ),
-        ([2], [(np.nan, 1)], r"row 1 of inst_centroid: the point \(nan, 1\) lies outside"),
+        ([2], [(np.nan, 1)], r"row 1 of inst_centroid: the point \(nan, 1\) is outside"),
     ],
 )
 def test_a_bad_row_is_named(published: Path, types: list, centroids: list, sentence: str) -> None:

@@ -51,7 +51,7 @@ def test_area_of_regions_counts_what_they_share_once() -> None:
     assert both.mm2 == pytest.approx(240_000 * um2 * 1e-6)
     # Half of it lies beyond the slide.
     assert Regions([shifted(square, -300, 0)], SOURCE).mm2 == pytest.approx(80_000 * um2 * 1e-6)
-    with pytest.raises(SlideError, match="a region lies outside"):
+    with pytest.raises(SlideError, match="a region is outside"):
         Regions([shifted(square, 5000, 0)], SOURCE)
 
 
