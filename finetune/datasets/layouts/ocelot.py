@@ -45,7 +45,7 @@ class Patch:
         cell = pair["cell"]
         mpp_x, mpp_y = float(cell["resized_mpp_x"]), float(cell["resized_mpp_y"])
         if not 0 < mpp_x < float("inf") or abs(mpp_y / mpp_x - 1) > MPP_TOLERANCE:
-            raise ValueError(f"{mpp_x:g} x {mpp_y:g} um/px is no resolution of square pixels")
+            raise ValueError(f"{mpp_x:g} x {mpp_y:g} um/px is not a resolution of square pixels")
         return cls(str(pair["slide_name"]), mpp_x)
 
 

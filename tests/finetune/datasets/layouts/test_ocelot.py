@@ -101,7 +101,7 @@ def test_a_bad_row_is_named(ocelot: Path, rows: str, sentence: str) -> None:
             r"sample '001': 0\.25 um/px, while the others have 0\.194",
         ),
         ({"resized_mpp_x": 0.25}, r"sample '001': 0\.25 x 0\.19446\d* um/px is not a resolution of square pixels"),
-        ({"resized_mpp_x": 0}, r"sample '001': 0 x .* is no resolution"),
+        ({"resized_mpp_x": 0}, r"sample '001': 0 x .* is not a resolution"),
         ({"resized_mpp_x": None}, r"metadata\.json, sample '001'"),
     ],
 )

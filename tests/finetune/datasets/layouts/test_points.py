@@ -107,10 +107,10 @@ def test_what_training_leaves_out_for_want_of_tiles_is_said(tmp_path: Path) -> N
     write(tmp_path / "train", ["a"])
     describe(tmp_path)
     (note,) = load_data(DataOptions(data=tmp_path)).notes()
-    assert "no val tiles and no test tiles: " in note and "nothing is scored" in note
+    assert "no val tiles and no test tiles: " in note and "no test score" in note
     write(tmp_path / "val", ["b"])
     (note,) = load_data(DataOptions(data=tmp_path)).notes()
-    assert "no test tiles: nothing is scored at its end; add" in note
+    assert "no test tiles: no test score" in note
     (tmp_path / "train").rename(tmp_path / "test")  # to be scored alone
     assert load_data(DataOptions(data=tmp_path)).notes() == []
 
@@ -160,7 +160,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="none of the supported layouts"):
         load_data(DataOptions(data=tmp_path))
     write(tmp_path / "train", ["a", "b"])
-    with pytest.raises(UserError, match=r"does not say its resolution.*--slide-mpp"):
+    with pytest.raises(UserError, match=r"does not state its resolution.*--slide-mpp"):
         load_data(DataOptions(data=tmp_path))
     describe(tmp_path)
     (tmp_path / "train/points/a.csv").unlink()
