@@ -39,7 +39,7 @@ def main() -> int:
     failed = sum(record.status == FAILED for record in records)
     if failed:
         again = "correct them and run the same command again"
-        print(f"{failed} of {len(records)} slides failed (reasons above); {again}", file=sys.stderr)
+        print(f"{failed} of {len(records)} slides failed (see above); {again}", file=sys.stderr)
     report_left_out(listing, config)
     return SOME_FAILED if failed or listing.unlisted else NOTHING_FAILED
 

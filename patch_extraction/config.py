@@ -95,7 +95,7 @@ class OutputOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """What to run, and on how many cores."""
+    """Parts of the harvest to run, and processes."""
 
     workers: int = 0
     """Worker processes, one slide each at a time; 0: one per core. Does not affect the result."""

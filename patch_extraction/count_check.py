@@ -1,9 +1,8 @@
-"""`python -m patch_extraction.count_check DIR...`: how well a cell counter counts, on annotated fields.
+"""`python -m patch_extraction.count_check DIR...`: accuracy of a cell counter on annotated fields.
 
-Fields are cut into squares of a patch's size in um, as the harvest judges them; they overlap where a field is no
-multiple of that, and cells in two of them count twice. Reported are the mean error of the counts (in cells), the
-F1 of single cells, precision and recall of "at least --min-cells", and the share of squares that hold so many.
-"""
+Fields are cut into squares of the size of a patch; squares overlap if a field is no multiple of that, and cells in
+two of them count twice. Reported are the mean error of the counts (in cells), the F1 of single cells, precision
+and recall of "at least --min-cells", and the fraction of squares with that many cells."""
 
 import csv
 import json
@@ -26,7 +25,7 @@ from shared.reporting.tables import table
 from shared.wsi.resolution import MPP_RANGE
 from shared.wsi.rgb import open_rgb
 
-MATCH_UM = 4.0  # a found cell counts as right within about the radius of a nucleus
+MATCH_UM = 4.0  # maximum distance of a match, about the radius of a nucleus
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 
 
@@ -35,25 +34,25 @@ class CountCheckConfig:
     """Compare a cell counter with annotated fields."""
 
     folders: tyro.conf.Positional[tuple[str, ...]]
-    """DIR or DIR=MPP: a folder with `images/` and `points/NAME.csv` (columns x, y); um/px of its images, where no
-    `dataset.json` there says it."""
+    """DIR or DIR=MPP: a folder with `images/` and `points/NAME.csv` (columns x, y), and um/px of its images unless
+    a `dataset.json` states it."""
     counter: str = "haematoxylin"
-    """Who counts: `haematoxylin`, `detector` or MODULE:FUNCTION, as for a harvest."""
+    """Cell counter, as for a harvest: `haematoxylin`, `detector`, `detector:FILE` or MODULE:FUNCTION."""
     detector: Path | None = None
-    """Let this detector count instead."""
+    """Same as `--counter detector:FILE`."""
     patch_um: float = 128.0
-    """Side of the squares: 512 px of 0.25 um."""
+    """Side of the squares in um (512 px of 0.25 um)."""
     min_cells: int = 30
-    """Cells that a square has to hold."""
+    """Minimum number of cells in a square."""
     pixel_index: bool = False
-    """The coordinates count pixels from 0, so that a cell's centre lies half a pixel further."""
+    """Coordinates are pixel indices: 0 is the centre of the first pixel, not its corner."""
     out: Path | None = None
-    """Write the table as CSV, too; rows of other counters that are there already stay."""
+    """Also write the table as CSV; rows of other counters in an existing file are kept."""
 
 
 @dataclass(frozen=True)
 class Quality:
-    """What a counter is worth on one set: a row of the table."""
+    """Accuracy of a counter on one set: a row of the table."""
 
     set: str
     counter: str
@@ -61,15 +60,15 @@ class Quality:
     squares: int
     cells: int
     f1: float  # of single cells, within 4 um
-    count_error: float  # mean of |found - true| a square
+    count_error: float  # mean of |found - true| per square
     precision: float  # of "at least --min-cells"
     recall: float
-    enough: float  # share of squares that truly hold so many
-    ms: float  # a square
+    enough: float  # fraction of squares with enough annotated cells
+    ms: float  # per square
 
 
 def main() -> None:
-    """Measure, print, and write what the configuration asks for."""
+    """Measure a counter, print the table and write it if requested."""
     config = tyro.cli(CountCheckConfig, prog="python -m patch_extraction.count_check", description=__doc__)
     check_range("patch-um", config.patch_um, 10, 10_000)
     check_range("min-cells", config.min_cells, 0, 10**6)
@@ -91,7 +90,7 @@ def main() -> None:
 def measure(
     name: str, squares: Sequence[tuple[np.ndarray, np.ndarray]], mpp: float, counter: CellCounter, min_cells: int
 ) -> Quality:
-    """Compare a counter with squares of (image, true points)."""
+    """Compare a counter with squares of (image, annotated points)."""
     found, hits = [], 0
     start = time.perf_counter()
     for image_HW3, _ in squares:
@@ -120,7 +119,7 @@ def measure(
 def annotated_squares(
     folder: Path, mpp: float, patch_um: float, offset: float = 0.0
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Squares of `patch_um` um that cover every annotated image, with the points (px, corner origin) inside each.
+    """Yield squares of `patch_um` um that cover every annotated image, with the points (px, corner origin) inside.
 
     Raises:
         UserError: there are no images, or one has no points or cannot be read.
@@ -150,7 +149,8 @@ def _points(path: Path) -> np.ndarray:
 
 
 def _place(word: str) -> tuple[Path, float]:
-    """A folder and the um/px of its images: `DIR=MPP`, or from the `dataset.json` there or one folder up."""
+    """Return a folder and the um/px of its images: `DIR=MPP`, or from the `dataset.json` there or one folder
+    up."""
     name, _, number = word.rpartition("=")
     folder = Path(name or word)
     mpp: Any = number if name else next(filter(None, map(_described_mpp, (folder, folder.parent))), None)
@@ -162,7 +162,7 @@ def _place(word: str) -> tuple[Path, float]:
         raise UserError(f"there is no folder {folder}; check the path")
     if not MPP_RANGE[0] <= value <= MPP_RANGE[1]:
         least, most = MPP_RANGE
-        known = "not known" if mpp is None else f"said to be {mpp}"
+        known = "not known" if mpp is None else f"given as {mpp}"
         raise UserError(f"the um/px of {folder} are {known}; give a number from {least} to {most} as {folder}=0.5")
     return folder, value
 
@@ -175,12 +175,12 @@ def _described_mpp(folder: Path) -> Any:
 
 
 def _name(folder: Path) -> str:
-    """A set's name: its last two folders, as in `CoNSeP/test`."""
+    """Name a set by its last two folders, as in `CoNSeP/test`."""
     return "/".join(folder.resolve().parts[-2:])
 
 
 def _matches(found_N2: np.ndarray, true_M2: np.ndarray, radius: float) -> int:
-    """Most pairs of a found and a true cell, one to one, that lie within the radius."""
+    """Return the maximum number of one-to-one pairs of found and annotated cells within the radius."""
     if not len(found_N2) or not len(true_M2):
         return 0
     distance_NM = np.hypot(*(found_N2[:, None] - true_M2[None]).transpose(2, 0, 1))
@@ -189,7 +189,7 @@ def _matches(found_N2: np.ndarray, true_M2: np.ndarray, radius: float) -> int:
 
 
 def _ratio(part: float, whole: float) -> float:
-    """Rounded; not a number where there is nothing to divide by."""
+    """Divide and round; NaN if `whole` is 0."""
     return round(float(part / whole), 4) if whole else float("nan")
 
 
@@ -198,7 +198,7 @@ def _values(row: Quality) -> list[Any]:
 
 
 def _merge(path: Path, rows: Sequence[Quality]) -> None:
-    """Write the rows into a CSV, in the place of those of the same set and counter."""
+    """Write rows into a CSV, replacing those of the same set and counter."""
     header = [field.name for field in fields(Quality)]
     lines: dict[tuple[str, str], list[Any]] = {}
     if path.exists():

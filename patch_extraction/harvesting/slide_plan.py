@@ -1,4 +1,4 @@
-"""How the patches of an open slide are read and counted, and statistics of doing so."""
+"""Plan of an open slide: reading, screening and describing its patches; statistics of its harvest."""
 
 from dataclasses import dataclass, field
 

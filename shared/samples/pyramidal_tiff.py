@@ -1,7 +1,7 @@
-"""Writing pyramidal TIFFs of JPEG tiles: what slide scanners write and OpenSlide reads.
+"""Writer of pyramidal TIFFs of JPEG tiles, like those of slide scanners.
 
-Written here because tifffile writes JPEG tiles only beside a 30 MB package of codecs, even where the tiles
-are encoded already. Classic little-endian TIFF (TIFF 6.0), below 4 GB.
+tifffile writes JPEG tiles only with a 30 MB package of codecs, even if they are encoded already. Classic
+little-endian TIFF (TIFF 6.0), below 4 GB.
 """
 
 import struct
@@ -29,10 +29,10 @@ class TiffLevel:
 def write_pyramid(
     path: Path, levels: Iterable[TiffLevel], description: str = "", pixels_per_centimetre: float | None = None
 ) -> None:
-    """Write the levels, finest first; the TIFF states a resolution only if one is given (of level 0)."""
+    """Write the levels, finest first; a resolution (of level 0) is stated if given."""
     with path.open("wb") as file:
         file.write(b"II*\0" + bytes(4))
-        link = 4  # where the offset of the next directory belongs
+        link = 4  # position of the offset of the next directory
         for index, level in enumerate(levels):
             offsets, sizes = zip(*_append(file, level.streams), strict=True)
             entries = _entries(level, offsets, sizes, description, reduced=index > 0)
@@ -42,7 +42,7 @@ def write_pyramid(
 
 
 def _append(file: BinaryIO, streams: Iterable[bytes]) -> Iterator[tuple[int, int]]:
-    """Write the streams one after the other; yields offset and size of each."""
+    """Write the streams one after the other; yield offset and size of each."""
     for stream in streams:
         yield file.tell(), len(stream)
         file.write(stream)
@@ -53,7 +53,7 @@ def _entries(
 ) -> list[Entry]:
     text = description.encode("ascii") + b"\0"
     entries = [
-        _entry(254, LONG, int(reduced)),  # NewSubfileType: 1 marks a reduced copy of level 0
+        _entry(254, LONG, int(reduced)),  # NewSubfileType: 1 is a reduced copy of level 0
         _entry(256, LONG, level.width),
         _entry(257, LONG, level.height),
         _entry(258, SHORT, 8, 8, 8),  # BitsPerSample
@@ -80,7 +80,7 @@ def _entry(tag: int, kind: int, *values: int) -> Entry:
 
 
 def _write_directory(file: BinaryIO, entries: list[Entry], link: int) -> int:
-    """Append a directory, point `link` at it; returns where the next one's offset belongs."""
+    """Append a directory and write its offset at `link`; return the position of the next one's offset."""
     fields = []
     for tag, kind, count, value in entries:
         if len(value) > 4:  # too long for the entry itself: stored before the directory

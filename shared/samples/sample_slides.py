@@ -23,9 +23,9 @@ from shared.samples.pyramidal_tiff import TiffLevel, write_pyramid
 from shared.samples.specimen import Specimen, Stain, section
 
 TILE = 256
-LEVEL_FACTOR = 4  # between levels, as Aperio's files have it
+LEVEL_FACTOR = 4  # between levels, as in Aperio's files
 CLASSES = [{"name": "negative", "value": 1}, {"name": "positive", "value": 2}]
-# Folder, file name, um/px, shape of the tissue: resolutions as 40x scanners really have them.
+# Folder, file name, um/px, shape of the tissue; resolutions of real 40x scanners.
 SLIDES = (
     ("Ki-67", "sample-a.tif", 0.2500, "blob"),
     ("Ki-67", "sample-b.svs", 0.2630, "biopsy"),
@@ -35,16 +35,16 @@ SLIDES = (
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """What `python -m shared.samples.sample_slides` writes."""
+    """Write sample slides and annotated tiles with known cells."""
 
     out: tyro.conf.Positional[Path]
     """Folder to write into."""
     seed: int = 0
-    """Decides every pixel."""
+    """Random seed of all pixels."""
     side: int = 4096
     """Width and height of a slide in px of level 0."""
     tiles: tuple[int, int, int] = (24, 6, 8)
-    """Annotated tiles to train on, to validate and to test with."""
+    """Numbers of annotated tiles for training, validation and test."""
 
 
 def write_slide(
@@ -59,12 +59,13 @@ def write_slide(
     """Store a specimen as a pyramidal tiled JPEG TIFF, atomically.
 
     Args:
-        path: The file; OpenSlide tells formats by content, so any ending does.
-        specimen: What lies on the glass.
+        path: The file; OpenSlide recognises formats by content, whatever the ending.
+        specimen: The tissue.
         mpp: um/px of level 0.
-        aperio: Describe the file as an Aperio scanner does (`AppMag`, `MPP`), instead of by TIFF tags.
-        resolution: Whether the file says how large its pixels are.
-        quality: Of the JPEG tiles.
+        aperio: State magnification and resolution like an Aperio scanner (`AppMag`, `MPP`) instead of in TIFF
+            tags.
+        resolution: Whether the file states its resolution.
+        quality: JPEG quality of the tiles.
     """
     images = _pyramid(Image.fromarray(specimen.render(mpp)))
     levels = [jpeg_level(image, quality) for image in images]
@@ -73,7 +74,7 @@ def write_slide(
         write_pyramid(temporary, levels, description, 1e4 / mpp if resolution and not aperio else None)
 
 
-TILE_UM = (48, 150)  # sides of tiles that hold 15-60 cells
+TILE_UM = (48, 150)  # range of sides of tiles that can hold 15-60 cells
 
 
 def write_tiles(
@@ -91,7 +92,7 @@ def write_tiles(
     its key in `dataset.json`.
 
     Raises:
-        ValueError: hardly any tile of that size has so many cells.
+        ValueError: tiles of that size hardly ever have so many cells.
     """
     if not TILE_UM[0] <= side * mpp <= TILE_UM[1]:
         raise ValueError(f"a tile of {side * mpp:g} um is not from {TILE_UM[0]} to {TILE_UM[1]} um wide")
@@ -130,10 +131,10 @@ def write_cells(path: Path, specimen: Specimen, mpp: float) -> None:
 
 
 def check(config: SampleConfig) -> None:
-    """Refuse numbers that make no sense.
+    """Check the ranges of options.
 
     Raises:
-        UserError: names the option and what it takes.
+        UserError: an option is out of range.
     """
     check_range("seed", config.seed, 0, 2**32 - 1)
     check_range("side", config.side, TILE, 2**15)
@@ -142,7 +143,7 @@ def check(config: SampleConfig) -> None:
 
 
 def main() -> None:
-    """Write the sample that the configuration describes."""
+    """Write the sample slides and tiles."""
     config = tyro.cli(SampleConfig, prog="python -m shared.samples.sample_slides", description=__doc__)
     check(config)
     make_folder(config.out, "OUT")
@@ -157,7 +158,7 @@ def main() -> None:
 
 
 def _pyramid(image: Image.Image) -> list[Image.Image]:
-    """The image and its reductions, down to the one that fits into a tile."""
+    """Return the image and its reductions, down to one that fits into a tile."""
     levels = [image]
     while max(levels[-1].size) > TILE:
         levels.append(levels[-1].reduce(LEVEL_FACTOR))
@@ -165,12 +166,12 @@ def _pyramid(image: Image.Image) -> list[Image.Image]:
 
 
 def jpeg_level(image: Image.Image, quality: int) -> TiffLevel:
-    """A level of a slide, its chroma halved as scanners do it; what lies beyond the picture is black."""
+    """Return a level of a slide with 4:2:0 chroma, like scanners; tiles are padded with black."""
     return TiffLevel(*image.size, TILE, _jpeg_tiles(image, quality))
 
 
 def _jpeg_tiles(level: Image.Image, quality: int) -> Iterator[bytes]:
-    """The level's tiles from left to right and top to bottom, each a whole JPEG stream."""
+    """Yield the tiles of a level row by row, each a whole JPEG stream."""
     for top in range(0, level.height, TILE):
         for left in range(0, level.width, TILE):
             stream = io.BytesIO()
@@ -185,7 +186,7 @@ def _aperio_description(width: int, height: int, mpp: float | None) -> str:
 
 
 def _tile_specimen(key: tuple[int, ...], side_um: float, stain: Stain) -> Specimen:
-    """The first random specimen of these that holds 15-60 cells."""
+    """Return the first random specimen with 15-60 cells."""
     seeds = np.random.default_rng(key)
     while True:
         specimen = section(int(seeds.integers(2**32)), side_um, side_um, stain)

@@ -1,9 +1,9 @@
 """Procedural immunohistochemistry: a specimen with known cells, rendered at any resolution.
 
-A specimen is described in micrometres and rendered by Beer-Lambert's law, so the same tissue can be stored at
-two resolutions and its optical density adds up as in a real section. It is a test object, not a simulator:
-blue (negative) and brown (positive) nuclei of varied size, shape and darkness on a fibrous background, some
-touching, some out of focus, beside specks of debris that are no cells.
+A specimen is described in micrometres and rendered by Beer-Lambert's law, so that the same tissue can be stored at
+two resolutions and optical densities add up as in a real section. It is a test object, not a simulator: blue
+(negative) and brown (positive) nuclei of varied size, shape and darkness on a fibrous background, some touching,
+some out of focus, beside specks of debris that are not cells.
 """
 
 from dataclasses import dataclass
@@ -16,34 +16,34 @@ from scipy.spatial import KDTree
 from shared.wsi.stains import DAB, EOSIN, HAEMATOXYLIN
 
 NEGATIVE, POSITIVE = 1, 2
-MARGIN_UM = 16.0  # tissue described beyond the specimen's edge, so that cells there are cut, not missing
-STRIP_ROWS = 512  # rendered at a time: bounds the memory
-LEAST_DISTANCE_UM = 5.0  # between centres: nuclei may overlap a little, points stay apart
+MARGIN_UM = 16.0  # of tissue beyond the edge, so that cells there are cut, not missing
+STRIP_ROWS = 512  # rendered at a time, to bound the memory
+MIN_DISTANCE_UM = 5.0  # of centres: nuclei may overlap slightly
 
 
 @dataclass(frozen=True)
 class Field:
-    """Smooth values over a specimen and its margin: knots every `spacing` um, cubic in between."""
+    """Smooth values over a specimen and its margin: knots every `spacing` um, cubic interpolation."""
 
     values: np.ndarray
     spacing: float
 
     def sample(self, x_um: float, y_um: float, width: int, height: int, mpp: float) -> np.ndarray:
-        """Values at `width` x `height` pixels of `mpp` um whose outer corner lies at (`x_um`, `y_um`)."""
+        """Return values at `width` x `height` pixels of `mpp` um with the outer corner at (`x_um`, `y_um`)."""
         left, top = (x_um + MARGIN_UM) / self.spacing, (y_um + MARGIN_UM) / self.spacing
         box = (left, top, left + width * mpp / self.spacing, top + height * mpp / self.spacing)
         knots = Image.fromarray(self.values)
         return np.asarray(knots.resize((width, height), Image.Resampling.BICUBIC, box=box))
 
     def at(self, points_N2: np.ndarray) -> np.ndarray:
-        """Values of the knots nearest to points in um."""
+        """Return the values of the knots nearest to points in um."""
         columns, rows = ((points_N2 + MARGIN_UM) / self.spacing).astype(int).T
         return self.values[rows, columns]
 
 
 @dataclass(frozen=True)
 class Stain:
-    """How dark one slide came out of the laboratory (optical densities) and how grey its glass is."""
+    """Staining of one slide: optical densities, and the colour of its glass."""
 
     haematoxylin: float
     dab: float
@@ -54,7 +54,7 @@ class Stain:
 
     @classmethod
     def random(cls, rng: np.random.Generator) -> "Stain":
-        """A stain as laboratories differ."""
+        """Draw a stain within the variation between laboratories."""
         grey, tint = rng.uniform(0.88, 0.96), rng.uniform(-0.012, 0.012)
         return cls(
             haematoxylin=rng.uniform(0.55, 0.85),
@@ -81,14 +81,14 @@ class Nuclei:
         return len(self.centres)
 
     def inside(self, width_um: float, height_um: float) -> np.ndarray:
-        """Which centres lie inside (0, 0)..(`width_um`, `height_um`), as a mask."""
+        """Return a mask of the centres inside (0, 0)..(`width_um`, `height_um`)."""
         inside_N2 = (self.centres >= 0) & (self.centres < [width_um, height_um])
         return np.all(inside_N2, axis=1)
 
 
 @dataclass(frozen=True)
 class Specimen:
-    """One piece of glass with tissue, `width` x `height` um; everything random about it is decided."""
+    """Tissue on glass, `width` x `height` um, fully determined."""
 
     width: float
     height: float
@@ -96,18 +96,18 @@ class Specimen:
     nuclei: Nuclei
     debris: Nuclei
     tissue: Field  # 0 on glass, 1 in tissue
-    fibres: Field  # mean 0, standard deviation 1, as the next two
+    fibres: Field  # mean 0, standard deviation 1, like the next two
     grain: Field
     focus: Field
     seed: int
 
     def cells(self, mpp: float) -> tuple[np.ndarray, np.ndarray]:
-        """Centres (x, y in px of `mpp` um, corner origin) and classes of the cells inside."""
+        """Return centres (x, y in px of `mpp` um, corner origin) and classes of the cells inside."""
         inside = self.nuclei.inside(self.width, self.height)
         return self.nuclei.centres[inside] / mpp, self.nuclei.classes[inside]
 
     def render(self, mpp: float) -> np.ndarray:
-        """The specimen as uint8 RGB, [height / mpp, width / mpp, 3]."""
+        """Render the specimen as uint8 RGB, [height / mpp, width / mpp, 3]."""
         width, height = round(self.width / mpp), round(self.height / mpp)
         image = np.empty((height, width, 3), np.uint8)
         for top in range(0, height, STRIP_ROWS):
@@ -117,13 +117,13 @@ class Specimen:
 
 
 def section(seed: int, width: float, height: float, stain: Stain | None = None, shape: str = "full") -> Specimen:
-    """A random specimen of `width` x `height` um.
+    """Generate a random specimen of `width` x `height` um.
 
     Args:
-        seed: Decides everything.
+        seed: Random seed.
         width: um.
         height: um.
-        stain: Of the slide it comes from; random if None.
+        stain: Staining of the slide; random if None.
         shape: "full" (tissue everywhere), "blob" (one round piece) or "biopsy" (two thin cores).
     """
     rng = np.random.default_rng(seed)
@@ -156,7 +156,8 @@ def _grid(width: float, height: float, spacing: float) -> tuple[int, int]:
 def _noise(
     rng: np.random.Generator, width: float, height: float, spacing: float, scale: float, stretch: float = 1.0
 ) -> Field:
-    """Noise of mean 0 and standard deviation 1, correlated over `scale` um (in x, `stretch` times that)."""
+    """Generate noise of mean 0 and standard deviation 1, correlated over `scale` um (`stretch` times that in
+    x)."""
     values = rng.standard_normal(_grid(width, height, spacing), np.float32)
     values = gaussian_filter(values, (scale / spacing, stretch * scale / spacing), mode="wrap")
     return Field((values - values.mean()) / values.std(), spacing)
@@ -183,7 +184,7 @@ def _tissue(rng: np.random.Generator, width: float, height: float, shape: str) -
 
 
 def _centres(rng: np.random.Generator, width: float, height: float, density: Field) -> np.ndarray:
-    """Centres in um: scattered by density (per mm2), every seventh with neighbours it touches."""
+    """Draw centres in um by density (per mm2), every seventh with touching neighbours."""
     size = np.array([width, height]) + 2 * MARGIN_UM
     most = float(density.values.max())
     points = rng.uniform(0, 1, (round(most * size.prod() * 1e-6), 2)) * size - MARGIN_UM
@@ -196,12 +197,12 @@ def _centres(rng: np.random.Generator, width: float, height: float, density: Fie
     points = np.concatenate([points, touching[density.at(touching) > 0]])
     if not len(points):
         return points
-    pairs_P2 = KDTree(points).query_pairs(LEAST_DISTANCE_UM, output_type="ndarray")
+    pairs_P2 = KDTree(points).query_pairs(MIN_DISTANCE_UM, output_type="ndarray")
     return np.delete(points, pairs_P2[:, 1], axis=0)
 
 
 def _nuclei(rng: np.random.Generator, centres_N2: np.ndarray, classes_N: np.ndarray) -> Nuclei:
-    """Nuclei 6-10 um across; one in five is a spindle."""
+    """Draw nuclei of 6-10 um; one in five is a spindle."""
     count = len(centres_N2)
     radius_N = rng.uniform(3.0, 5.0, count)
     spindle_N = rng.random(count) < 0.2
@@ -218,7 +219,7 @@ def _nuclei(rng: np.random.Generator, centres_N2: np.ndarray, classes_N: np.ndar
 
 
 def _debris(rng: np.random.Generator, width: float, height: float, tissue: Field) -> Nuclei:
-    """Specks of 1-2 um, 150 per mm2 of tissue."""
+    """Draw specks of 1-2 um, 150 per mm2 of tissue."""
     size = np.array([width, height]) + 2 * MARGIN_UM
     points = rng.uniform(0, 1, (round(150e-6 * size.prod()), 2)) * size - MARGIN_UM
     points = points[tissue.at(points) > 0.5]
@@ -229,8 +230,8 @@ def _debris(rng: np.random.Generator, width: float, height: float, tissue: Field
 
 
 def _render_strip(specimen: Specimen, top: int, rows: int, width: int, mpp: float) -> np.ndarray:
-    """Rows `top`..`top + rows` as uint8 RGB."""
-    margin = int(6 / mpp)  # px rendered beyond the strip: what the blur reaches
+    """Render rows `top`..`top + rows` as uint8 RGB."""
+    margin = int(6 / mpp)  # px beyond the strip: the reach of the blur
     window = (0.0, (top - margin) * mpp, width, rows + 2 * margin, mpp)
     rng = np.random.default_rng((specimen.seed, top))
     light = _blurred(_transmitted(specimen, window), specimen.focus.sample(*window), mpp)
@@ -239,7 +240,7 @@ def _render_strip(specimen: Specimen, top: int, rows: int, width: int, mpp: floa
 
 
 def _transmitted(specimen: Specimen, window: tuple[float, float, int, int, float]) -> np.ndarray:
-    """Light through the specimen, float32 RGB in 0..255: Beer-Lambert over the three stains."""
+    """Compute the transmitted light, float32 RGB in 0..255, by Beer-Lambert's law for three stains."""
     stain, tissue = specimen.stain, specimen.tissue.sample(*window)
     fibres = np.clip(1 + 0.4 * specimen.fibres.sample(*window), 0.2, 3)
     grain = specimen.grain.sample(*window)
@@ -260,7 +261,7 @@ def _transmitted(specimen: Specimen, window: tuple[float, float, int, int, float
 
 
 def _absorbed(nuclei: Nuclei, chosen: np.ndarray, window: tuple[float, float, int, int, float]) -> np.ndarray:
-    """Darkness of the chosen nuclei over a window; where two overlap it adds up."""
+    """Add up the darkness of the chosen nuclei over a window."""
     x_um, y_um, width, height, mpp = window
     canvas = np.zeros((height, width), np.float32)
     reach_N = 1.3 * nuclei.semi_axes.max(axis=1, initial=0) + 1
@@ -278,7 +279,8 @@ def _absorbed(nuclei: Nuclei, chosen: np.ndarray, window: tuple[float, float, in
 
 
 def _ellipse(nuclei: Nuclei, index: int, dx: np.ndarray, dy: np.ndarray, mpp: float) -> np.ndarray:
-    """A nucleus on the grid of offsets `dx` x `dy` um from its centre, its edge 0.8 um or a pixel wide."""
+    """Render a nucleus on the grid of offsets `dx` x `dy` um from its centre, with an edge of 0.8 um or a
+    pixel."""
     (long, short), (second, third) = nuclei.semi_axes[index], nuclei.waves[index]
     cos, sin = np.cos(nuclei.angles[index]), np.sin(nuclei.angles[index])
     u = (dx[None] * cos + dy[:, None] * sin) / long
@@ -291,7 +293,7 @@ def _ellipse(nuclei: Nuclei, index: int, dx: np.ndarray, dy: np.ndarray, mpp: fl
 
 
 def _blurred(light: np.ndarray, focus: np.ndarray, mpp: float) -> np.ndarray:
-    """Out of focus where `focus` is high: mixed with itself blurred by 1.2 um."""
+    """Blend with a copy blurred by 1.2 um where `focus` is high."""
     picture = Image.fromarray(light.clip(0, 255).astype(np.uint8))
     soft = np.asarray(picture.filter(ImageFilter.GaussianBlur(1.2 / mpp)), np.float32)
     share = np.clip(focus - 0.6, 0, 1)[..., None]

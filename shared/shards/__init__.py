@@ -1,1 +1,1 @@
-"""The format of shards, which both stages that touch them share."""
+"""Format of shards, shared by the stages that write and read them."""

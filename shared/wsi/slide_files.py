@@ -29,7 +29,7 @@ class SlideListing:
     """The content of a folder of slides."""
 
     slides: list[Path] = field(default_factory=list)
-    """Sorted; the first file of a DICOM series stands for the slide."""
+    """Sorted; the first file of a DICOM series represents the slide."""
     unlisted: list[str] = field(default_factory=list)
     """A sentence for each folder that cannot be listed."""
     passed_over: list[Path] = field(default_factory=list)
@@ -50,7 +50,7 @@ def list_slides(folder: Path) -> SlideListing:
         UserError: there is no such folder, or it cannot be listed itself.
     """
     if folder.is_file():
-        raise UserError(f"{folder} is a file; give the folder that it lies in")
+        raise UserError(f"{folder} is a file; give its folder")
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; check the path")
     listing = SlideListing()

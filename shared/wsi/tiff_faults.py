@@ -40,7 +40,7 @@ def conversion(path: Path) -> str:
 
 
 def _is_cut_short(page: tifffile.TiffPage, size: int) -> bool:
-    """Return whether tiles or strips of a page lie beyond the end of the file."""
+    """Return whether tiles or strips of a page extend beyond the end of the file."""
     places = zip(page.dataoffsets, page.databytecounts, strict=True)
     return any(offset + count > size for offset, count in places)
 

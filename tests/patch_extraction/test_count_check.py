@@ -117,7 +117,7 @@ def test_wrong_folders(tiles, check, tmp_path):
     for words, sentence in (
         (("nowhere=0.5",), "there is no folder nowhere; check the path"),
         ((tmp_path / "empty",), r"the um/px of .*empty are not known; .*empty=0\.5"),
-        ((f"{tmp_path / 'empty'}=0",), r"the um/px of .*empty are said to be 0; .*empty=0\.5"),
+        ((f"{tmp_path / 'empty'}=0",), r"the um/px of .*empty are given as 0; .*empty=0\.5"),
         ((f"{tmp_path / 'empty'}=0.5",), "images holds no pictures; give a folder with images/ and points/"),
         ((f"{bad}=0.5",), "is no table of cells; it needs columns x and y with numbers"),
         ((f"{lost}=0.5",), "cannot read the annotations .*: No such file or directory"),

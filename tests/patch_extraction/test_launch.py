@@ -93,7 +93,7 @@ def test_only_the_pack_is_submitted_where_that_is_asked_for(
         (["part-1", "part-2"], "pack"),
         ([], "pack"),
     ]
-    with pytest.raises(UserError, match="leave out --part, or say --parts N"):
+    with pytest.raises(UserError, match="leave out --part, or give --parts N"):
         launch.harvest_in_slurm(3, dataclasses.replace(config, part="1/2"), asked)
 
 
