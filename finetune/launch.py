@@ -1,4 +1,4 @@
-"""Fine-tuning as a Slurm job that the command itself submits: what can be refused is refused before it queues."""
+"""Submit fine-tuning as a Slurm job, after all checks that need no GPU."""
 
 from finetune.datasets import load_data
 from finetune.recipes import Recipe, check

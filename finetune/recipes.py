@@ -22,15 +22,15 @@ class Recipe:
     """A fine-tuning run."""
 
     name: Annotated[str, tyro.conf.Fixed] = "dpa_p2pnet"
-    """Of the recipe."""
+    """Recipe name."""
     init: str = "imagenet"
-    """Weights of the trunk: a file (of ssl_pretrain or of another project), imagenet (timm's hub) or random."""
+    """Initial weights of the trunk: a file (ours or another project's), imagenet (timm's hub) or random."""
     arch: str | None = None
-    """Trunk as timm names it, where the weights do not say it (resnet50, vit_base_patch16_224, ...)."""
+    """timm name of the trunk, if the weights file does not state it (resnet50, vit_base_patch16_224, ...)."""
     source: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions()
     """The annotated data."""
     out: Path = Path("detector.pth")
-    """Where the best detector is copied at the end."""
+    """Destination of the best detector at the end."""
     run_dir: Path = Path("runs/finetune")
     """Checkpoints, curves and pictures; the same folder resumes the run."""
     interval: int | None = None
@@ -42,11 +42,11 @@ class Recipe:
     summed: bool = False
     """With `no-multi-scale`: add all levels at stride 16 before decoding, as E2E does (paper, Table 3)."""
     refinements: int = 0
-    """With `no-deformable`: decode again so many times from where the last decoding ended (paper's ablation)."""
+    """With `no-deformable`: number of further decodings, each from the points before (paper's ablation)."""
     views: int = 1
-    """Concentric fields of view (the paper's K): 2 wants an image of twice the width and height beside each."""
+    """Concentric fields of view (the paper's K); 2 needs an image of twice the width beside each tile."""
     upsampling: Upsampling = "transposed"
-    """How feature maps of wider views are enlarged: transposed (learnt) or bilinear (paper, Table 4)."""
+    """Upsampling of the maps of wider views: transposed (learnt) or bilinear (paper, Table 4)."""
     distinct_um: float = 0.0
     """Train and report only the most probable of points that end this close (DDQ, Zhang et al. 2023); 0: all."""
     channels: int = 256
@@ -60,7 +60,7 @@ class Recipe:
     batch_size: int = 4
     """Tiles a step over all ranks (authors' public code)."""
     accumulate: int = 1
-    """Passes that a rank's share of the batch is cut into, if memory runs out."""
+    """Passes that a rank's share of the batch is split into, to save memory."""
     ema: float = 0.995
     """Decay of the moving average of the weights that is validated and published; 0: no average (ours: +3.7 F1 on
     CoNSeP's validation tiles at a constant rate, +0.3 at the end of the cosine)."""
@@ -73,15 +73,15 @@ class Recipe:
     schedule: Literal["cosine", "constant"] = "cosine"
     """Learning rate over the run: to zero along a cosine, or constant (authors' public code)."""
     warmup_steps: int = 0
-    """Steps over which the learning rate rises from zero."""
+    """Steps of linear warm-up."""
     clip_norm: float = 0.1
-    """Largest gradient norm (authors' public code)."""
+    """Maximum gradient norm (authors' public code)."""
     evaluate_every: int | None = None
-    """Epochs between scores on the validation tiles; default: 20 times a run."""
+    """Epochs between validations; default: 20 validations a run."""
     checkpoint_every: int | None = None
-    """Epochs between checkpoints; default: 20 times a run."""
+    """Epochs between checkpoints; default: 20 checkpoints a run."""
     max_steps: int | None = None
-    """Stop after so many steps, to try things out; the same command without it goes on from there."""
+    """Stop after this many steps; the same command without it resumes from there."""
     folds: int = 0
     """Cross-validate: train once a fold, its slides held out for testing; 0: use the data's own splits."""
     fold: int = 0
@@ -91,16 +91,16 @@ class Recipe:
     workers: int = 2
     """Loader processes per rank."""
     augment: AugmentConfig = AugmentConfig()
-    """Random scaling, shifting, flipping, staining."""
+    """Augmentation of the training tiles."""
     criterion: CriterionConfig = CriterionConfig()
     """The loss."""
 
 
 def check(recipe: Recipe) -> None:
-    """Refuse numbers that make no sense.
+    """Check the ranges of all numbers.
 
     Raises:
-        UserError: names the option and what it takes.
+        UserError: names the option and its range.
     """
     for option, value, least in (
         ("interval", recipe.interval, 1),
@@ -155,7 +155,7 @@ PUBLISHED = dataclasses.replace(
     criterion=CriterionConfig(background_weight=0.4),
 )
 
-# Minutes on two CPU cores: small tiles, a short run at a higher learning rate. Not for results.
+# Minutes on two CPU cores: small crops, a short run at a high learning rate. Not for results.
 DEMO = dataclasses.replace(
     DPA_P2PNET,
     name="demo",
@@ -167,7 +167,7 @@ DEMO = dataclasses.replace(
     augment=AugmentConfig(crop=192),
 )
 
-# The small detector of nuclei that patch_extraction counts with: it learns from H&E, and meets any stain.
+# The small detector of nuclei that patch_extraction counts cells with: trained on H&E, applied to any stain.
 # Own values, chosen on validation fields (tests/benchmarks/nuclei_fields.py): 12 MB and some 20 ms a patch.
 NUCLEI = dataclasses.replace(
     DPA_P2PNET,

@@ -1,4 +1,4 @@
-"""What a run leaves behind: pictures on the way, and at the end the test scores and the published weights."""
+"""Results of a run: pictures on the way, test scores and published weights at the end."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ TEST_SCORES = "test_scores.json"
 
 
 def draw_augmented(run: Run, stream: TileStream, classes: Sequence[str], count: int = 8) -> None:
-    """The first samples of the stream as the network will get them."""
+    """Draw the first samples of the stream as the network will get them."""
     samples = [stream[position] for position in range(count)]
     sheet = annotated_sheet(
         [views for views, _, _ in samples], [(xy, labels) for _, xy, labels in samples], classes
@@ -29,7 +29,7 @@ def draw_augmented(run: Run, stream: TileStream, classes: Sequence[str], count: 
 
 @torch.inference_mode()
 def draw_proposals(run: Run, detector: DPAP2PNet, data: AnnotatedData, device: torch.device, step: int) -> None:
-    """Proposals that became cells on the first validation tile (else training tile)."""
+    """Draw the proposals that became cells on the first validation tile (else training tile)."""
     tile = (data.splits.get("val") or data.splits["train"])[0]
     views_KHWC = tile.read_views(detector.config.views)
     detector.eval()
@@ -43,7 +43,7 @@ def draw_proposals(run: Run, detector: DPAP2PNet, data: AnnotatedData, device: t
 
 
 def finish(run: Run, out: Path, data: AnnotatedData, device: torch.device) -> None:
-    """Score best and last weights on the test split once, publish the best, say where everything is."""
+    """Score best and last weights on the test split once, publish the best, print the paths of all results."""
     tiles = data.splits.get("test", [])
     scores = {}
     for name in ("last", "best") if tiles else ():

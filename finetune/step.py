@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.recipes import Recipe
-from finetune.training.criterion import detection_loss, sums_of
+from finetune.training.criterion import detection_loss, loss_normalisers
 from finetune.training.state import TrainingState
 from finetune.training.tile_loader import Batch
 from shared.training.distributed import any_rank, exchange_gradients, mean_over_ranks
@@ -16,7 +16,7 @@ from shared.training.rank_errors import AllRanksError
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
-    """The rate of step 1..steps: linear warm-up, then constant or down a half cosine towards zero."""
+    """Learning rate of step 1..steps: linear warm-up, then constant or a half cosine towards zero."""
     if step <= recipe.warmup_steps:
         return recipe.learning_rate * step / recipe.warmup_steps
     if recipe.schedule == "constant":
@@ -28,10 +28,10 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
 def update(
     recipe: Recipe, network: nn.Module, training: TrainingState, batch: Batch, rate: float
 ) -> dict[str, float]:
-    """One step, in as many passes as the recipe accumulates; returns what to log, losses as means over ranks.
+    """Make one step, in as many passes as the recipe accumulates; returns values to log, means over ranks.
 
     Raises:
-        UserError: something is not finite; the weights are left alone.
+        UserError: a loss or gradient is not finite; the weights stay unchanged.
     """
     training.training_mode()
     training.optimiser.zero_grad(set_to_none=True)
@@ -41,8 +41,8 @@ def update(
     for group in training.optimiser.param_groups:
         group["lr"] = rate
     training.optimiser.step()
-    if training.average is not None:
-        training.average.update(training.detector, step=training.step + 1)  # timm counts from 1
+    if training.ema is not None:
+        training.ema.update(training.detector, step=training.step + 1)  # timm counts from 1
     loss, classification, regression = mean_over_ranks(shown).tolist()
     return {
         "loss": loss,
@@ -54,7 +54,7 @@ def update(
 
 
 def _backward(recipe: Recipe, network: nn.Module, training: TrainingState, batch: Batch) -> Tensor:
-    """Gradients of the batch; returns total, classification and regression loss."""
+    """Accumulate the gradients of a batch; returns total, classification and regression loss."""
     device, parts = batch.image_BCHW.device, batch.parts(recipe.accumulate)
     shown, sums_2 = torch.zeros(3, device=device), torch.zeros(2, device=device)
     for part in parts:
@@ -64,7 +64,7 @@ def _backward(recipe: Recipe, network: nn.Module, training: TrainingState, batch
             _require_finite((found.points_BN2, found.logits_BNC), recipe, training.step)
             if part is parts[0]:  # of the whole batch: its parts are summed
                 proposals = found.points_BN2.shape[1]
-                sums_2 = mean_over_ranks(sums_of(recipe.criterion, batch.targets, proposals).to(device))
+                sums_2 = mean_over_ranks(loss_normalisers(recipe.criterion, batch.targets, proposals).to(device))
             radius = training.detector.config.distinct
             losses = detection_loss(recipe.criterion, found, part.targets, sums_2, radius)
             losses.total.backward()
@@ -73,7 +73,7 @@ def _backward(recipe: Recipe, network: nn.Module, training: TrainingState, batch
 
 
 def _require_finite(values: Iterable[Tensor], recipe: Recipe, step: int) -> None:
-    """On every rank, if it is so on one: none may wait for the others."""
+    """Raise on every rank if a value on any rank is not finite: none may wait for the others."""
     values = list(values)
     finite = all(bool(torch.isfinite(value).all()) for value in values)
     if any_rank(not finite, values[0].device):

@@ -14,9 +14,9 @@ from finetune.datasets.wider_views import require_views
 from finetune.recipes import Recipe, check
 from finetune.scoring.tile_scores import predict_tiles, score_tiles
 from finetune.step import learning_rate, update
-from finetune.training.initialisation import held_batch_norms, initial_detector
+from finetune.training.initialisation import initial_detector, pretrained_batch_norms
 from finetune.training.proposal_count import check_interval
-from finetune.training.state import TrainingState, average_of
+from finetune.training.state import TrainingState, ema_of
 from finetune.training.tile_loader import TileStream, tile_batches
 from shared.cli import as_plain
 from shared.errors import UserError
@@ -30,15 +30,15 @@ from shared.training.run_folder import Run, progress, provenance
 from shared.training.seeds import seed_batch
 from shared.training.worker_errors import deaths_named
 
-# A run may be resumed with other values of these: they change where and when, not what.
+# A run may be resumed with other values of these, which do not change its results.
 PARTS = 20  # validations and checkpoints of a run, unless the recipe says otherwise
 FREE_ON_RESUME = ("run_dir", "out", "workers", "max_steps", "checkpoint_every")
 
 
 def train(recipe: Recipe, world: World, stop: StopSignal) -> int:
-    """Train, or go on training, to the recipe's end; returns the exit code of the process.
+    """Train, or resume training, to the recipe's end; returns the exit code of the process.
 
-    0: the detector is written. 85: told to stop, and stopped at a checkpoint.
+    0: the detector is written. 85: stopped by a signal, at a checkpoint.
 
     Raises:
         UserError: data, weights, run folder or batch size do not fit; the loss is not finite.
@@ -76,7 +76,7 @@ def train(recipe: Recipe, world: World, stop: StopSignal) -> int:
 
 
 def _publish(recipe: Recipe, training: TrainingState, data: AnnotatedData, run: Run, world: World) -> None:
-    """The end: last and best weights, their scores, the best where the recipe says."""
+    """Write last and best weights, score them, and copy the best to the recipe's destination."""
     _save_weights(recipe, training, data, run, "last")
     if not training.best_step:  # tried out for less than the steps between two scores
         _save_weights(recipe, training, data, run, "best")
@@ -86,7 +86,7 @@ def _publish(recipe: Recipe, training: TrainingState, data: AnnotatedData, run: 
 def _loop(
     recipe: Recipe, training: TrainingState, data: AnnotatedData, run: Run, world: World, stop: StopSignal
 ) -> bool:
-    """Steps until the end, or until any rank is told to stop; returns whether it was the latter."""
+    """Train until the last step or until a rank is signalled to stop; returns True if stopped early."""
     tiles = data.splits["train"]
     steps = steps_of(recipe, len(tiles))
     last_step = steps if recipe.max_steps is None else min(steps, recipe.max_steps)
@@ -98,7 +98,7 @@ def _loop(
     with progress(last_step, "step", training.step, "fine-tuning", hidden=not world.is_main) as bar:
         for batch in tile_batches(stream, recipe.batch_size, remaining, world, recipe.workers):
             training.step += 1
-            seed_batch(recipe.seed, training.step, world.rank)  # of the dropout
+            seed_batch(recipe.seed, training.step, world.rank)  # for dropout
             rate = learning_rate(recipe, training.step, steps)
             losses = update(recipe, network, training, batch.to(world.device), rate)
             run.log(training.step, **losses)
@@ -118,7 +118,7 @@ def _loop(
 
 
 def _stop(stop: StopSignal, training: TrainingState, world: World) -> int:
-    """Say that the run can go on from here; no rank leaves before the others are done."""
+    """Report that the run can be resumed; no rank leaves before the others are done."""
     if world.is_main:
         where = f"after step {training.step}"
         leave_marker(where)
@@ -128,10 +128,10 @@ def _stop(stop: StopSignal, training: TrainingState, world: World) -> int:
 
 
 def _resume(recipe: Recipe, training: TrainingState, run: Run, data: AnnotatedData) -> str | None:
-    """Go back to the newest checkpoint of the run folder, and say so; None if there is none.
+    """Restore the newest checkpoint of the run folder; returns a description, or None if there is none.
 
     Raises:
-        UserError: the data are not those that the run began with.
+        UserError: the data have changed since the run began.
     """
     saved = checkpoint.resume(recipe.run_dir, recipe.name)
     if saved is None:
@@ -148,7 +148,7 @@ def _resume(recipe: Recipe, training: TrainingState, run: Run, data: AnnotatedDa
 
 
 def detector_for(recipe: Recipe, data: AnnotatedData) -> core.DetectorConfig:
-    """The member of the family that a recipe asks for; its trunk is still to be found out.
+    """Config of the detector that a recipe describes; its trunk follows from the initial weights.
 
     Raises:
         UserError: its switches exclude each other, or the data lack views or have too many cells for it.
@@ -172,19 +172,19 @@ def detector_for(recipe: Recipe, data: AnnotatedData) -> core.DetectorConfig:
 
 
 def _start(recipe: Recipe, data: AnnotatedData, world: World) -> tuple[TrainingState, str]:
-    """Detector and optimiser before the first step, the same on every rank; and what the trunk started from."""
+    """Build detector and optimiser, equal on every rank; returns them and a description of the initial weights."""
     refuse_uneven(recipe, world.size)
     wanted = detector_for(recipe, data)
     torch.manual_seed(recipe.seed)
     detector, loaded, trunk_source = initial_detector(wanted, recipe.init, recipe.arch)
-    held = [norm for trunk in detector.trunks() for norm in held_batch_norms(trunk, loaded)]
+    held = [norm for trunk in detector.trunks() for norm in pretrained_batch_norms(trunk, loaded)]
     detector.to(world.device).to(memory_format=torch.channels_last)  # as its images are
     optimiser = torch.optim.AdamW(detector.parameters(), weight_decay=recipe.weight_decay, fused=True)
-    return TrainingState(detector, optimiser, held, average_of(detector, recipe.ema)), trunk_source
+    return TrainingState(detector, optimiser, held, ema_of(detector, recipe.ema)), trunk_source
 
 
 def refuse_uneven(recipe: Recipe, ranks: int) -> None:
-    """Refuse, with a UserError, a batch that the ranks cannot share evenly."""
+    """Raise UserError unless the ranks can share a batch evenly."""
     if recipe.batch_size % (ranks * recipe.accumulate):
         raise UserError(
             f"--batch-size {recipe.batch_size} is not a multiple of {ranks} rank(s) x {recipe.accumulate} "
@@ -209,7 +209,7 @@ def _every(epochs: int | None, step: int, steps: int, recipe: Recipe, tiles: Seq
 def _keep(
     recipe: Recipe, training: TrainingState, data: AnnotatedData, run: Run, world: World, scores: bool, saves: bool
 ) -> None:
-    """What the first rank does between two steps: score, save."""
+    """Validate and save between two steps, on the first rank."""
     if scores and world.is_main:
         _validate(recipe, training, data, run, world)
     if saves and world.is_main:
@@ -219,10 +219,10 @@ def _keep(
 
 def _validate(recipe: Recipe, training: TrainingState, data: AnnotatedData, run: Run, world: World) -> None:
     """Score the validation tiles, keep the best weights, draw the proposals."""
-    results.draw_proposals(run, training.scored, data, world.device, training.step)
+    results.draw_proposals(run, training.eval_model, data, world.device, training.step)
     tiles = data.splits.get("val", [])
     if any(len(tile.labels_N) for tile in tiles):
-        scores = score_tiles(tiles, predict_tiles(training.scored, tiles, world.device), data)
+        scores = score_tiles(tiles, predict_tiles(training.eval_model, tiles, world.device), data)
         run.log(training.step, **{f"val/{name}": value for name, value in scores.as_dict().items()})
         tqdm.write(f"step {training.step}: validation {scores.summary()}")
         if scores.macro_f1 < training.best_f1:
@@ -234,11 +234,11 @@ def _validate(recipe: Recipe, training: TrainingState, data: AnnotatedData, run:
 
 
 def _save_weights(recipe: Recipe, training: TrainingState, data: AnnotatedData, run: Run, name: str) -> None:
-    """Write `NAME.pth` into the run folder: weights with what a user of them must know."""
+    """Write `NAME.pth`, weights with their metadata, into the run folder."""
     metadata = {
         "classes": list(data.classes),
         "mpp": data.mpp,
-        "tile": tile_to_predict(training.scored.config, recipe.augment.crop),
+        "tile": tile_to_predict(training.eval_model.config, recipe.augment.crop),
         "recipe": recipe.name,
         "init": recipe.init,
         "step": training.step,
@@ -248,4 +248,4 @@ def _save_weights(recipe: Recipe, training: TrainingState, data: AnnotatedData, 
         "run_id": run.id,
         **provenance(),
     }
-    save_detector(recipe.run_dir / f"{name}.pth", training.scored, metadata)
+    save_detector(recipe.run_dir / f"{name}.pth", training.eval_model, metadata)

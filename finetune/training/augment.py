@@ -33,9 +33,9 @@ class AugmentConfig:
     mix: float = 0.0
     """Probability of replacing part of the crop by that of another tile's crop; one view only."""
     stain: float = 0.05
-    """How far colours and amounts of the stains change at random: 0.05 light, 0.2 strong, 0 not at all."""
+    """Strength of random changes of the stains' colours and amounts: 0 none, 0.05 light, 0.2 strong."""
     brown: float = 0.0
-    """Probability of making an H&E image look like immunohistochemistry, for detectors that meet both."""
+    """Probability of making an H&E image look like immunohistochemistry, for detectors of both."""
 
 
 def augment(
@@ -45,7 +45,7 @@ def augment(
     labels_N: np.ndarray,
     random: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A random crop of an annotated image, and of wider views around the same place.
+    """Crop an annotated image at random, and wider views around the same place.
 
     Args:
         config: Crop side and ranges.
@@ -77,7 +77,7 @@ def mix(
     other: tuple[np.ndarray, np.ndarray, np.ndarray],
     random: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Replace a side of one augmented sample by that of another, along a line at a quarter to three quarters.
+    """Replace one side of an augmented sample with that of another, along a line between its quarters.
 
     Args:
         sample: A single view (1, H, W, 3) with points and labels, as `augment` returns them.
@@ -100,7 +100,7 @@ def mix(
 def _random_crops(
     config: AugmentConfig, views_KHWC: np.ndarray, points_N2: np.ndarray, random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Crops of all views around one random place at one random magnification, and all points in px of them."""
+    """Crop all views around one random place at one random magnification; all points in px of the crop."""
     magnification = np.exp(random.uniform(*np.log(config.scale)))
     window = max(1, round(config.crop / magnification))
     height, width = views_KHWC.shape[1:3]
@@ -114,7 +114,7 @@ def _random_crops(
 
 
 def _recoloured(config: AugmentConfig, crops_KHWC: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Crops in other stains and colours, and degraded, as the config has it."""
+    """Change stains and colours of the crops and degrade them, as configured."""
     if config.stain or config.brown:
         crops_KHWC = restain(crops_KHWC, config.stain, config.brown, random)
     if config.colour:
@@ -126,7 +126,7 @@ def _recoloured(config: AugmentConfig, crops_KHWC: np.ndarray, random: np.random
 
 
 def _turned(views_KHWC: np.ndarray, xy_N2: np.ndarray, quarters: int) -> tuple[np.ndarray, np.ndarray]:
-    """Square views turned counter-clockwise by quarter turns, with their points."""
+    """Rotate square views and their points counter-clockwise by quarter turns."""
     side = views_KHWC.shape[1]
     for _ in range(quarters):
         xy_N2 = np.stack([xy_N2[:, 1], side - xy_N2[:, 0]], axis=1)
@@ -136,7 +136,7 @@ def _turned(views_KHWC: np.ndarray, xy_N2: np.ndarray, quarters: int) -> tuple[n
 def _shuffled(
     views_KHWC: np.ndarray, xy_N2: np.ndarray, random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Blocks of a square view in random order, with the points on them; what no block covers stays."""
+    """Shuffle the blocks of a square view with the points on them; px beyond the last whole block stay."""
     block = views_KHWC.shape[1] // BLOCKS
     order = random.permutation(BLOCKS**2)
     shuffled_KHWC, moved_N2 = views_KHWC.copy(), xy_N2.copy()
@@ -150,13 +150,13 @@ def _shuffled(
 
 
 def _offset(length: int, window: int, random: np.random.Generator) -> int:
-    """Where the window begins: anywhere inside the image, or around an image smaller than it."""
+    """Draw the start of a window: anywhere inside the image, or around an image smaller than it."""
     slack = length - window
     return int(random.integers(min(slack, 0), max(slack, 0) + 1))
 
 
 def _crop(image_HWC: np.ndarray, corner: tuple[int, int], window: int, factor: int, side: int) -> np.ndarray:
-    """What a view shows of `factor` times the width of a square window, around the window's centre.
+    """Crop from a view `factor` times the width of a square window, around the window's centre.
 
     Args:
         image_HWC: The view, which shows `factor` times the width of the annotated image around its centre.
@@ -179,7 +179,7 @@ def _crop(image_HWC: np.ndarray, corner: tuple[int, int], window: int, factor: i
 
 
 def _window(image_HWC: np.ndarray, left: int, top: int, width: int, height: int) -> np.ndarray:
-    """A cut-out; white, like glass, where it reaches beyond the image."""
+    """Cut out a window; white, like glass, beyond the image."""
     cut = image_HWC[max(top, 0) : max(top + height, 0), max(left, 0) : max(left + width, 0)]
     if cut.shape[:2] == (height, width):
         return cut

@@ -22,7 +22,7 @@ class CriterionConfig:
     """Weights of the loss terms (P2PNet's scheme; the paper states no coefficients)."""
 
     matching: MatchingConfig = MatchingConfig()
-    """How proposals are assigned to cells."""
+    """Assignment of proposals to cells."""
     background_weight: float = 0.75
     """Weight of background proposals in the cross-entropy (ours, 0.75: fewer cells are reported twice; authors'
     public code on H&E data: 0.4)."""
@@ -45,11 +45,11 @@ class Losses(NamedTuple):
     regression: Tensor
 
 
-def sums_of(config: CriterionConfig, targets: Sequence[Targets], proposals: int) -> Tensor:
-    """What a batch's losses are divided by: the weights of all its proposals, and its number of cells.
+def loss_normalisers(config: CriterionConfig, targets: Sequence[Targets], proposals: int) -> Tensor:
+    """Normalisers of the two loss terms: the weights of all proposals of a batch, and its number of cells.
 
-    Known before anything is matched, as min(cells, proposals) of an image will be. Averaged over the ranks of a
-    step, they make every proposal and every cell of the step count the same, on whatever rank it is.
+    They are known before matching, which assigns min(cells, proposals) of an image. Averaged over the ranks of a
+    step, they give every proposal and every cell of the step the same weight on any rank.
     """
     cells = [len(each.labels_M) for each in targets]
     matched = sum(min(count, proposals) for count in cells)
@@ -60,13 +60,13 @@ def sums_of(config: CriterionConfig, targets: Sequence[Targets], proposals: int)
 def detection_loss(
     config: CriterionConfig, found: Detections, targets: Sequence[Targets], sums_2: Tensor, radius: float = 0.0
 ) -> Losses:
-    """Match per image, then cross-entropy over all proposals and squared distance over the matched.
+    """Match per image, then add cross-entropy over all proposals and squared distance over the matched.
 
     Args:
         config: Weights.
-        found: What the network says.
-        targets: Of each image.
-        sums_2: What the two terms are divided by (`sums_of`).
+        found: Output of the network.
+        targets: Annotated cells of each image.
+        sums_2: Normalisers of the two terms (`loss_normalisers`).
         radius: px within which proposals compete (`distinct`); those set aside have no part in the loss.
     """
     points_BN2, logits_BNC = found.points_BN2.float(), found.logits_BNC.float()
@@ -86,7 +86,7 @@ def detection_loss(
     class_weights[background] = config.background_weight
     entropy = F.cross_entropy(logits_BNC.flatten(0, 1), wanted_BN.flatten(), class_weights, reduction="sum")
     classification = entropy / sums_2[0]
-    # Without a cell on any rank nothing is divided; a rank without cells must not count as having one.
+    # Without a cell on any rank the term is zero; a rank without cells must not count as having one.
     regression = config.point_weight * squared / sums_2[1].where(sums_2[1] > 0, 1.0)
     return Losses(classification + regression, classification.detach(), regression.detach())
 

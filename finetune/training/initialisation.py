@@ -1,4 +1,4 @@
-"""`--init`: a detector whose trunk starts from a weights file, from ImageNet, or from chance."""
+"""`--init`: a detector whose trunk starts from a weights file, ImageNet weights or random weights."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ class Start(NamedTuple):
     loaded: set[str]
     """The trunk's tensors that came with the weights."""
     trunk_source: str
-    """What was taken from where, in words."""
+    """Description of the weights: file, layout, tensors used."""
 
 
 def initial_detector(config: core.DetectorConfig, init: str, arch: str | None) -> Start:
@@ -50,11 +50,11 @@ def initial_detector(config: core.DetectorConfig, init: str, arch: str | None) -
     return Start(detector, set(report.used), _origin(config, init, weights, report))
 
 
-def held_batch_norms(trunk: nn.Module, loaded: Iterable[str]) -> list[nn.Module]:
-    """Batch norms whose statistics came with the weights: at batch 4 they are better than the batch's own.
+def pretrained_batch_norms(trunk: nn.Module, loaded: Iterable[str]) -> list[nn.Module]:
+    """Find the batch norms whose statistics came with the weights: at batch 4 they beat the batch's own.
 
-    They stay in eval mode while training (their scale and shift are trained); batch norms that started
-    from chance have no statistics worth keeping and train as usual.
+    They stay in eval mode in training, which trains their scale and shift; randomly initialised batch norms have
+    no statistics worth keeping and train as usual.
     """
     names = set(loaded)
     return [

@@ -1,4 +1,4 @@
-"""Label assignment: which proposal answers for which annotated cell, one to one, at least total cost."""
+"""Label assignment: proposals to annotated cells, one to one, at minimum total cost."""
 
 from dataclasses import dataclass
 
@@ -34,7 +34,7 @@ def assign(
         labels_M: Their classes, 0..C-1.
 
     Returns:
-        Two index tensors of equal length min(N, M) on the CPU: proposals and the cells they answer for.
+        Two index tensors of equal length min(N, M) on the CPU: proposals and the cells assigned to them.
     """
     if len(cells_M2) == 0:
         return torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)

@@ -1,4 +1,4 @@
-"""Whether every cell can get a proposal of its own: one-to-one matching would drop the others silently."""
+"""Check that every cell can get its own proposal: one-to-one matching would silently drop the others."""
 
 import math
 

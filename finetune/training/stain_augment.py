@@ -1,4 +1,4 @@
-"""Random stains: a picture's optical densities are unmixed into stains, and mixed again in other colours."""
+"""Random stains: optical densities are unmixed into stains and mixed again in other colours."""
 
 from dataclasses import dataclass
 
@@ -16,33 +16,33 @@ STAINS_33 = np.stack([HAEMATOXYLIN, EOSIN, np.cross(HAEMATOXYLIN, EOSIN)])
 UNMIXING_33 = np.linalg.inv(STAINS_33).astype(np.float32)
 DENSITIES = -np.log10((np.arange(256, dtype=np.float32) + 1) / 256)
 # Shifts of a stain's amount at strength 1, in optical density: the most that glass is off white.
-MOST_SHIFT = 0.1
-# Cells of one kind lie together: so many groups fit along a picture's side.
+MAX_SHIFT = 0.1
+# Cells of one kind are close together: this many groups fit along an image's side.
 GROUPS = 8
 
 
 @dataclass(frozen=True)
-class Staining:
-    """What one picture, and its wider views, are dyed with."""
+class StainTransform:
+    """One random stain transform, applied to an image and all its fields of view."""
 
     amounts_3: np.ndarray
     """Factors of the three stains."""
     shifts_3: np.ndarray
-    """Added to them after that."""
+    """Offsets of the three stains, added after the factors."""
     colours_33: np.ndarray
     """Optical densities of the three stains."""
     brown_3: np.ndarray
     """Optical density of the nuclei that turn brown."""
     brown_share: float
-    """How many of them do."""
+    """Fraction of the nuclei that turn brown."""
     groups_GG: np.ndarray
     """Noise over the widest view: where it is low, nuclei are brown."""
 
     @classmethod
-    def drawn(cls, strength: float, brown: float, views: int, random: np.random.Generator) -> "Staining":
-        """See `restain`."""
+    def drawn(cls, strength: float, brown: float, views: int, random: np.random.Generator) -> "StainTransform":
+        """Draw a transform; arguments as of `restain`."""
         amounts_3 = 1 + strength * random.uniform(-1, 1, 3)
-        shifts_3 = MOST_SHIFT * strength * random.uniform(-1, 1, 3)
+        shifts_3 = MAX_SHIFT * strength * random.uniform(-1, 1, 3)
         colours_33 = STAINS_33 + strength * random.uniform(-0.5, 0.5, (3, 3))
         brown_3 = DAB + strength * random.uniform(-0.5, 0.5, 3)
         share = 0.0
@@ -53,8 +53,8 @@ class Staining:
         groups_GG = random.random((GROUPS << (views - 1),) * 2)
         return cls(amounts_3, shifts_3, colours_33, brown_3, share, groups_GG)
 
-    def dye(self, image_HWC: np.ndarray, share_of_widest: float) -> np.ndarray:
-        """An uint8 RGB image in these colours; it shows the middle of the widest view, this share of its side."""
+    def apply(self, image_HWC: np.ndarray, share_of_widest: float) -> np.ndarray:
+        """Restain a uint8 RGB image that shows the middle of the widest view, this share of its side."""
         stains_HW3 = DENSITIES[image_HWC] @ UNMIXING_33 * self.amounts_3 + self.shifts_3
         density_HWC = np.float32(stains_HW3 @ self.colours_33)
         if self.brown_share:
@@ -63,7 +63,7 @@ class Staining:
         return (256 * 10**-density_HWC - 1).clip(0, 255).round().astype(np.uint8)
 
     def _brown(self, size: tuple[int, int], share_of_widest: float) -> np.ndarray:
-        """How brown the nuclei are, 0..1, over an image."""
+        """Brownness of nuclei over an image, 0..1."""
         side = len(self.groups_GG)
         edge = side * (1 - share_of_widest) / 2
         noise = Image.fromarray(self.groups_GG.astype(np.float32))
@@ -73,7 +73,7 @@ class Staining:
 
 
 def restain(views_KHWC: np.ndarray, strength: float, brown: float, random: np.random.Generator) -> np.ndarray:
-    """The pictures as if stained in another laboratory, or for a protein.
+    """Restain images as another laboratory would, or as for a protein.
 
     Args:
         views_KHWC: uint8 RGB, concentric; each shows half the width of the one before.
@@ -84,7 +84,7 @@ def restain(views_KHWC: np.ndarray, strength: float, brown: float, random: np.ra
         random: Source of all random numbers.
 
     Returns:
-        Pictures of the same shape, all changed in the same way.
+        Images of the same shape, all changed in the same way.
     """
-    staining = Staining.drawn(strength, brown, len(views_KHWC), random)
-    return np.stack([staining.dye(view, 0.5**k) for k, view in enumerate(views_KHWC)])
+    transform = StainTransform.drawn(strength, brown, len(views_KHWC), random)
+    return np.stack([transform.apply(view, 0.5**k) for k, view in enumerate(views_KHWC)])

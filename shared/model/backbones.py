@@ -9,8 +9,6 @@ from shared.errors import UserError
 from shared.model.vit_adapter import ViTAdapter
 from shared.weights.weights_file import LAYER_SCALED_VITS, VITS
 
-STRIDES = (4, 8, 16, 32)
-
 
 class ResNet(nn.Module):
     """A residual network of timm with the outputs of its four stages (C2..C5)."""
@@ -27,7 +25,7 @@ class ResNet(nn.Module):
         return list(self.trunk(image_BCHW))
 
 
-# What every backbone has: `.trunk`, the timm module that pre-trained weights go into under timm's names
+# Every backbone has `.trunk`, the timm module that pre-trained weights go into under timm's names
 # (`shared.weights.weights_file.load_into`); `.channels` of its four outputs; forward(image_BCHW) -> four maps.
 Backbone = ResNet | ViTAdapter
 
@@ -39,12 +37,12 @@ BACKBONES: dict[str, Callable[[str, float], Backbone]] = {
 
 
 def sees_whole_image(arch: str) -> bool:
-    """Whether all of the input decides each of a backbone's outputs; convolutions have a limited reach."""
+    """Check whether every output of a backbone depends on the whole input; convolutions have a limited reach."""
     return BACKBONES[arch] is ViTAdapter
 
 
 def create_backbone(arch: str, drop_path: float = 0.0) -> Backbone:
-    """A randomly initialised backbone.
+    """Create a randomly initialised backbone.
 
     Args:
         arch: A timm name: `resnet50`, `regnetx_002`, or a plain ViT with 16 px patches, which gets an adapter.

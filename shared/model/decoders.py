@@ -17,29 +17,29 @@ GRID_STRIDE = 16  # of P4, the map that P2PNet decodes
 
 
 class Detections(NamedTuple):
-    """What the network says about a batch of images, N proposals each; all float32."""
+    """Output of the network for a batch of images, N proposals each; all float32."""
 
     proposals_N2: Tensor
     """The pre-set grid, row by row."""
     deformed_BN2: Tensor
-    """Where the proposals were decoded (the grid again, if nothing deforms them)."""
+    """Points at which the proposals were decoded (the grid, if nothing deforms them)."""
     points_BN2: Tensor
     """Predicted positions of cells."""
     logits_BNC: Tensor
     """Class logits, background last."""
 
-    def moved(self, by_2: Tensor) -> "Detections":
-        """The same, all coordinates moved by (x, y) px."""
+    def translated(self, by_2: Tensor) -> "Detections":
+        """Translate all coordinates by (x, y) px."""
         return Detections(
             self.proposals_N2 + by_2, self.deformed_BN2 + by_2, self.points_BN2 + by_2, self.logits_BNC
         )
 
 
 class PointDecoder(nn.Module):
-    """DPA-P2PNet's decoder: every proposal looks up the pyramid at its own coordinates.
+    """DPA-P2PNet's decoder: every proposal samples the pyramid at its own coordinates.
 
     Nothing is detached. The deformation learns from the localisation loss through the addition, and from
-    both losses through the places it makes the decoder look at.
+    both losses through the places it makes the decoder sample.
 
     Args:
         classes: Cell classes, background not counted.
@@ -112,7 +112,7 @@ class RefiningDecoder(nn.Module):
 
 
 class GridDecoder(nn.Module):
-    """P2PNet's decoder: convolutions over P4, whose every cell speaks for the m x m proposals inside it.
+    """P2PNet's decoder: convolutions over P4, each cell of which predicts the m x m proposals inside it.
 
     Offsets are in px, as DPA-P2PNet's are, so that the two differ in nothing else; P2PNet's own code
     multiplies them by 100.
@@ -134,23 +134,23 @@ class GridDecoder(nn.Module):
         (level_BCHW,) = pyramid
         proposals_N2 = grid_RS2.flatten(0, 1)
         proposals_BN2 = proposals_N2.expand(len(level_BCHW), -1, -1)
-        offsets_BN2 = self._deal(self.locate(level_BCHW), grid_RS2)
-        logits_BNC = self._deal(self.classify(level_BCHW), grid_RS2)
+        offsets_BN2 = self._unshuffle(self.locate(level_BCHW), grid_RS2)
+        logits_BNC = self._unshuffle(self.classify(level_BCHW), grid_RS2)
         return Detections(proposals_N2, proposals_BN2, proposals_BN2 + offsets_BN2, logits_BNC)
 
-    def _deal(self, map_BCHW: Tensor, grid_RS2: Tensor) -> Tensor:
-        """Deal the C = c m m channels of each cell out to its proposals: B x (R S) x c.
+    def _unshuffle(self, map_BCHW: Tensor, grid_RS2: Tensor) -> Tensor:
+        """Rearrange the C = c m m channels of each cell to c channels of its proposals: B x (R S) x c.
 
         Proposal (r, s) lies in cell (r // m, s // m) for every size of image; what the padding adds on the
         right and at the bottom is cut off.
         """
         rows, columns = grid_RS2.shape[:2]
-        dealt_BcRS = F.pixel_shuffle(map_BCHW, self.per_side)[:, :, :rows, :columns]
-        return dealt_BcRS.flatten(2).transpose(1, 2)
+        spread_BcRS = F.pixel_shuffle(map_BCHW, self.per_side)[:, :, :rows, :columns]
+        return spread_BcRS.flatten(2).transpose(1, 2)
 
 
 def _for_each_image(points_N2: Tensor, pyramid: Sequence[Level]) -> Tensor:
-    """The same points for every image of the batch."""
+    """Repeat points for every image of the batch."""
     finest = pyramid[0]
     batch = len(finest if isinstance(finest, Tensor) else finest.map_BCHW)
     return points_N2.expand(batch, -1, -1)

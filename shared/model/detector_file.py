@@ -1,4 +1,4 @@
-"""The file of a detector: its network, its config and what is known of it."""
+"""Detector files: the network with its config and metadata."""
 
 import math
 from collections.abc import Mapping
@@ -16,12 +16,12 @@ from shared.model.dpa_p2pnet import DetectorConfig, DPAP2PNet
 from shared.weights.safe_load import first_line
 from shared.weights.weights_file import Weights, read, write
 
-DEFAULT_CROP = 448  # of detectors that were trained before files said what they are to be given
+DEFAULT_CROP = 448  # px; training crop of detectors whose metadata lack `tile`
 
 
 @dataclass(frozen=True)
 class LoadedDetector:
-    """Network, classes in the order of its labels, um/px it was trained at."""
+    """A network with its classes in the order of their labels and the um/px it was trained at."""
 
     path: Path
     network: DPAP2PNet
@@ -29,14 +29,14 @@ class LoadedDetector:
     mpp: float
     device: torch.device
     tile: int | None = None
-    """Side in px of the images it must be given, where its results depend on that (ViT-Adapter)."""
+    """Fixed side of its input in px, where results depend on it (ViT-Adapter)."""
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device | None = None) -> Self:
         """Read `detector.pth`; it computes on the GPU if there is one.
 
         Raises:
-            UserError: no detector file, or one that does not say what it detects.
+            UserError: not a detector file, or its metadata are incomplete.
         """
         path = Path(path)
         network, metadata = load_detector(path)
@@ -48,17 +48,20 @@ class LoadedDetector:
 def save_detector(path: Path, detector: DPAP2PNet, metadata: Mapping[str, Any]) -> None:
     """Write a detector atomically; the file holds its config, so that it can be built again.
 
-    `metadata` is what else is known: `classes` (names), `mpp` it was trained at, `recipe`, `metrics`,
-    `run_id`, `git_commit`.
+    Args:
+        path: The file.
+        detector: The network.
+        metadata: `classes` (names), `mpp` (um/px of the training images), `recipe`, `metrics`, `run_id`,
+            `git_commit`.
     """
     write(path, detector.state_dict(), {**metadata, "kind": "detector", "config": as_plain(detector.config)})
 
 
 def load_detector(path: Path) -> tuple[DPAP2PNet, dict[str, Any]]:
-    """A detector (on the CPU, in eval mode) and its metadata.
+    """Read a detector, on the CPU and in eval mode, and its metadata.
 
     Raises:
-        UserError: the file is missing, damaged, or something else.
+        UserError: the file is missing or damaged, or does not hold a detector.
     """
     weights = read(path)
     if weights.metadata.get("kind") != "detector":
@@ -74,12 +77,12 @@ def load_detector(path: Path) -> tuple[DPAP2PNet, dict[str, Any]]:
             f"{path} is no detector that this version can build ({type(error).__name__}: {first_line(error)}); "
             "train it again, or use the version that wrote it"
         ) from error
-    # The layout that `_prepare` gives the maps: convolutions then need not reorder their weights for every image.
+    # The layout of the maps (`_prepare`): convolutions then need not reorder their weights for every image.
     return detector.to(memory_format=torch.channels_last).eval(), weights.metadata
 
 
 def _config(fields: Mapping[str, Any]) -> DetectorConfig:
-    """The config as JSON kept it: without tuples."""
+    """Make a config of its JSON form, which has lists for tuples."""
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
     }
@@ -94,7 +97,7 @@ def _contents(weights: Weights) -> str:
 
 
 def tile_to_predict(config: DetectorConfig, crop: int) -> int | None:
-    """The side of image that a detector has to be given; None if its results do not depend on it.
+    """Side in px of the input that a detector needs; None if its results do not depend on it.
 
     A ViT sees its whole input, and its position embeddings are resampled to it; how far a wider view reaches
     depends on the image it is a view of. Both are given what they were trained on, in whole cells of each level.
@@ -112,7 +115,7 @@ def tile_to_predict(config: DetectorConfig, crop: int) -> int | None:
 def _checked(
     path: Path, network: DPAP2PNet, metadata: dict[str, Any]
 ) -> tuple[tuple[str, ...], float, int | None]:
-    """Classes, um/px and tile, as far as others rely on them."""
+    """Read classes, um/px and tile from the metadata."""
     if missing := {"classes", "mpp"} - metadata.keys():
         raise UserError(f"the metadata in {path} lack {' and '.join(sorted(missing))}; train the detector again")
     default = tile_to_predict(network.config, DEFAULT_CROP)  # of detectors that were written without it

@@ -27,10 +27,10 @@ from shared.model.decoders import (
 from shared.model.distinct import without_duplicates
 from shared.model.fpn import FeaturePyramid, SummedPyramid
 from shared.model.multi_fov import FieldOfViewFusion, Upsampling
-from shared.model.proposals import Level, lead, proposal_grid
+from shared.model.proposals import Level, leading_padding, proposal_grid
 from shared.weights.weights_file import IMAGENET_MEAN, IMAGENET_STD
 
-# Smoothing a level under one point costs about as much as smoothing so many cells of it (2.6-3.1 measured on
+# Smoothing a level under one point costs as much as smoothing this many of its cells (2.6-3.1 measured on
 # a CPU, tests/benchmarks/smoothing.csv).
 SAMPLING_COST = 3
 
@@ -39,7 +39,7 @@ __all__ = ["DPAP2PNet", "Detections", "DetectorConfig"]
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorConfig:
-    """Which member of the family; the defaults are DPA-P2PNet with ResNet-50."""
+    """Architecture of a detector; the defaults are DPA-P2PNet with ResNet-50."""
 
     arch: str = "resnet50"
     """Backbone: resnet50, a plain ViT of timm with 16 px patches, such as vit_base_patch16_224, or regnetx_002."""
@@ -54,11 +54,11 @@ class DetectorConfig:
     summed: bool = False
     """Without multi-scale decoding: bring all levels to stride 16 and add them, as E2E does."""
     refinements: int = 0
-    """Without deformation: decode again so many times from where the last decoding ended."""
+    """Without deformation: number of further decodings, each from the points of the one before."""
     views: int = 1
-    """Concentric images of one field of view each (the paper's K): the last is annotated, others wider."""
+    """Concentric fields of view (the paper's K): the last image is annotated, the others show more around it."""
     upsampling: Upsampling = "transposed"
-    """How maps of wider views are enlarged: `transposed` (learnt) or `bilinear` (paper, Table 4)."""
+    """Upsampling of the maps of wider views: `transposed` (learnt) or `bilinear` (paper, Table 4)."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     """Channel means (RGB in 0..1) that the backbone was pre-trained with."""
     std: tuple[float, float, float] = IMAGENET_STD
@@ -90,7 +90,7 @@ class DetectorConfig:
         if self.summed and self.multi_scale:
             raise UserError("levels are summed for single-level decoding: add --no-multi-scale --no-deformable")
         if self.views < 1 or self.refinements < 0:
-            raise UserError(f"there cannot be {self.views} views and {self.refinements} refinements")
+            raise UserError(f"{self.views} views or {self.refinements} refinements are out of range")
         if not self.multi_scale and GRID_STRIDE % self.interval:
             raise UserError(
                 f"without multi-scale decoding the interval must divide {GRID_STRIDE}, "
@@ -121,7 +121,7 @@ class DPAP2PNet(nn.Module):
         super().__init__()
         self.config = config
         self.samples_smoothing = True
-        """Whether in eval mode the finest levels are only smoothed where they are sampled."""
+        """In eval mode, smooth the finest levels only where they are sampled."""
         self.backbone = create_backbone(config.arch, config.drop_path)
         self.neck = _neck(config, self.backbone.channels)
         self.wider = nn.ModuleList(FovBranch(config) for _ in range(config.views - 1))
@@ -137,18 +137,18 @@ class DPAP2PNet(nn.Module):
         With K views the input is B x K x 3 x H x W, widest first; detections are those in the last.
         """
         height, width = image_BCHW.shape[-2:]
-        top, left = (lead(side, self.config.interval) for side in (height, width))
-        lead_2 = image_BCHW.new_tensor([left, top], dtype=torch.float32)
-        grid_RS2 = proposal_grid(height, width, self.config.interval, image_BCHW.device) + lead_2
+        top, left = (leading_padding(side, self.config.interval) for side in (height, width))
+        shift_2 = image_BCHW.new_tensor([left, top], dtype=torch.float32)
+        grid_RS2 = proposal_grid(height, width, self.config.interval, image_BCHW.device) + shift_2
         *wider, own_BCHW = image_BCHW.unbind(1) if self.wider else [image_BCHW]
         pyramid = self._pyramid(self._prepare(own_BCHW, left, top), grid_RS2)
         if wider:
             pyramids = [view(self._prepare(each, left, top)) for view, each in zip(self.wider, wider, strict=True)]
-            # The views' common centre lies as far from the corner as that of larger images without a lead.
+            # The views' common centre is where it is in larger images without leading padding.
             pyramid = self.fusion([*pyramids, pyramid], _strides(self.config), height + 2 * top, width + 2 * left)
         # 2 % of the work; in half precision coordinates would be wrong by up to half a pixel.
         with torch.autocast(image_BCHW.device.type, enabled=False):
-            found = self.decoder([level.float() for level in pyramid], grid_RS2).moved(-lead_2)
+            found = self.decoder([level.float() for level in pyramid], grid_RS2).translated(-shift_2)
         if self.training or not self.config.distinct:
             return found
         return without_duplicates(found, self.config.distinct)
@@ -167,9 +167,9 @@ class DPAP2PNet(nn.Module):
         return cast(FeaturePyramid, self.neck).to_sample(maps, unsmoothed=[*pays, False].index(False))
 
     def _prepare(self, image_BCHW: Tensor, left: int, top: int) -> Tensor:
-        """Standardise, then pad with zeros: as asked for, and behind so that every level halves exactly.
+        """Standardise, then pad with zeros: `left` and `top` px, and behind until every level halves exactly.
 
-        Convolutions keep the layout of what they are given, and are faster with the channels last.
+        The result is channels-last: convolutions keep the layout of their input and are faster in this one.
         """
         height, width = image_BCHW.shape[-2:]
         step = PYRAMID_STRIDES[-1]
@@ -179,12 +179,12 @@ class DPAP2PNet(nn.Module):
 
 
 def pays_to_sample(points: int, map_BCHW: Tensor) -> bool:
-    """Whether smoothing a level under so many points is cheaper than smoothing the whole of it."""
+    """Compare the cost of smoothing a level under so many points with that of smoothing all of it."""
     return points * SAMPLING_COST <= map_BCHW.shape[-2] * map_BCHW.shape[-1]
 
 
 def _strides(config: DetectorConfig) -> tuple[int, ...]:
-    """Of the pyramid that the decoder gets."""
+    """Strides of the levels that the decoder gets."""
     return PYRAMID_STRIDES if config.multi_scale else (GRID_STRIDE,)
 
 

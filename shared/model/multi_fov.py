@@ -1,4 +1,4 @@
-"""Several fields of view: what wider concentric images show, brought onto the annotated image's pyramid.
+"""Several fields of view: features of wider concentric images, added to the annotated image's pyramid.
 
 The K images have the same size in px; image k covers 2^(K-k) times the width of the last, which is the
 annotated one. The paper's Eq. 2 prints the upsampling factor as 2(K-k); with a crop of 1/2^(K-k) it must be

@@ -8,16 +8,16 @@ from torch import Tensor, nn
 
 
 class UnsmoothedLevel(NamedTuple):
-    """A level of the pyramid before its 3x3 convolution, which is then only done under the points.
+    """A level of the pyramid before its 3x3 convolution, which is then computed under the points only.
 
-    P2's is a quarter of the detector's work, and one in sixteen of its outputs is looked at.
+    P2's convolution is a quarter of the detector's work, and one in sixteen of its outputs is sampled.
     """
 
     map_BCHW: Tensor
     smooth: nn.Conv2d
 
     def float(self) -> "UnsmoothedLevel":
-        """The same in single precision."""
+        """Convert the map to single precision."""
         return UnsmoothedLevel(self.map_BCHW.float(), self.smooth)
 
 
@@ -27,32 +27,32 @@ Level = Tensor | UnsmoothedLevel
 def proposal_grid(height: int, width: int, interval: int, device: torch.device | str = "cpu") -> Tensor:
     """The pre-set proposals of one image, one per `interval` x `interval` px cell: rows x columns x (x, y).
 
-    There are ceil(size / interval) of them along each side. Where the interval does not divide the side,
-    the outermost stand half of what is left over from the border, so the grid stays centred:
-    500 px at 8 px gives 2, 10, ..., 498.
+    There are ceil(size / interval) of them along each side. Where the interval does not divide the side, the
+    remainder is halved between both borders, so that the grid stays centred: 500 px at 8 px gives 2, 10, ..., 498.
     """
     y = _positions(height, interval, device)
     x = _positions(width, interval, device)
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
 
 
-def lead(side: int, interval: int) -> int:
-    """Px to put before an image so that its proposals stand where they do if the interval divides the side.
+def leading_padding(side: int, interval: int) -> int:
+    """Left or top padding in px that aligns the proposals with those of training crops.
 
-    That is in the middle of their cells, half a pixel aside at most. A network that was trained on such crops
-    otherwise looks at its maps between other cells than it learnt to: a small one found half of the nuclei, and
-    ResNet-50 lost 1.2 points of F1 on CoNSeP's 500 px after 100 epochs (nothing after 30, at batch 4).
+    In crops whose side the interval divides, proposals are at the centres of their cells, to half a pixel.
+    Without the padding a network samples its maps at other fractions of a cell than in training: a small one
+    found half of the nuclei, and ResNet-50 lost 1.2 points of F1 on CoNSeP's 500 px after 100 epochs (none after
+    30, at batch 4).
     """
     return -side % interval // 2
 
 
 def sample(level: Level, points_BN2: Tensor, stride: int) -> Tensor:
-    """Features of a level under points, by bilinear interpolation (Eq. 1); zero outside the map.
+    """Sample the features of a level under points by bilinear interpolation (Eq. 1); zero outside the map.
 
     The map's cell (row i, column j) is a value at the centre of the image square it stands for, at
     ((j + 0.5) * stride, (i + 0.5) * stride) px. Normalising by `stride * cells` (not by the image's size,
     which padding enlarges) with `align_corners=False` keeps this exact for every size of image; the usual
-    `align_corners=True` would let the sampled place drift by up to half a cell from one side to the other.
+    `align_corners=True` would shift the sampled place by up to half a cell between one side and the other.
 
     Args:
         level: One level of the pyramid.
@@ -72,10 +72,10 @@ def sample(level: Level, points_BN2: Tensor, stride: int) -> Tensor:
 
 
 def _smoothed_under(level: UnsmoothedLevel, cells_BN2: Tensor) -> Tensor:
-    """What sampling the smoothed map would give, from the 4 x 4 cells around each point.
+    """Sample the smoothed map without computing it, from the 4 x 4 cells around each point.
 
     Convolution and bilinear interpolation are both linear: interpolate the nine shifted maps, then multiply
-    once by the kernel. Corners of the interpolation that lie outside the map weigh nothing, as in
+    once by the kernel. Corners of the interpolation outside the map weigh nothing, as in
     `grid_sample`; taps of the kernel outside it are the convolution's zero padding.
     """
     map_BCHW, smooth = level
@@ -83,7 +83,7 @@ def _smoothed_under(level: UnsmoothedLevel, cells_BN2: Tensor) -> Tensor:
     sides = (map_BCHW.shape[-1], map_BCHW.shape[-2])
     x_BN34, y_BN34 = (_tap_weights(cells_BN2[..., i], first_BN2[..., i], side) for i, side in enumerate(sides))
     weights_BN9K = torch.einsum("bnur,bnvs->bnuvrs", y_BN34, x_BN34).flatten(4, 5).flatten(2, 3)
-    taps_BN9C = weights_BN9K @ _around(map_BCHW, first_BN2)
+    taps_BN9C = weights_BN9K @ _gather_4x4(map_BCHW, first_BN2)
     kernel_FD = smooth.weight.permute(2, 3, 1, 0).flatten(0, 2)
     features_BND = taps_BN9C.flatten(2) @ kernel_FD
     if smooth.bias is None:
@@ -103,8 +103,8 @@ def _tap_weights(cell_BN: Tensor, first_BN: Tensor, side: int) -> Tensor:
     return weights_BN34 * ((cells_BN4 >= 0) & (cells_BN4 < side))[..., None, :]
 
 
-def _around(map_BCHW: Tensor, first_BN2: Tensor) -> Tensor:
-    """The 4 x 4 cells from `first - 1` to `first + 2` (any others where these lie outside): B x N x 16 x C."""
+def _gather_4x4(map_BCHW: Tensor, first_BN2: Tensor) -> Tensor:
+    """Gather the cells from `first - 1` to `first + 2` (clamped to the map): B x N x 16 x C."""
     batch, channels, height, width = map_BCHW.shape
     offsets = torch.arange(-1, 3, device=map_BCHW.device)
     x_BN4, y_BN4 = (first_BN2[..., axis, None].long() + offsets for axis in (0, 1))

@@ -89,14 +89,14 @@ RESNET_CHILDREN: Rules = (
 
 @dataclass(frozen=True)
 class Layout:
-    """A way to name a trunk's tensors."""
+    """Naming scheme of a trunk's tensors."""
 
     name: str
     signs: tuple[str, ...]
     """Tensors that every such trunk has, and together no other; the first one finds the prefix."""
     rules: Rules
     merge: Callable[[Tensors], Tensors] = field(default=lambda tensors: tensors)
-    """What is left to do once the names are timm's."""
+    """Conversion of tensors after renaming."""
 
 
 @dataclass(frozen=True)
@@ -107,11 +107,11 @@ class Trunk:
     set_aside: tuple[str, ...] = ()
     """Names, as in the file, of the tensors that are not the trunk's."""
     found: str = "unknown names"
-    """In words: whose names they were, and where in the file."""
+    """Description of the names' origin and their place in the file."""
 
 
 def find_trunk(content: Mapping[str, Any]) -> Trunk:
-    """Find the trunk in what a checkpoint holds; names that no layout knows are left as they are."""
+    """Find the trunk in what a checkpoint holds; unknown names stay unchanged."""
     content, wrappers = _unwrapped(content)
     tensors = {
         INFIXES.sub("", name): value
@@ -144,7 +144,7 @@ def _unwrapped(content: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]
 
 
 def _prefixes(tensors: Tensors, signs: tuple[str, ...]) -> list[str]:
-    """What stands before the signs, wherever all of them are."""
+    """Find the prefixes under which all signs exist."""
     first = signs[0]
     prefixes = [name.removesuffix(first) for name in tensors if name == first or name.endswith(f".{first}")]
     return [prefix for prefix in prefixes if all(prefix + sign in tensors for sign in signs)]

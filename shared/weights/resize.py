@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def fit(name: str, target: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
-    """A file's tensor, made to fit the trunk's `target` where that is a matter of resampling."""
+    """Resample a file's tensor to the shape of the trunk's `target` where that is possible."""
     tensor = tensors[name]
     if tensor.shape == target.shape or tensor.ndim != target.ndim:
         return tensor
@@ -32,10 +32,10 @@ def _fit_positions(positions_1ND: Tensor, wanted: int, further: int) -> Tensor:
 
 
 def _further_tokens(tensors: Mapping[str, Tensor]) -> int:
-    """How many tokens a ViT has beside class token and patches: registers, DeiT's distillation token."""
+    """Count the tokens beside class token and patches: registers, DeiT's distillation token."""
     return sum(tensors[name].shape[1] for name in ("reg_token", "dist_token") if name in tensors)
 
 
 def _prefix_tokens(tokens: int, further: int = 0) -> int | None:
-    """How many tokens stand before a square grid: none, one class token, or the further ones too."""
+    """Count the tokens before a square grid: none, one class token, or the further ones too."""
     return next((n for n in (0, 1, 1 + further) if round((tokens - n) ** 0.5) ** 2 == tokens - n), None)

@@ -19,7 +19,7 @@ BEGINNINGS = (b"PK", b"\x80\x02")  # of what torch.save writes, now and before 1
 
 
 def load_content(path: Path) -> tuple[Mapping[str, Any], str | None]:
-    """What a file holds under names, on the CPU, and the text of its metadata if it is a .safetensors with any.
+    """Load the named content of a file, on the CPU, and the text of a .safetensors' metadata, if any.
 
     Raises:
         UserError: cut short; holds anything but tensors, plain values and an argparse.Namespace; no names.

@@ -70,7 +70,7 @@ class Weights:
     set_aside: tuple[str, ...] = ()
     """Names of further tensors in the file, which are not the trunk's."""
     found: str = "timm names"
-    """Whose names the tensors had, and where in the file they were."""
+    """Description of the names' origin and their place in the file."""
 
     @property
     def mean(self) -> tuple[float, float, float]:
@@ -96,7 +96,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """Which tensors a trunk took from a file."""
+    """Tensors that a trunk took from a file, and those it did not."""
 
     used: list[str]
     dropped: list[str]  # in the file, not in the trunk
@@ -199,7 +199,7 @@ def _require_match(trunk: nn.Module, weights: Weights, report: LoadReport) -> No
 
 
 def check_destination(out: Path) -> None:
-    """Find out before the training, not after it, that its weights cannot be written to `out`.
+    """Check before training that its weights can be written to `out`.
 
     Raises:
         UserError: another suffix than .pth or .safetensors, a folder, or no permission.
@@ -218,7 +218,7 @@ def check_destination(out: Path) -> None:
 
 
 def publish(path: Path, destination: Path) -> None:
-    """Copy a weights file atomically to where users look for it; another run's file is kept as .bak.
+    """Copy a weights file atomically to its destination; another run's file is kept as .bak.
 
     Raises:
         UserError: the disk is full or cannot be written; what was there before stays.
@@ -238,7 +238,7 @@ def publish(path: Path, destination: Path) -> None:
 
 
 def _metadata(path: Path, text: str | None) -> dict[str, Any]:
-    """What a file says about its tensors, checked as far as others rely on it."""
+    """Parse and check the metadata of a file."""
     try:
         metadata = json.loads(text) if text else {}
         if not isinstance(metadata, dict):

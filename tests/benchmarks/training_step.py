@@ -15,7 +15,7 @@ import torch
 from finetune.recipes import DPA_P2PNET
 from finetune.step import update
 from finetune.training.criterion import Targets
-from finetune.training.initialisation import held_batch_norms
+from finetune.training.initialisation import pretrained_batch_norms
 from finetune.training.state import TrainingState
 from finetune.training.tile_loader import Batch
 from shared.model.dpa_p2pnet import DetectorConfig, DPAP2PNet
@@ -55,7 +55,7 @@ def step(fast: bool, precision: str) -> Callable[[], float]:
     detector = DPAP2PNet(DetectorConfig(classes=3, interval=8, dropout=0.0))
     if fast:
         detector.to(memory_format=torch.channels_last)
-    frozen = held_batch_norms(detector.backbone.trunk, detector.backbone.trunk.state_dict())
+    frozen = pretrained_batch_norms(detector.backbone.trunk, detector.backbone.trunk.state_dict())
     recipe = dataclasses.replace(DPA_P2PNET, precision=precision)
     optimiser = torch.optim.AdamW(detector.parameters(), weight_decay=recipe.weight_decay, fused=fast)
     training = TrainingState(detector, optimiser, frozen)

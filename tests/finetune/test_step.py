@@ -11,7 +11,7 @@ import torch
 from finetune.recipes import RECIPES, Recipe
 from finetune.step import learning_rate, update
 from finetune.training.criterion import Targets
-from finetune.training.state import TrainingState, average_of
+from finetune.training.state import TrainingState, ema_of
 from finetune.training.tile_loader import Batch
 from shared.errors import UserError
 from shared.model.dpa_p2pnet import DetectorConfig, DPAP2PNet
@@ -25,9 +25,7 @@ def training(recipe: Recipe) -> TrainingState:
     torch.manual_seed(0)
     detector = DPAP2PNet(DetectorConfig(arch="resnet50", classes=2, dropout=0.0, channels=16, hidden=16))
     held = [module for module in detector.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-    return TrainingState(
-        detector, torch.optim.SGD(detector.parameters(), 0.1), held, average_of(detector, recipe.ema)
-    )
+    return TrainingState(detector, torch.optim.SGD(detector.parameters(), 0.1), held, ema_of(detector, recipe.ema))
 
 
 def batch(counts: tuple[int, ...], side: int = 64) -> Batch:

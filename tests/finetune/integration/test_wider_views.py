@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from finetune.training.criterion import CriterionConfig, Targets, detection_loss, sums_of
+from finetune.training.criterion import CriterionConfig, Targets, detection_loss, loss_normalisers
 from shared.model.dpa_p2pnet import DetectorConfig, DPAP2PNet
 
 SIDE = 64
@@ -35,7 +35,7 @@ def accuracy_after_training(views: int, steps: int = 60) -> float:
     for _ in range(steps):
         images, targets = sample(8, random)
         found = detector(images if views == 2 else images[:, 1])
-        sums_2 = sums_of(CriterionConfig(), targets, found.points_BN2.shape[1])
+        sums_2 = loss_normalisers(CriterionConfig(), targets, found.points_BN2.shape[1])
         optimiser.zero_grad()
         detection_loss(CriterionConfig(), found, targets, sums_2).total.backward()
         torch.nn.utils.clip_grad_norm_(detector.parameters(), 1.0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.training.criterion import CriterionConfig, Targets, detection_loss, sums_of
+from finetune.training.criterion import CriterionConfig, Targets, detection_loss, loss_normalisers
 from finetune.training.matching import assign
 from shared.model.distinct import distinct_proposals
 from shared.model.dpa_p2pnet import Detections
@@ -42,7 +42,7 @@ def test_loss_equals_its_definition(counts: tuple[int, ...]) -> None:
             found.points_BN2[index].detach().double().numpy()[proposals.numpy()] - cells.numpy()[matched.numpy()]
         )
         squares += (gaps**2).sum()
-    losses = detection_loss(config, found, truth, sums_of(config, truth, found.points_BN2.shape[1]))
+    losses = detection_loss(config, found, truth, loss_normalisers(config, truth, found.points_BN2.shape[1]))
     assert losses.classification.item() == pytest.approx(entropy / weight, rel=1e-5)
     assert losses.regression.item() == pytest.approx(2e-3 * squares / max(sum(counts), 1), rel=1e-5, abs=1e-9)
     assert losses.total.item() == pytest.approx(losses.classification.item() + losses.regression.item(), rel=1e-6)
@@ -51,7 +51,8 @@ def test_loss_equals_its_definition(counts: tuple[int, ...]) -> None:
 def test_both_terms_have_gradients() -> None:
     """In P2PNet's published code a misspelt key keeps the regression loss out of the sum."""
     found, truth = detections(3), targets(4, (5, 9))
-    detection_loss(CriterionConfig(), found, truth, sums_of(CriterionConfig(), truth, 64)).total.backward()
+    config = CriterionConfig()
+    detection_loss(config, found, truth, loss_normalisers(config, truth, 64)).total.backward()
     assert (found.points_BN2.grad.abs().sum(-1) > 0).sum() == 14
     assert found.logits_BNC.grad.abs().sum() > 0
 
@@ -59,8 +60,8 @@ def test_both_terms_have_gradients() -> None:
 @pytest.mark.parametrize("counts", [(7, 0), (0, 7), (1, 0), (0, 0)])
 def test_two_ranks_have_the_loss_of_one_also_where_one_has_no_cells(counts: tuple[int, ...]) -> None:
     config, found, truth = CriterionConfig(), detections(5), targets(6, counts)
-    whole = detection_loss(config, found, truth, sums_of(config, truth, 64))
-    sums_2 = torch.stack([sums_of(config, truth[rank : rank + 1], 64) for rank in (0, 1)]).mean(0)
+    whole = detection_loss(config, found, truth, loss_normalisers(config, truth, 64))
+    sums_2 = torch.stack([loss_normalisers(config, truth[rank : rank + 1], 64) for rank in (0, 1)]).mean(0)
     parts = [Detections(found.proposals_N2, *(each[rank : rank + 1] for each in found[1:])) for rank in (0, 1)]
     losses = [detection_loss(config, parts[rank], truth[rank : rank + 1], sums_2) for rank in (0, 1)]
     for name in ("total", "classification", "regression"):
@@ -74,7 +75,7 @@ def test_proposals_set_aside_have_no_part_in_the_loss() -> None:
     radius = 6.0
     kept = distinct_proposals(found, radius)
     assert (~kept).sum() > 20 and kept.sum(1).min() > 13
-    sums = sums_of(config, truth, 128)
+    sums = loss_normalisers(config, truth, 128)
     whole = detection_loss(config, found, truth, sums, radius)
     whole.total.backward()
     assert not found.logits_BNC.grad[~kept].any()
@@ -93,6 +94,6 @@ def test_proposals_set_aside_have_no_part_in_the_loss() -> None:
 def test_in_crowded_images_nothing_is_set_aside() -> None:
     config, truth = CriterionConfig(), targets(2, (60, 60))
     found = detections(1)
-    sums = sums_of(config, truth, 64)
+    sums = loss_normalisers(config, truth, 64)
     plain, crowded = (detection_loss(config, found, truth, sums, radius) for radius in (0.0, 30.0))
     assert plain.total.item() == crowded.total.item()

@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 
-from finetune.training.initialisation import held_batch_norms, initial_detector
+from finetune.training.initialisation import initial_detector, pretrained_batch_norms
 from shared.errors import UserError
 from shared.model import dpa_p2pnet as core
 from shared.model.detector_file import load_detector, save_detector
@@ -35,7 +35,7 @@ def test_arch_and_normalisation_come_from_the_file(tiny_weights: Path) -> None:
     assert len(loaded) == len(trunk)
     for name in ("patch_embed.proj.weight", "blocks.11.mlp.fc2.bias"):
         assert torch.equal(trunk[name], source.state_dict()[name])
-    assert held_batch_norms(detector.backbone.trunk, loaded) == []
+    assert pretrained_batch_norms(detector.backbone.trunk, loaded) == []
 
 
 def test_another_project_s_file_is_taken_and_accounted_for(tmp_path: Path) -> None:
@@ -100,9 +100,9 @@ def test_only_batch_norms_with_loaded_statistics_are_held(tmp_path: Path) -> Non
     path = tmp_path / "resnet.pth"
     torch.save(timm.create_model("resnet50").state_dict(), path)
     detector, loaded, _ = initial_detector(core.DetectorConfig(), str(path), None)
-    assert len(held_batch_norms(detector.backbone.trunk, loaded)) == 53
+    assert len(pretrained_batch_norms(detector.backbone.trunk, loaded)) == 53
     detector, loaded, _ = initial_detector(core.DetectorConfig(), "random", None)
-    assert held_batch_norms(detector.backbone.trunk, loaded) == []
+    assert pretrained_batch_norms(detector.backbone.trunk, loaded) == []
 
 
 def test_files_of_the_wrong_kind_are_refused_in_a_sentence(tmp_path: Path, tiny_weights: Path) -> None:

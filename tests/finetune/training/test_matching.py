@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from finetune.training import criterion
-from finetune.training.criterion import Targets, detection_loss, sums_of
+from finetune.training.criterion import Targets, detection_loss, loss_normalisers
 from finetune.training.matching import MatchingConfig, assign
 from shared.model import dpa_p2pnet as core
 
@@ -104,6 +104,6 @@ def test_proposals_of_every_refinement_can_become_positives() -> None:
     matched, answered = assign(nearest, found.points_BN2[0], found.logits_BNC[0], cells_M2, labels_M)
     assert torch.equal(matched[answered.argsort()], chosen)
     config, targets = criterion.CriterionConfig(matching=nearest), [Targets(cells_M2 + 1e-3, labels_M)]
-    detection_loss(config, found, targets, sums_of(config, targets, 72)).total.backward()
+    detection_loss(config, found, targets, loss_normalisers(config, targets, 72)).total.backward()
     for stage in detector.decoder.stages:
         assert stage.locate[-1].weight.grad.abs().sum() > 0
