@@ -108,7 +108,7 @@ def test_the_moving_average_is_what_is_scored() -> None:
         keep = min(0.6, 1 - 1 / (state.step + 1))
         by_hand = keep * by_hand + (1 - keep) * state.detector.decoder.locate[0].bias.detach()
     assert not torch.allclose(by_hand, state.detector.decoder.locate[0].bias)
-    torch.testing.assert_close(state.scored.decoder.locate[0].bias.detach(), by_hand)
+    torch.testing.assert_close(state.eval_model.decoder.locate[0].bias.detach(), by_hand)
 
 
 def test_weights_are_left_alone_when_the_loss_is_not_finite() -> None:
