@@ -28,7 +28,7 @@ from shared.training.distributed import World
 from shared.training.rank_errors import refuse_differences, together
 from shared.training.run_folder import Run, progress, provenance
 from shared.training.seeds import seed_batch
-from shared.training.worker_errors import deaths_named
+from shared.training.worker_errors import explain_worker_death
 
 # A run may be resumed with other values of these, which do not change its results.
 PARTS = 20  # validations and checkpoints of a run, unless the recipe says otherwise
@@ -64,7 +64,7 @@ def train(recipe: Recipe, world: World, stop: StopSignal) -> int:
         if world.is_main and not resumed:
             results.draw_augmented(run, TileStream(tiles, recipe.augment, recipe.seed, recipe.views), data.classes)
             _validate(recipe, training, data, run, world)
-    with deaths_named("--workers"):
+    with explain_worker_death("--workers"):
         stopped = _loop(recipe, training, data, run, world, stop)
     if stopped:
         return _stop(stop, training, world)

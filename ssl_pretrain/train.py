@@ -71,9 +71,8 @@ def _loop(
     with together(world):
         monitor = Monitor(run, shard_set, views, recipe.method.crops[0], recipe.monitor_every)
     model = replicated(method, world, send_buffers=False)  # a queue is 32 MB
-    loader = ShardLoader(
-        shard_set, recipe.method.crops, recipe.loader, state.layout, world, recipe.seed, state.position
-    )
+    arguments = (shard_set, recipe.method.crops, recipe.loader, state.layout, world, recipe.seed)
+    loader = ShardLoader(*arguments, state.position, state.undecodable)
     stopping = False
     with loader, StepLogger(run, plan, world, state.step) as meter:
         if state.step == 0:
@@ -101,14 +100,29 @@ def _loop(
             is_measured = monitor.is_due(state.step) or is_end
             if is_saved or is_measured:
                 meter.flush()
-                with together(world):  # a full disk shows on the first rank only
-                    if is_saved:
-                        state.save(run, recipe.name, recipe.keep_every)
-                        monitor.draw(method, state.step)
-                    if is_measured:
-                        monitor.measure(method, state.step)
+                loader.exchange_undecodable(world)
+                state.undecodable = loader.undecodable
+                _keep(recipe, state, run, monitor, world, is_saved, is_measured)
                 meter.restart_clock()
     return stopping
+
+
+def _keep(
+    recipe: Recipe,
+    state: TrainingState,
+    run: Run,
+    monitor: Monitor,
+    world: World,
+    is_saved: bool,
+    is_measured: bool,
+) -> None:
+    """Save and measure between two steps."""
+    with together(world):  # a full disk shows on the first rank only
+        if is_saved:
+            state.save(run, recipe.name, recipe.keep_every)
+            monitor.draw(state.method, state.step)
+        if is_measured:
+            monitor.measure(state.method, state.step)
 
 
 def _views(recipe: Recipe, shard_set: ShardSet) -> Views:

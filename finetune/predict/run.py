@@ -15,7 +15,7 @@ from shared.cli import make_folder, settings_text
 from shared.errors import NOTHING_FAILED, REFUSED, SOME_FAILED, UserError
 from shared.files import printable
 from shared.signals import STOPPED, StopSignal, leave_marker
-from shared.training.worker_errors import deaths_named
+from shared.training.worker_errors import explain_worker_death
 from shared.wsi.image_source import find_sources
 
 NAMED = 3  # slides that failed, in the last line
@@ -51,7 +51,7 @@ def predict(config: PredictConfig, stop: StopSignal) -> int:
             print("  done already")
             continue
         try:
-            with deaths_named("--workers or --batch-size"):
+            with explain_worker_death("--workers or --batch-size"):
                 summary = predict_slide(job, stop)
         except UserError as error:
             failed.append(printable(str(job.path)))

@@ -1,18 +1,19 @@
 """An endless, seeded stream of augmented tiles: the n-th sample of a run is the same whoever loads it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from finetune.datasets.dataset import Tile
 from finetune.training.augment import AugmentConfig, augment, mix
 from finetune.training.criterion import Targets
 from shared.model.image_tensors import to_image
-from shared.training.distributed import World, ignore_signals_in_worker
+from shared.training.batch_workers import BatchWorkers
+from shared.training.distributed import World
 
 
 class Batch(NamedTuple):
@@ -60,7 +61,7 @@ class TileStream(Dataset[tuple[np.ndarray, np.ndarray, np.ndarray]]):
         return augment(self.config, tile.read_views(self.views), tile.points_N2, tile.labels_N, random)
 
 
-def tile_batches(stream: TileStream, batch_size: int, steps: range, world: World, workers: int) -> Iterable[Batch]:
+def tile_batches(stream: TileStream, batch_size: int, steps: range, world: World, workers: int) -> Iterator[Batch]:
     """One batch a step; the global batch is dealt out to the ranks, so any number of them sees the same.
 
     Args:
@@ -71,16 +72,18 @@ def tile_batches(stream: TileStream, batch_size: int, steps: range, world: World
         workers: Loader processes of this rank.
     """
     positions = range(steps.start * batch_size + world.rank, steps.stop * batch_size, world.size)
-    return DataLoader(
+    share = batch_size // world.size
+    with BatchWorkers(
         stream,
-        batch_size=batch_size // world.size,
+        workers,
+        world.device,
+        share * stream.views * 3 * stream.config.crop**2,
+        "--workers",
+        batch_size=share,
         sampler=positions,
-        num_workers=workers,
         collate_fn=_collate,
-        pin_memory=world.device.type == "cuda",
-        worker_init_fn=ignore_signals_in_worker,
-        generator=torch.Generator(),  # else the loader draws from the global one, and a resumed run once more
-    )
+    ) as batches:
+        yield from batches
 
 
 def _collate(samples: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Batch:

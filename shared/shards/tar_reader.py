@@ -1,14 +1,19 @@
-"""The images of one shard, in their order.
+"""Read the images of one shard in order.
 
-A shard is a tar file in WebDataset's layout: the files of one sample follow each other and share the name up to
-the first dot. Only `KEY.jpg` (or `.jpeg`) is read, no picture beside it like `KEY.mask.jpg`; and `KEY.json`, with
-facts about the patch, where they are asked for.
+A shard is a tar file in WebDataset's layout: the files of one sample follow each other and share a key. The image
+of a sample is `KEY.jpg` (or `.jpeg`, `.png`), or else its first member that is one, like `KEY.input.png`; pictures
+beside it, like `KEY.mask.png`, are skipped. `KEY.json` holds metadata of the patch.
+
+WebDataset cuts the key at the first dot of the file name. Here a part with a digit still belongs to the key, or
+all patches of a slide `TCGA-A1.slide.0001.jpg`, `TCGA-A1.slide.0002.jpg`, ... would be one sample.
 """
 
 import hashlib
 import itertools
 import json
-from collections.abc import Container, Iterator
+import re
+from collections import Counter
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from io import BufferedReader, FileIO
 from pathlib import Path
@@ -20,24 +25,35 @@ from shared.shards.format import INDEX
 HARVEST = "python -m patch_extraction"
 
 BLOCK = 512  # a tar consists of blocks of this many bytes; two empty ones end it
-SUFFIXES = ("jpg", "jpeg")
+READ_AHEAD = 1 << 20  # bytes; images are read one after another
+SUFFIXES = ("jpg", "jpeg", "png")
+DIGIT = re.compile(r"\d")
 
 
 @dataclass(frozen=True)
-class JpegSample:
-    """One image as it lies in its shard."""
+class EncodedImage:
+    """One image as stored in its shard."""
 
     key: str
     """Path inside the tar without the suffix."""
-    jpeg: bytes
+    content: bytes
+    """JPEG or PNG."""
+
+
+class Contents(NamedTuple):
+    """Numbers of samples with an image and of members that are not read."""
+
+    samples: int
+    skipped: Counter[str]
+    """By suffix: further images of a sample, and the largest member of samples without an image."""
 
 
 def read_images(
-    path: Path, first: int, last: int, samples: int, passed: Container[int] = ()
-) -> Iterator[tuple[int, JpegSample]]:
-    """The images `first` to `last` (exclusive) of a shard with `samples` of them, with their numbers.
+    path: Path, first: int, last: int, samples: int, skip: Container[int] = ()
+) -> Iterator[tuple[int, EncodedImage]]:
+    """Yield the images `first` to `last` (exclusive) of a shard with `samples` of them, with their numbers.
 
-    The bytes of the numbers in `passed` are skipped without being read.
+    The bytes of the numbers in `skip` are not read.
 
     Raises:
         UserError: the shard cannot be read, is cut short, is no tar, or holds another number of images than
@@ -45,49 +61,60 @@ def read_images(
     """
     found = 0
     with _open(path) as file:
-        for key, offset, size in _members(file, path):
-            if first <= found < last and found not in passed:
-                yield found, JpegSample(key, _bytes_at(file, offset, size, path))
+        for member in _images(file, path):
+            if first <= found < last and found not in skip:
+                yield found, EncodedImage(member.key, _bytes_at(file, member.offset, member.size, path))
             found += 1
             if found == last < samples:
                 return
     if found != samples:
-        raise damaged(path, f"it holds {found} images and index.json says {samples}")
+        counted = f"index.json says {samples}" if _is_indexed(path) else f"{samples} were counted"
+        raise damaged(path, f"it holds {found} images and {counted}")
 
 
-def read_facts(path: Path, count: int) -> Iterator[tuple[JpegSample, dict[str, Any]]]:
-    """The first `count` images of a shard, each with the content of its `KEY.json`; {} where it has none.
+def read_with_metadata(path: Path, count: int) -> Iterator[tuple[EncodedImage, dict[str, Any]]]:
+    """Yield the first `count` images of a shard, each with the content of its `KEY.json`; {} where it has none.
 
     Raises:
         UserError: the shard cannot be read, is cut short or is no tar.
     """
     with _open(path) as file:
         found = 0
-        for key, same in itertools.groupby(_files(file, path), key=lambda member: member.key):
-            of_sample = {member.suffix: member for member in same}
-            picture = next((of_sample[suffix] for suffix in SUFFIXES if suffix in of_sample), None)
-            if picture is None:
+        for sample in _samples(file, path):
+            image = _image_of(sample)
+            if image is None:
                 continue
-            text = of_sample.get("json")
-            facts = _facts(_bytes_at(file, text.offset, text.size, path)) if text else {}
-            yield JpegSample(key, _bytes_at(file, picture.offset, picture.size, path)), facts
+            text = next((member for member in sample if member.suffix == "json"), None)
+            metadata = _metadata(_bytes_at(file, text.offset, text.size, path)) if text else {}
+            yield EncodedImage(image.key, _bytes_at(file, image.offset, image.size, path)), metadata
             found += 1
             if found == count:
                 return
 
 
-def count_images(path: Path) -> int:
-    """How many images a shard holds.
+def count_images(path: Path) -> Contents:
+    """Count the samples of a shard and the members that are not read; reads the headers alone.
 
     Raises:
         UserError: the shard is cut short or is no tar.
     """
-    with _open(path) as file:
-        return sum(1 for _ in _members(file, path))
+    samples, skipped = 0, Counter[str]()
+    with _open(path, read_ahead=BLOCK) as file:
+        for sample in _samples(file, path):
+            image = _image_of(sample)
+            samples += image is not None
+            further = [member for member in sample if member is not image and member.is_image]
+            unread = further if image else [max(sample, key=lambda member: member.size)]
+            skipped.update(f".{member.suffix}" for member in unread)
+    return Contents(samples, skipped)
 
 
 def check_end(path: Path) -> None:
-    """A look at the last bytes: cheap, and a shard cut short is found before hours are spent."""
+    """Check the last bytes: cheap, and a shard cut short is found before hours are spent.
+
+    Raises:
+        UserError: the shard does not end as a tar file does.
+    """
     with _open(path) as file:
         size = file.seek(0, 2)
         file.seek(max(0, size - 2 * BLOCK))
@@ -96,7 +123,11 @@ def check_end(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Of the whole shard, with a UserError if it cannot be read."""
+    """Compute the hash of a whole shard.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     with _open(path) as file:
         try:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -105,14 +136,14 @@ def sha256(path: Path) -> str:
 
 
 def damaged(path: Path, what: str) -> UserError:
-    """The sentence for a shard with something wrong inside."""
+    """Make the error for a shard whose content is damaged."""
     fix = f"remove it and run {HARVEST} again to repack it" if _is_indexed(path) else "replace or remove it"
     return UserError(f"the shard {path} is damaged: {what}; {fix}")
 
 
-def _open(path: Path) -> BufferedReader:
+def _open(path: Path, read_ahead: int = READ_AHEAD) -> BufferedReader:
     try:
-        return BufferedReader(FileIO(path), buffer_size=1 << 20)
+        return BufferedReader(FileIO(path), buffer_size=read_ahead)
     except OSError as error:
         raise _unreadable(path, error) from error
 
@@ -129,30 +160,56 @@ class _Member(NamedTuple):
     """A file inside a tar."""
 
     key: str
-    """Its path up to the first dot of its name."""
     suffix: str
-    """The rest of its name, in small letters."""
+    """Rest of its name, in lower case."""
     offset: int
-    """Of its bytes."""
+    """Position of its bytes."""
     size: int
-    """How many they are."""
+    """Number of its bytes."""
+
+    @property
+    def is_image(self) -> bool:
+        """True for `jpg`, `input.jpg`, ..."""
+        return self.suffix.rpartition(".")[2] in SUFFIXES
 
 
-def _facts(text: bytes) -> dict[str, Any]:
+def _metadata(text: bytes) -> dict[str, Any]:
     try:
-        facts = json.loads(text)
-    except ValueError:  # not UTF-8, not JSON: a foreign shard's own affair
+        metadata = json.loads(text)
+    except ValueError:  # not UTF-8 or not JSON: shards of others may hold anything
         return {}
-    return facts if isinstance(facts, dict) else {}
+    return metadata if isinstance(metadata, dict) else {}
 
 
-def _members(file: BufferedReader, path: Path) -> Iterator[tuple[str, int, int]]:
-    """Key, offset and size in bytes of every image of a tar, in order."""
-    return ((key, offset, size) for key, suffix, offset, size in _files(file, path) if suffix in SUFFIXES)
+def _images(file: BufferedReader, path: Path) -> Iterator[_Member]:
+    """Yield the image of every sample of a tar, in order.
+
+    A plain `KEY.jpg` is yielded before the header behind it is read, which would move the file's buffer on.
+    """
+    for _, sample in itertools.groupby(_files(file, path), key=lambda member: member.key):
+        first = None
+        for member in sample:
+            if member.suffix in SUFFIXES:
+                first = member
+                break
+            if first is None and member.is_image:
+                first = member
+        if first is not None:
+            yield first
+
+
+def _samples(file: BufferedReader, path: Path) -> Iterator[list[_Member]]:
+    for _, sample in itertools.groupby(_files(file, path), key=lambda member: member.key):
+        yield list(sample)
+
+
+def _image_of(sample: Sequence[_Member]) -> _Member | None:
+    images = [member for member in sample if member.is_image]
+    return next((member for member in images if member.suffix in SUFFIXES), images[0] if images else None)
 
 
 def _files(file: BufferedReader, path: Path) -> Iterator[_Member]:
-    """Every file of a tar, in order.
+    """Yield every file of a tar, in order.
 
     Python's tarfile does the same 12 times more slowly, which would cost a loader worker a tenth of its time.
     """
@@ -174,13 +231,23 @@ def _files(file: BufferedReader, path: Path) -> Iterator[_Member]:
             continue
         name, long_name = long_name or name, ""
         folder, slash, base = name.rpartition("/")
-        key, _, suffix = base.partition(".")
+        key, suffix = _split(base)
         if kind in b"0\0" and key:
             yield _Member(folder + slash + key, suffix.lower(), offset, size)
 
 
+def _split(name: str) -> tuple[str, str]:
+    """Split a file name into the key of its sample and the suffix."""
+    key, _, suffix = name.partition(".")
+    if "." not in suffix or not key:
+        return key, suffix
+    *parts, ending = suffix.split(".")
+    of_key = max((n for n, part in enumerate(parts, 1) if DIGIT.search(part)), default=0)
+    return ".".join([key, *parts[:of_key]]), ".".join([*parts[of_key:], ending])
+
+
 def _parse(header: bytes, path: Path) -> tuple[str, int, bytes]:
-    """Name, size and kind from a tar header (POSIX ustar layout)."""
+    """Parse name, size and kind from a tar header (POSIX ustar layout)."""
     try:
         checksum = int(header[148:156].strip(b" \0"), 8)
         size = int(header[124:136].strip(b" \0") or b"0", 8)
@@ -210,5 +277,5 @@ def _unreadable(path: Path, error: OSError) -> UserError:
 
 
 def _is_indexed(path: Path) -> bool:
-    """Whether a shard is one of a harvest's, which can make it again."""
+    """True for a shard of a harvest, which can make it again."""
     return (path.parent / INDEX).exists()

@@ -1,21 +1,27 @@
-"""From JPEG bytes to random crops in uint8, on the CPU, one image at a time."""
+"""Decode images and cut random crops in uint8, on the CPU, one image at a time."""
 
+import io
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import simplejpeg
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
-from shared.shards.tar_reader import JpegSample, damaged
+from shared.shards.tar_reader import EncodedImage, damaged
 
 # Aspect ratios of random resized crops, as in torchvision and all five official codes.
 RATIO = (3 / 4, 4 / 3)
+# First bytes of a PNG file, and the marker that ends a JPEG file.
+PNG, END_OF_JPEG = b"\x89PNG", b"\xff\xd9"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,16 +42,76 @@ class Crop:
     """Probability that bright pixels are inverted, done later by `views.Views`."""
 
 
-def decode(image: JpegSample, shard: Path) -> Tensor:
-    """The image (3, H, W) in uint8.
+class CropBatch(NamedTuple):
+    """Crops of a batch of images."""
+
+    crops: list[Tensor]
+    """One uint8 tensor (batch, 3, size, size) for each crop."""
+    undecodable: list[str]
+    """Names of the images in whose place a neighbour was cut."""
+
+
+class UndecodableError(ValueError):
+    """An image that is no whole JPEG or PNG."""
+
+
+def decode(image: EncodedImage) -> Tensor:
+    """Decode an image to (3, H, W) in uint8; a JPEG may lack its end marker, and transparent pixels become white.
 
     Raises:
-        UserError: it is no whole JPEG; names it and the shard it comes from.
+        UndecodableError: it is no whole JPEG or PNG.
     """
+    if image.content.startswith(PNG):
+        return _decode_png(image.content)
     try:
-        return decode_jpeg(torch.frombuffer(bytearray(image.jpeg), dtype=torch.uint8), mode=ImageReadMode.RGB)
-    except (RuntimeError, ValueError) as error:  # ValueError: no bytes at all
-        raise damaged(shard, f"{image.key} is no JPEG that can be read") from error
+        return decode_jpeg(torch.frombuffer(bytearray(image.content), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    except (RuntimeError, ValueError):  # ValueError: no bytes at all
+        return _decode_without_end(image.content)
+
+
+def decode_all(images: Iterable[EncodedImage], shards: Iterable[Path], undecodable: list[str]) -> Iterator[Tensor]:
+    """Decode a batch one by one to (3, H, W) in uint8.
+
+    In place of an image that cannot be decoded comes the one before, or behind it, and its name is added to
+    `undecodable`.
+
+    Raises:
+        UserError: none of the images can be decoded.
+    """
+    last, owed = None, 0
+    for image, shard in zip(images, shards, strict=True):
+        owed += 1
+        try:
+            last = decode(image)
+        except UndecodableError:
+            undecodable.append(f"{shard.name}: {image.key}")
+        if last is not None:
+            yield from [last] * owed
+            owed = 0
+    if owed:
+        raise damaged(shard, f"{image.key} and the images before it are no JPEG or PNG that can be decoded")
+
+
+def _decode_without_end(content: bytes) -> Tensor:
+    """Decode a JPEG to which only the end marker is added; one that lacks more is refused."""
+    try:
+        image_HWC = simplejpeg.decode_jpeg(content + END_OF_JPEG, strict=True)
+    except ValueError as error:
+        raise UndecodableError(str(error)) from error
+    return torch.from_numpy(image_HWC).permute(2, 0, 1).contiguous()
+
+
+def _decode_png(content: bytes) -> Tensor:
+    try:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            if image.mode[0] in "IF":
+                raise ValueError("16 bits a pixel, which would be cut to white")
+            picture = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UndecodableError(str(error)) from error
+    if picture.mode == "RGBA":
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
 def cut(image_CHW: Tensor, crops: tuple[Crop, ...], random: np.random.Generator) -> list[Tensor]:

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from shared.shards.tar_reader import JpegSample
-from ssl_pretrain.data.crops import Crop, cut_batch, decode
+from shared.shards.tar_reader import EncodedImage
+from ssl_pretrain.data.crops import Crop, CropBatch, cut_batch, decode_all
 
 
 class Drawn(NamedTuple):
     """An image of a batch, before it is decoded."""
 
-    image: JpegSample
+    image: EncodedImage
     shard: Path
     seed: tuple[int, ...]
     """Of its crops."""
@@ -28,7 +28,7 @@ class Drawn(NamedTuple):
 class Packed(NamedTuple):
     """The images of a batch for the way to another process: one tensor, because each takes a file handle."""
 
-    jpeg_N: Tensor
+    content_N: Tensor
     """The bytes of all files, one after another."""
     lengths: list[int]
     keys: list[str]
@@ -38,7 +38,7 @@ class Packed(NamedTuple):
 
 def pack(batch: list[Drawn]) -> Packed:
     """Put the files of a batch one after another."""
-    files = [drawn.image.jpeg for drawn in batch]
+    files = [drawn.image.content for drawn in batch]
     return Packed(
         torch.from_numpy(np.frombuffer(bytearray(b"".join(files)), dtype=np.uint8)),
         lengths=[len(file) for file in files],
@@ -48,22 +48,24 @@ def pack(batch: list[Drawn]) -> Packed:
     )
 
 
-def decode_and_cut(packed: Packed, crops: tuple[Crop, ...], device: torch.device) -> list[Tensor]:
-    """A uint8 tensor (batch, 3, size, size) on the device for each crop.
+def decode_and_cut(packed: Packed, crops: tuple[Crop, ...], device: torch.device) -> CropBatch:
+    """Decode and crop a batch on the device.
 
     Raises:
-        UserError: an image is no whole JPEG.
+        UserError: none of the images can be decoded.
     """
-    return cut_batch(_decoded(packed, device), packed.seeds, crops)
+    images, undecodable = _decoded(packed, device)
+    return CropBatch(cut_batch(images, packed.seeds, crops), undecodable)
 
 
-def _decoded(packed: Packed, device: torch.device) -> list[Tensor]:
-    files = list(packed.jpeg_N.split(packed.lengths))
+def _decoded(packed: Packed, device: torch.device) -> tuple[list[Tensor], list[str]]:
+    files = list(packed.content_N.split(packed.lengths))
     try:
         images: list[Tensor] = decode_jpeg(files, mode=ImageReadMode.RGB, device=device)
     except (RuntimeError, ValueError):  # one that is damaged, or of a kind that only the CPU's decoder knows
-        names = zip(files, packed.keys, packed.shards, strict=True)
-        return [
-            decode(JpegSample(key, file.numpy().tobytes()), Path(shard)).to(device) for file, key, shard in names
-        ]
-    return images
+        named = zip(packed.keys, files, strict=True)
+        encoded = (EncodedImage(key, file.numpy().tobytes()) for key, file in named)
+        undecodable: list[str] = []
+        decoded = decode_all(encoded, map(Path, packed.shards), undecodable)
+        return [image_CHW.to(device) for image_CHW in decoded], undecodable
+    return images, []

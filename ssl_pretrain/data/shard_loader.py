@@ -11,24 +11,24 @@ the whole state: a resumed loader reads on with the next unseen image and decode
 """
 
 import itertools
-import multiprocessing
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
+from tqdm import tqdm
 
 from shared.cli import check_range
 from shared.errors import UserError
-from shared.shards.tar_reader import JpegSample, read_images
-from shared.signals import ignore_signals_in_worker
+from shared.shards.tar_reader import EncodedImage, read_images
+from shared.training.batch_workers import BatchWorkers
 from shared.training.distributed import World
-from shared.training.worker_errors import deaths_named
-from ssl_pretrain.data.crops import Crop, cut_batch, decode
+from shared.training.rank_errors import AllRanksError, texts_of_ranks
+from ssl_pretrain.data.crops import Crop, CropBatch, cut_batch, decode_all
 from ssl_pretrain.data.epoch_order import (
     BUFFER,
     CROPS,
@@ -44,6 +44,10 @@ from ssl_pretrain.data.shard_set import ShardSet
 
 # Of a rank, unless told: more than the 4-5 that MAE on an A100 needs (estimated).
 MOST_WORKERS = 12
+# Share of the patches that may be replaced because they cannot be decoded.
+MOST_UNDECODABLE = 0.01
+# Of a rank between two checkpoints: longer lists of names are exchanged in pieces.
+MOST_NAMES = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +83,8 @@ class ShardStream(IterableDataset):
     """The batches of one rank, without end, epoch after epoch; in a loader worker, this worker's part of them.
 
     Batch number n of a rank (counted from the beginning of training) comes from run n mod `workers`.
-    A batch is a list of uint8 tensors (batch, 3, size, size), one for each crop; or, if it is to be decoded
-    later, `Packed`. Where a shard is damaged
-    the stream ends with the sentence for the user instead, because an exception would lose it on its way
-    out of a worker.
+    Where a shard is damaged, the stream ends with the sentence for the user, because an exception would lose it on
+    its way out of a worker.
     """
 
     def __init__(
@@ -101,7 +103,7 @@ class ShardStream(IterableDataset):
         self.an_epoch = layout.batches(shard_set.samples)
         self.first = start.epoch * self.an_epoch + start.batch
 
-    def __iter__(self) -> Iterator[list[Tensor] | Packed | str]:
+    def __iter__(self) -> Iterator[CropBatch | Packed | str]:
         """Batches, without end."""
         worker = get_worker_info()
         run = (self.first + (worker.id if worker else 0)) % self.layout.workers
@@ -113,15 +115,16 @@ class ShardStream(IterableDataset):
         except UserError as error:
             yield str(error)
 
-    def _batches_of_run(self, run: int) -> Iterator[list[Tensor] | Packed]:
+    def _batches_of_run(self, run: int) -> Iterator[CropBatch | Packed]:
         for epoch in itertools.count(self.first // self.an_epoch):
             images = self._images_of_epoch(epoch, run)
             while batch := list(itertools.islice(images, self.layout.batch)):
                 yield pack(batch) if self.decode_later else self._crops_of(batch)
 
-    def _crops_of(self, batch: list[Drawn]) -> list[Tensor]:
-        images = (decode(image, shard) for image, shard, _ in batch)
-        return cut_batch(images, [drawn.seed for drawn in batch], self.crops)
+    def _crops_of(self, batch: list[Drawn]) -> CropBatch:
+        undecodable: list[str] = []
+        images = decode_all((drawn.image for drawn in batch), (drawn.shard for drawn in batch), undecodable)
+        return CropBatch(cut_batch(images, [drawn.seed for drawn in batch], self.crops), undecodable)
 
     def _images_of_epoch(self, epoch: int, run: int) -> Iterator[Drawn]:
         """The images of a run, after those that were seen before the start."""
@@ -146,17 +149,17 @@ class ShardStream(IterableDataset):
 
     def _in_order(
         self, segments: list[ShardSlice], order: list[int], seen: int
-    ) -> Iterator[tuple[int, int, JpegSample]]:
+    ) -> Iterator[tuple[int, int, EncodedImage]]:
         """Place in the run, shard and image, in `order`, without the first `seen` of them."""
         reader = self._read(segments, set(order[:seen]))
-        held: dict[int, tuple[int, JpegSample]] = {}
+        held: dict[int, tuple[int, EncodedImage]] = {}
         for place in order[seen:]:
             while place not in held:
                 found, shard, image = next(reader)
                 held[found] = shard, image
             yield place, *held.pop(place)
 
-    def _read(self, segments: list[ShardSlice], seen: set[int]) -> Iterator[tuple[int, int, JpegSample]]:
+    def _read(self, segments: list[ShardSlice], seen: set[int]) -> Iterator[tuple[int, int, EncodedImage]]:
         """Place in the run, shard and image, as they lie on the disk, without those in `seen`."""
         begin = 0
         for segment in segments:
@@ -180,57 +183,101 @@ class ShardLoader:
         world: World,
         seed: int,
         start: Position,
+        undecodable: frozenset[str] = frozenset(),
     ) -> None:
         """Start the workers.
+
+        Args:
+            shard_set: The shards.
+            crops: What is cut from each image.
+            config: How the shards are read.
+            layout: How an epoch is divided.
+            world: This process among the ranks.
+            seed: Random seed of the run.
+            start: Where to go on.
+            undecodable: Names of the images that earlier attempts replaced.
 
         Raises:
             UserError: there are fewer images than one batch of all ranks needs.
         """
         check_batch(shard_set, layout.batch * layout.ranks)
         self.layout, self.an_epoch = layout, layout.batches(shard_set.samples)
+        self.undecodable = undecodable
+        self._found: set[str] = set()  # on this rank, since they were last exchanged
         self._taken = start.epoch * self.an_epoch + start.batch
-        self._crops, self._device = crops, world.device
+        self._shard_set, self._crops, self._device = shard_set, crops, world.device
         later = config.decode == "gpu"
-        stream = ShardStream(shard_set, crops, layout, world.rank, seed, start, later)
-        before = set(multiprocessing.active_children())
-        self._batches = iter(_loader(stream, config, world.device))
-        self._workers = [child for child in multiprocessing.active_children() if child not in before]
+        self._batches = BatchWorkers(
+            ShardStream(shard_set, crops, layout, world.rank, seed, start, later),
+            config.processes(layout),
+            world.device,
+            layout.batch * (shard_set.mean_bytes if later else sum(3 * c.count * c.size**2 for c in crops)),
+            "--loader.workers or --loader.buffer",
+            config.batches_ahead,
+            batch_size=None,
+        )
 
     @property
     def position(self) -> Position:
-        """Up to where batches have been taken."""
+        """Position after the batches that have been taken."""
         return Position.after(self._taken, self.an_epoch)
 
     def take(self) -> list[Tensor]:
-        """The next batch: one uint8 tensor (batch, 3, size, size) for each crop.
+        """Take the next batch: one uint8 tensor (batch, 3, size, size) for each crop.
 
         Raises:
-            UserError: a shard is damaged.
+            UserError: a shard is damaged, or too many images cannot be decoded.
         """
         batch = next(self._batches)
         if isinstance(batch, str):
             raise UserError(batch)
         self._taken += 1
-        return decode_and_cut(batch, self._crops, self._device) if isinstance(batch, Packed) else batch
+        if isinstance(batch, Packed):
+            batch = decode_and_cut(batch, self._crops, self._device)
+        for name in batch.undecodable:
+            self._report(name)
+        return batch.crops
+
+    def exchange_undecodable(self, world: World) -> None:
+        """Add the images that any rank could not decode to `undecodable`; called on every rank.
+
+        Raises:
+            AllRanksError: they are too many.
+        """
+        mine = sorted(self._found)[:MOST_NAMES]
+        self._found.difference_update(mine)
+        lists = texts_of_ranks("\n".join(mine), world)
+        self.undecodable |= {name for text in lists for name in text.splitlines()}
+        if sentence := self._too_many(self.undecodable):
+            raise AllRanksError(sentence)
+
+    def _report(self, name: str) -> None:
+        """Log an image that was replaced, once."""
+        if name not in self.undecodable and name not in self._found:
+            tqdm.write(f"warning: {name} cannot be decoded; its neighbour is taken in its place", file=sys.stderr)
+            self._found.add(name)
+            if sentence := self._too_many(self.undecodable | self._found):
+                raise UserError(sentence)
+
+    def _too_many(self, names: frozenset[str]) -> str:
+        """The error message for so many undecodable images; empty if they are few enough."""
+        if len(names) <= max(1, MOST_UNDECODABLE * self._shard_set.samples):
+            return ""
+        return (
+            f"{len(names)} images in {self._shard_set.folder} cannot be decoded, more than "
+            f"{MOST_UNDECODABLE:.0%} of all (e.g. {min(names)}); repair or replace these shards"
+        )
 
     def __enter__(self) -> "ShardLoader":
         return self
 
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        """End the workers; left to the interpreter's exit they would not, as they ignore its TERM.
+    def __exit__(self, *error: object) -> None:
+        """End the workers.
 
         Raises:
-            UserError: the error that ends the block is torch's for a worker that was killed.
+            UserError: the error that ends the block is torch's for a worker that was killed or gave nothing.
         """
-        try:
-            with deaths_named("--loader.workers or --loader.buffer"):
-                if error is not None:
-                    raise error
-        finally:
-            if shut_down := getattr(self._batches, "_shutdown_workers", None):
-                shut_down()  # asked for, because the traceback of an error keeps the iterator alive
-            for worker in self._workers:
-                worker.kill()  # one that waits for what a killed one held
+        self._batches.__exit__(*error)
 
 
 def check_batch(shard_set: ShardSet, batch: int) -> None:
@@ -240,19 +287,6 @@ def check_batch(shard_set: ShardSet, batch: int) -> None:
             f"{shard_set.folder} holds {shard_set.samples} patches, fewer than one batch of {batch}; "
             "harvest more slides or lower --batch-size"
         )
-
-
-def _loader(stream: ShardStream, config: LoaderConfig, device: torch.device) -> DataLoader[Any]:
-    workers = config.processes(stream.layout)
-    return DataLoader(
-        stream,
-        batch_size=None,
-        num_workers=workers,
-        multiprocessing_context="fork" if workers else None,  # what is read is shared, and a worker starts at once
-        worker_init_fn=ignore_signals_in_worker,
-        prefetch_factor=config.batches_ahead if workers else None,
-        pin_memory=device.type == "cuda",
-    )
 
 
 def _spare_cores() -> int:

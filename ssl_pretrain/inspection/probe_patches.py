@@ -1,6 +1,7 @@
 """The same few patches every time, with what the shards say about them: what pictures and numbers are made of."""
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -8,8 +9,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
-from shared.shards.tar_reader import read_facts, read_images
-from ssl_pretrain.data.crops import Crop, decode
+from shared.shards.tar_reader import damaged, read_images, read_with_metadata
+from ssl_pretrain.data.crops import Crop, UndecodableError, decode
 from ssl_pretrain.data.shard_set import ShardSet
 
 # Shards that labelled patches are taken from. Shards are shuffled when they are packed, so that the beginnings of
@@ -41,10 +42,13 @@ def labelled_patches(shard_set: ShardSet, crop: Crop, most: int) -> Sample:
     biomarkers: list[str] = []
     for place, number in enumerate(numbers):
         share = (most - len(patches)) // (len(numbers) - place)  # what a short shard lacks, later ones give
-        for image, facts in read_facts(shard_set.path(number), share) if share else ():
-            patches.append(centre(decode(image, shard_set.path(number)), crop))
-            slides.append(_text(facts.get("slide")))
-            biomarkers.append(_text(facts.get("biomarker")))
+        for image, metadata in read_with_metadata(shard_set.path(number), share) if share else ():
+            with suppress(UndecodableError):
+                patches.append(centre(decode(image), crop))
+                slides.append(_text(metadata.get("slide")))
+                biomarkers.append(_text(metadata.get("biomarker")))
+    if not patches:
+        raise damaged(shard_set.path(numbers[0]), "it begins with no JPEG or PNG that can be decoded")
     return Sample(torch.stack(patches), slides, biomarkers)
 
 
@@ -67,14 +71,16 @@ def centre(image_CHW: Tensor, crop: Crop) -> Tensor:
 
 
 def _image_at(shard_set: ShardSet, place: int) -> Tensor:
-    """The image at a place in the sequence of all shards."""
+    """The image at a place in the sequence of all shards, or the next one of its shard that can be decoded."""
     shard = 0
     while place >= shard_set.counts[shard]:
         place -= shard_set.counts[shard]
         shard += 1
-    path = shard_set.path(shard)
-    _, image = next(read_images(path, place, place + 1, shard_set.counts[shard]))
-    return decode(image, path)
+    path, samples = shard_set.path(shard), shard_set.counts[shard]
+    for _, image in read_images(path, place, samples, samples):
+        with suppress(UndecodableError):
+            return decode(image)
+    raise damaged(path, f"no image from number {place} on is a JPEG or PNG that can be decoded")
 
 
 def _spread_numbers(total: int, most: int) -> list[int]:

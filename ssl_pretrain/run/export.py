@@ -12,6 +12,9 @@ from ssl_pretrain.run.model_card import write_card
 from ssl_pretrain.run.setup import normalisation
 from ssl_pretrain.run.state import TrainingState
 
+# Names of images in the metadata of the weights.
+MOST_NAMED = 20
+
 
 def export(state: TrainingState, plan: BatchPlan, run: Run, shard_set: ShardSet) -> Path:
     """Write the backbone into the run folder and copy it to where the recipe says; returns that place."""
@@ -65,6 +68,8 @@ def _metadata(state: TrainingState, plan: BatchPlan, run: Run, shard_set: ShardS
         "largest_crop": recipe.method.crops[0].scale[1],
         "interpolation": recipe.method.crops[0].interpolation,
         "patches": shard_set.samples,
+        "undecodable": len(state.undecodable),
+        "undecodable_images": sorted(state.undecodable)[:MOST_NAMED],
         "slides": shard_set.slides,
         "biomarkers": dict(shard_set.biomarkers),
         "harvest": shard_set.settings,

@@ -98,7 +98,16 @@ def _batch(metadata: Mapping[str, Any]) -> str:
 
 def _data(metadata: Mapping[str, Any]) -> str:
     slides = f" of {metadata['slides']:,} slides" if metadata["slides"] else ""
-    return f"{metadata['patches']:,} patches{slides}"
+    return f"{metadata['patches']:,} patches{slides}{_undecodable(metadata)}"
+
+
+def _undecodable(metadata: Mapping[str, Any]) -> str:
+    """Number and names of the images that neighbours replaced; cards of older weights have none."""
+    count, named = metadata.get("undecodable", 0), metadata.get("undecodable_images", [])
+    if not count:
+        return ""
+    names = ", ".join([*(f"`{name}`" for name in named), *(["..."] if count > len(named) else [])])
+    return f"; {count:,} could not be decoded and were replaced by their neighbours: {names}"
 
 
 def _biomarkers(metadata: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """The beginning of a run: what is checked before anything is written, its folder, its state, what it comes to."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from shared.errors import UserError
 from shared.signals import StopSignal
 from shared.training.checkpoint import refuse_other_settings
 from shared.training.distributed import World, any_rank
-from shared.training.rank_errors import refuse_differences, together
+from shared.training.rank_errors import refuse_differences, texts_of_ranks, together
 from shared.training.run_folder import Run
 from shared.weights.weights_file import IMAGENET_MEAN, IMAGENET_STD, check_destination
 from ssl_pretrain.data.epoch_order import EpochPartition
@@ -17,6 +18,7 @@ from ssl_pretrain.data.shard_loader import check_batch
 from ssl_pretrain.data.shard_set import (
     ShardSet,
     check_sums,
+    count_foreign,
     fingerprint,
     open_shards,
     remember,
@@ -52,7 +54,10 @@ def prepare(recipe: Recipe, world: World) -> tuple[BatchPlan, ShardSet]:
         plan = BatchPlan.of(recipe, world.size)
         if has_begun(recipe):
             refuse_other_settings(recipe.run_dir, as_plain(recipe), FREE)
-        shard_set = open_shards(recipe.shards)
+        counts = count_foreign(recipe.shards, _memory(recipe)) if world.is_main else {}
+    counts = json.loads(texts_of_ranks(json.dumps(counts), world)[0])  # one rank counts for all
+    with together(world):
+        shard_set = open_shards(recipe.shards, counts)
         check_batch(shard_set, recipe.batch_size)
         if has_begun(recipe):
             _refuse_other_shards(recipe, shard_set)

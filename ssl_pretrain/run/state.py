@@ -28,6 +28,8 @@ class TrainingState:
     """Optimiser steps done."""
     position: Position = Position()
     """What has been read of the shards."""
+    undecodable: frozenset[str] = frozenset()
+    """Names of the images that neighbours have replaced."""
 
     def save(self, run: Run, recipe: str, keep_every: int | None = None) -> None:
         """Write a checkpoint into the run folder; called on every rank.
@@ -50,6 +52,7 @@ class TrainingState:
             "optimiser": self.optimiser.state_dict(),
             "position": asdict(self.position),
             "layout": asdict(self.layout),
+            "undecodable": sorted(self.undecodable),
         }
         checkpoint.save(run.folder, self.step, recipe, content, keep_every=keep_every)
 
@@ -71,6 +74,7 @@ class TrainingState:
         self.method.load_state_dict(found["networks"])
         self.optimiser.load_state_dict(found["optimiser"])
         self.step, self.position = found["step"], Position(**found["position"])
+        self.undecodable = frozenset(found.get("undecodable", ()))
         before = EpochPartition(**found["layout"])
         if before == (replace(self.layout, workers=before.workers) if free_workers else self.layout):
             self.layout = before

@@ -19,7 +19,7 @@ from lightly.transforms import DINOTransform, MAETransform, MoCoV2Transform, Swa
 from PIL import Image as Picture
 from torch import Tensor
 
-from shared.shards.tar_reader import JpegSample, read_images
+from shared.shards.tar_reader import EncodedImage, read_images
 from ssl_pretrain.data.crops import cut, decode
 from ssl_pretrain.data.shard_set import open_shards
 from ssl_pretrain.data.views import Views
@@ -48,7 +48,7 @@ def main() -> None:
     write(OUT, [compare(name, images) for name in THEIRS])
 
 
-def compare(name: str, images: list[JpegSample]) -> dict[str, object]:
+def compare(name: str, images: list[EncodedImage]) -> dict[str, object]:
     """One recipe."""
     recipe = RECIPES[name]
     crops = recipe.method.crops
@@ -57,10 +57,10 @@ def compare(name: str, images: list[JpegSample]) -> dict[str, object]:
     views = Views(recipe.views, crops, (0.5,) * 3, (0.25,) * 3)
 
     def ours() -> list[Tensor]:
-        return stacked([cut(decode(image, Path()), crops, random) for image in images])
+        return stacked([cut(decode(image), crops, random) for image in images])
 
     def theirs() -> list[Tensor]:
-        return stacked([transform(Picture.open(io.BytesIO(image.jpeg)).convert("RGB")) for image in images])
+        return stacked([transform(Picture.open(io.BytesIO(image.content)).convert("RGB")) for image in images])
 
     batch = ours()
     assert [view.shape for view in batch] == [view.shape for view in theirs()]
@@ -69,7 +69,7 @@ def compare(name: str, images: list[JpegSample]) -> dict[str, object]:
     return {
         "recipe": name,
         "views": len(batch),
-        "jpeg_kB": round(np.mean([len(image.jpeg) for image in images]) / 1000),
+        "jpeg_kB": round(np.mean([len(image.content) for image in images]) / 1000),
         "ours_images_per_s": round(1 / per_image[0]),
         "lightly_images_per_s": round(1 / per_image[1]),
         "ratio": round(per_image[1] / per_image[0], 1),
@@ -91,7 +91,7 @@ def processor_seconds(work: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def patches(folder: Path) -> list[JpegSample]:
+def patches(folder: Path) -> list[EncodedImage]:
     """Patches from all over the shards, as many as a batch has."""
     shard_set = open_shards(folder)
     step = max(shard_set.samples // BATCH, 1)

@@ -27,7 +27,7 @@ from ssl_pretrain.recipes import MAE_DEMO
 from ssl_pretrain.train import train
 from tests.conftest import ENVIRONMENT
 from tests.ssl_pretrain import stub
-from tests.ssl_pretrain.conftest import SMALL, gradient, tissue, write_shards
+from tests.ssl_pretrain.conftest import SMALL, gradient, jpeg, tissue, write_samples, write_shards
 from tests.ssl_pretrain.stub import changed
 
 
@@ -170,6 +170,24 @@ def test_finished_run_says_so_and_does_nothing(world: World, small: Recipe, caps
     assert {path: path.stat().st_mtime_ns for path in before} == before
     small.out.unlink()  # the copy is made again
     run_again(small, world)
+
+
+def test_an_undecodable_image_is_survived_and_named_in_log_and_model_card(
+    tmp_path: Path, world: World, small: Recipe, capsys: pytest.CaptureFixture[str]
+):
+    def sample(n: int) -> dict[str, bytes]:
+        return {"jpg": jpeg(tissue(n))[: 300 if n == 3 else None]}
+
+    shards = write_samples(tmp_path / "bad", [24, 16], sample)
+    run_again(small, world, shards=shards, max_steps=8, checkpoint_every=4)
+    run_again(small, world, shards=shards, max_steps=10)
+    name = "shard-000000.tar: patch_3"
+    assert capsys.readouterr().err.count(f"warning: {name}") == 1
+    assert weights_file.read(small.out).metadata["undecodable_images"] == [name]
+    assert (
+        f"1 could not be decoded and were replaced by their neighbours: `{name}`"
+        in small.out.with_suffix(".md").read_text()
+    )
 
 
 def test_weights_of_another_run_are_kept(world: World, small: Recipe):

@@ -7,14 +7,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from finetune.predict.search.deduplicate import BAND, BORDER, INNER, WITNESS
 from finetune.predict.search.tiling import Box, Tiling
 from shared.model.detector_file import LoadedDetector
 from shared.model.dpa_p2pnet import Detections
 from shared.model.image_tensors import to_image
-from shared.training.distributed import ignore_signals_in_worker
+from shared.training.batch_workers import BatchWorkers
 from shared.training.precision import Precision, autocast
 from shared.wsi.image_source import ImageSource
 from shared.wsi.slide import SlideError
@@ -69,6 +69,12 @@ class WindowReader(Dataset[WindowBatch]):
     views: int = 1
     _source: ImageSource | None = field(default=None, repr=False)
 
+    def bytes_of(self, number: int) -> int:
+        """Size of the images of a batch."""
+        tiles = self.batches[number]
+        left, top, right, bottom = self.tiling.window_of(tiles[0])
+        return len(tiles) * self.views * 3 * (right - left) * (bottom - top)
+
     def __getitem__(self, number: int) -> WindowBatch:
         if self._source is None:
             self._source = self.open_source()
@@ -118,24 +124,17 @@ def find_cells(
     Raises:
         SlideError: the source cannot be opened any more.
     """
-    loader = DataLoader(
-        reader,
-        batch_size=None,
-        sampler=numbers,
-        num_workers=workers,
-        pin_memory=detector.device.type == "cuda",
-        worker_init_fn=ignore_signals_in_worker,
-        generator=torch.Generator(),  # else the loader draws from the global one
-    )
     detector.network.eval()
-    for batch in loader:
-        cells = np.empty(0, CELL)
-        if batch.tiles:
-            with torch.inference_mode(), autocast(detector.device, precision):
-                image_BCHW = batch.image_BCHW.to(detector.device, non_blocking=True)
-                found = detector.network(image_BCHW.float() / 255)
-            cells = reported_cells(found, reader.tiling, batch.tiles)
-        yield Found(batch.number, cells, len(reader.batches[batch.number]), batch.failures)
+    size, remedy = max(map(reader.bytes_of, numbers), default=0), "--workers or --batch-size"
+    with BatchWorkers(reader, workers, detector.device, size, remedy, batch_size=None, sampler=numbers) as batches:
+        for batch in batches:
+            cells = np.empty(0, CELL)
+            if batch.tiles:
+                with torch.inference_mode(), autocast(detector.device, precision):
+                    image_BCHW = batch.image_BCHW.to(detector.device, non_blocking=True)
+                    found = detector.network(image_BCHW.float() / 255)
+                cells = reported_cells(found, reader.tiling, batch.tiles)
+            yield Found(batch.number, cells, len(reader.batches[batch.number]), batch.failures)
 
 
 def reported_cells(found: Detections, tiling: Tiling, tiles: Sequence[int]) -> np.ndarray:

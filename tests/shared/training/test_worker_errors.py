@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from shared.errors import UserError
-from shared.training.worker_errors import deaths_named
+from shared.training.worker_errors import explain_worker_death
 
 
 class Ending(Dataset[torch.Tensor]):
@@ -29,11 +29,11 @@ class Ending(Dataset[torch.Tensor]):
 
 
 def test_a_killed_process_is_a_sentence_with_what_to_lower() -> None:
-    sentence = "a loader process was killed, probably because memory ran out; .* lower --workers or --buffer"
-    with pytest.raises(UserError, match=sentence), deaths_named("--workers or --buffer"):
+    sentence = "a loader process was killed, probably because memory .* ran out; .* lower --workers or --buffer"
+    with pytest.raises(UserError, match=sentence), explain_worker_death("--workers or --buffer"):
         list(DataLoader(Ending(killed=True), num_workers=1))
 
 
 def test_an_error_inside_one_stays_what_it_is() -> None:
-    with pytest.raises(RuntimeError, match="a mistake of ours"), deaths_named("--workers"):
+    with pytest.raises(RuntimeError, match="a mistake of ours"), explain_worker_death("--workers"):
         list(DataLoader(Ending(killed=False), num_workers=1))

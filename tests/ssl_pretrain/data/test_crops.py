@@ -2,7 +2,6 @@
 
 import io
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +9,8 @@ import torch
 from PIL import Image as Picture
 from torchvision.transforms import RandomResizedCrop
 
-from shared.shards.tar_reader import JpegSample
-from ssl_pretrain.data.crops import Crop, cut, decode, random_box
+from shared.shards.tar_reader import EncodedImage
+from ssl_pretrain.data.crops import Crop, UndecodableError, cut, decode, random_box
 from tests.ssl_pretrain.conftest import jpeg, tissue
 
 
@@ -35,7 +34,7 @@ def test_boxes_are_distributed_as_torchvisions():
 def test_crops_are_cut_and_resized_as_pil_does(crop: Crop, interpolation: str):
     """With antialiasing, whether they get smaller or larger, from what a JPEG decodes to."""
     data = jpeg(tissue(1).resize((512, 512), Picture.Resampling.BILINEAR))
-    image_CHW = decode(JpegSample("key", data), Path("shard.tar"))
+    image_CHW = decode(EncodedImage("key", data))
     picture = Picture.fromarray(image_CHW.permute(1, 2, 0).numpy())
     random = np.random.default_rng(0)
     for ours in cut(image_CHW, (replace(crop, interpolation=interpolation),), np.random.default_rng(0)):
@@ -49,7 +48,7 @@ def test_crops_are_cut_and_resized_as_pil_does(crop: Crop, interpolation: str):
 def test_decoding_equals_pil():
     data = jpeg(tissue(3))
     theirs = np.array(Picture.open(io.BytesIO(data)))
-    image_CHW = decode(JpegSample("key", data), Path("shard.tar"))
+    image_CHW = decode(EncodedImage("key", data))
     assert np.abs(image_CHW.permute(1, 2, 0).numpy().astype(int) - theirs).max() <= 2
 
 
@@ -58,3 +57,31 @@ def test_crops_of_several_kinds():
     crops = (Crop(size=32, scale=(0.2, 1.0), count=2), Crop(size=16, scale=(0.05, 0.2), count=3))
     sizes = [tuple(view.shape) for view in cut(image_CHW, crops, np.random.default_rng(0))]
     assert sizes == [(3, 32, 32)] * 2 + [(3, 16, 16)] * 3
+
+
+def test_a_jpeg_may_lack_its_end_marker_and_nothing_else():
+    data = jpeg(tissue(3))
+    assert torch.equal(decode(EncodedImage("key", data[:-2])), decode(EncodedImage("key", data)))
+    for content in (data[:-40], data[: len(data) // 2], data[:4], b""):
+        with pytest.raises(UndecodableError):
+            decode(EncodedImage("key", content))
+
+
+def test_png_is_decoded_and_what_is_transparent_is_white():
+    pixels = np.asarray(tissue(3)).copy()
+    opaque = decode(EncodedImage("key", png(Picture.fromarray(pixels))))
+    assert np.array_equal(opaque.permute(1, 2, 0).numpy(), pixels)
+    alpha = np.full(pixels.shape[:2], 255, np.uint8)
+    alpha[:10] = 0
+    seen = decode(EncodedImage("key", png(Picture.fromarray(np.dstack([pixels, alpha])))))
+    assert (seen[:, :10] == 255).all() and torch.equal(seen[:, 10:], opaque[:, 10:])
+    grey = Picture.fromarray(np.full((8, 8), 40_000, np.uint16))
+    for content in (png(Picture.fromarray(pixels))[:100], png(grey)):
+        with pytest.raises(UndecodableError):
+            decode(EncodedImage("key", content))
+
+
+def png(image: Picture.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

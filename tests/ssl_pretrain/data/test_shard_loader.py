@@ -14,15 +14,16 @@ import pytest
 import torch
 
 from shared.errors import UserError
+from shared.training import batch_workers
 from shared.training.distributed import World
-from ssl_pretrain.data import shard_loader
+from ssl_pretrain.data import crops
 from ssl_pretrain.data.crops import Crop
 from ssl_pretrain.data.epoch_order import EpochPartition, Position, buffered_order, epoch_segments
 from ssl_pretrain.data.shard_loader import LoaderConfig, ShardLoader
 from ssl_pretrain.data.shard_set import ShardSet, open_shards
 from ssl_pretrain.inspection.monitor import sample_patches
 from tests.conftest import ENVIRONMENT
-from tests.ssl_pretrain.conftest import damage, flat, number_of, tissue, write_shards
+from tests.ssl_pretrain.conftest import damage, flat, jpeg, number_of, tissue, write_samples, write_shards
 
 UNEVEN = [400, 31, 7, 250, 1, 199, 320, 64, 300, 265, 222, 178]  # 2,237 images in 12 shards
 BEGINNING = Position()
@@ -117,8 +118,8 @@ def test_resumed_anywhere_the_sequence_is_the_same(tmp_path: Path, workers: int,
 
 def test_what_was_seen_is_not_decoded_again(uneven: ShardSet, monkeypatch: pytest.MonkeyPatch):
     decoded = []
-    decode = shard_loader.decode
-    monkeypatch.setattr(shard_loader, "decode", lambda *image: decoded.append(1) or decode(*image))
+    decode = crops.decode
+    monkeypatch.setattr(crops, "decode", lambda image: decoded.append(1) or decode(image))
     world = World(0, 0, 1, torch.device("cpu"))
     layout = EpochPartition(batch=10, ranks=1, workers=1, buffer=100)
     with ShardLoader(uneven, CROPS, LoaderConfig(workers=0), layout, world, 0, Position(0, 200)) as loader:
@@ -206,7 +207,7 @@ import torch
 from shared.errors import UserError
 from shared.training.distributed import World
 from ssl_pretrain.data import crops
-from ssl_pretrain.data import shard_loader
+from ssl_pretrain.data import crops, shard_loader
 from ssl_pretrain.data.epoch_order import EpochPartition, Position
 from ssl_pretrain.data.shard_set import open_shards
 
@@ -221,7 +222,7 @@ def take():
     kinds = (crops.Crop(size=8, scale=(0.5, 1.0)),)
     with shard_loader.ShardLoader(open_shards(folder), kinds, *arguments, 0, Position()) as loader:
         if not (folder / "fail").exists():
-            threading.Timer(0.3, lambda: os.kill(loader._workers[1].pid, signal.SIGKILL)).start()
+            threading.Timer(0.3, lambda: os.kill(loader._batches.processes[1].pid, signal.SIGKILL)).start()
         loader.take()
 
 folder = Path(sys.argv[1])
@@ -246,17 +247,73 @@ def test_process_ends_when_workers_are_killed_or_fail(tmp_path: Path):
 
 
 @pytest.mark.parametrize("content", [b"", b"no JPEG at all"])
-def test_image_that_is_no_jpeg_is_named_by_loader_and_monitor(tmp_path: Path, content: bytes):
+def test_shard_without_an_image_that_can_be_decoded_is_named_by_loader_and_monitor(tmp_path: Path, content: bytes):
     with tarfile.open(tmp_path / "shard.tar", "w") as tar:
         member = tarfile.TarInfo("some/patch.jpg")
         member.size = len(content)
         tar.addfile(member, io.BytesIO(content))
     shard_set = open_shards(tmp_path)
-    sentence = (
-        r"^the shard \S+/shard.tar is damaged: some/patch is no JPEG that can be read; replace or remove it$"
-    )
     for decode in ("cpu", "gpu"):
-        with pytest.raises(UserError, match=sentence):
+        with pytest.raises(
+            UserError, match=r"^the shard \S+/shard.tar is damaged: some/patch .*replace or remove it$"
+        ):
             batches(shard_set, EpochPartition(batch=1, ranks=1, workers=1, buffer=4), 1, decode=decode)
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(UserError, match=r"^the shard \S+/shard.tar is damaged: .*replace or remove it$"):
         sample_patches(shard_set, CROPS[0], 2)
+
+
+def with_bad_images(folder: Path, count: int, bad: set[int]) -> ShardSet:
+    """A shard in which the images of some numbers are cut in half."""
+
+    def sample(n: int) -> dict[str, bytes]:
+        content = jpeg(flat(n), 95)
+        return {"jpg": content[: len(content) // 2] if n in bad else content}
+
+    return open_shards(write_samples(folder, [count], sample))
+
+
+@pytest.mark.parametrize("decode", ["cpu", "gpu"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_undecodable_images_are_replaced_by_neighbours_and_named_once(
+    tmp_path: Path, decode: Literal["cpu", "gpu"], workers: int, capsys: pytest.CaptureFixture[str]
+):
+    bad = {0, 7}
+    shard_set = with_bad_images(tmp_path, 200, bad)
+    layout, world = EpochPartition(4, 1, max(workers, 1), buffer=1), World(0, 0, 1, torch.device("cpu"))
+    arguments = (
+        shard_set,
+        CROPS,
+        LoaderConfig(workers=workers, buffer=1, decode=decode),
+        layout,
+        world,
+        0,
+        BEGINNING,
+    )
+    with ShardLoader(*arguments) as loader:
+        epoch = numbers([loader.take() for _ in range(50)])
+        again = numbers([loader.take() for _ in range(50)])
+        loader.exchange_undecodable(world)
+        found = loader.undecodable
+    assert set(epoch) == set(again) == set(range(200)) - bad
+    assert sorted(Counter(epoch).values())[-2:] == [2, 2]  # each bad image's place is taken by another
+    assert found == {"shard-000000.tar: patch_0", "shard-000000.tar: patch_7"}
+    err = capsys.readouterr().err
+    assert all(err.count(f"{name} cannot be decoded") == 1 for name in found)
+    with ShardLoader(*arguments, found) as resumed:  # known already
+        for _ in range(50):
+            resumed.take()
+    assert "cannot be decoded" not in capsys.readouterr().err
+
+
+def test_more_than_one_percent_of_undecodable_images_end_the_run(tmp_path: Path):
+    shard_set = with_bad_images(tmp_path, 200, {3, 50, 120})
+    with pytest.raises(UserError, match=rf"^3 images in {tmp_path} .*1% .*shard-000000.tar"):
+        batches(shard_set, EpochPartition(4, 1, 1, buffer=10), 50)
+
+
+def test_batches_through_pipes_are_the_same(uneven: ShardSet, monkeypatch: pytest.MonkeyPatch):
+    layout = EpochPartition(batch=4, ranks=1, workers=2, buffer=40)
+    expected = batches(uneven, layout, 6)
+    monkeypatch.setattr(batch_workers, "SHARED_MEMORY", Path("/absent"))
+    found = batches(uneven, layout, 6)
+    assert all(torch.equal(a, b) for a, b in zip(itertools.chain(*expected), itertools.chain(*found), strict=True))

@@ -12,7 +12,8 @@ import webdataset
 from shared.errors import UserError
 from shared.shards.tar_reader import count_images, read_images
 from shared.weights.weights_file import IMAGENET_MEAN
-from ssl_pretrain.data.shard_set import check_sums, open_shards
+from ssl_pretrain.data import shard_set as shard_set_module
+from ssl_pretrain.data.shard_set import check_sums, count_foreign, open_shards, remember
 from tests.ssl_pretrain.conftest import damage, flat, jpeg, write_shards
 
 
@@ -58,8 +59,8 @@ def test_images_are_those_that_webdataset_reads(tmp_path: Path, layout: int):
     found = list(read_images(path, 0, len(names), len(names)))
     assert [number for number, _ in found] == list(range(len(names)))
     assert [image.key for _, image in found] == [sample["__key__"] for sample in expected] == names
-    assert [image.jpeg for _, image in found] == [sample["jpg"] for sample in expected]
-    assert count_images(path) == len(names)
+    assert [image.content for _, image in found] == [sample["jpg"] for sample in expected]
+    assert count_images(path).samples == len(names)
 
 
 def _member(name: str, content: bytes, kind: bytes = tarfile.REGTYPE) -> tarfile.TarInfo:
@@ -70,7 +71,7 @@ def _member(name: str, content: bytes, kind: bytes = tarfile.REGTYPE) -> tarfile
 
 def test_part_of_a_shard_without_what_has_passed(tmp_path: Path):
     path = write_shards(tmp_path, [10], flat) / "shard-000000.tar"
-    assert [number for number, _ in read_images(path, 3, 8, 10, passed={4, 6})] == [3, 5, 7]
+    assert [number for number, _ in read_images(path, 3, 8, 10, skip={4, 6})] == [3, 5, 7]
 
 
 @pytest.mark.parametrize("samples", [9, 11])
@@ -183,7 +184,10 @@ def test_only_the_picture_itself_counts_among_the_files_of_a_sample(tmp_path: Pa
             tar.addfile(_member(name, content), io.BytesIO(content))
     assert open_shards(tmp_path).samples == 2
     images = [image for _, image in read_images(tmp_path / "shard.tar", 0, 2, 2)]
-    assert [(image.key, image.jpeg) for image in images] == [("v1.0/a", b"v1.0/a.jpg"), ("v1.0/b", b"v1.0/b.JPEG")]
+    assert [(image.key, image.content) for image in images] == [
+        ("v1.0/a", b"v1.0/a.jpg"),
+        ("v1.0/b", b"v1.0/b.JPEG"),
+    ]
 
 
 def test_foreign_shard_that_cannot_be_opened_is_not_called_listed(tmp_path: Path):
@@ -196,3 +200,87 @@ def test_index_without_patches(tmp_path: Path):
     write_shards(tmp_path, [], flat)
     with pytest.raises(UserError, match=r"lists no patches; harvest some with: python -m patch_extraction"):
         open_shards(tmp_path)
+
+
+def tar_of(path: Path, names: list[str], content: bytes = b"image") -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name in names:
+            tar.addfile(_member(name, content), io.BytesIO(content))
+    return path
+
+
+def keys(path: Path) -> list[str]:
+    count = count_images(path).samples
+    return [image.key for _, image in read_images(path, 0, count, count)]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["a.png", "a.json", "b.jpg", "b.json"], ["a", "b"]),
+        (["TCGA-A1.slide.0001.jpg", "TCGA-A1.slide.0002.jpg"], ["TCGA-A1.slide.0001", "TCGA-A1.slide.0002"]),
+        (["a.input.jpg", "a.target.png", "b.input.jpg"], ["a", "b"]),
+        (["a.heat.png", "a.jpg", "a.mask.png"], ["a"]),
+    ],
+    ids=["png", "dots", "input", "beside"],
+)
+def test_every_sample_of_foreign_shards_is_read_once(tmp_path: Path, names: list[str], expected: list[str]):
+    assert keys(tar_of(tmp_path / "a.tar", names)) == expected
+
+
+def test_plain_image_of_a_sample_comes_before_others(tmp_path: Path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in ("a.heat.png", "a.jpg", "b.heat.png"):
+            tar.addfile(_member(name, name.encode()), io.BytesIO(name.encode()))
+    assert [image.content for _, image in read_images(tmp_path / "a.tar", 0, 2, 2)] == [b"a.jpg", b"b.heat.png"]
+
+
+def test_members_that_are_not_read_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    tar_of(tmp_path / "a.tar", ["a.jpg", "a.mask.png", "b.tif", "b.json", "c.tif"])
+    (tmp_path / "b.tar.gz").touch()
+    assert open_shards(tmp_path).samples == 1
+    out = capsys.readouterr().out
+    assert "2 .tif" in out and "1 .mask.png" in out and "b.tar.gz" in out
+
+
+@pytest.mark.parametrize(
+    ("place", "shards", "named"),
+    [
+        ("a.tar.gz", "", "a.tar.gz"),
+        ("train/a.tar", "", "train"),
+        ("a.tar", "a.tar", "folder"),
+        ("a.tar", "{000..009}.tar", "pattern"),
+    ],
+)
+def test_what_is_no_folder_of_tars_is_named(tmp_path: Path, place: str, shards: str, named: str):
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    tar_of(tmp_path / place, ["a.jpg"])
+    with pytest.raises(UserError, match=named):
+        open_shards(tmp_path / shards)
+
+
+def test_counting_reads_headers_only(tmp_path: Path):
+    path = tar_of(tmp_path / "a.tar", [f"{n}.jpg" for n in range(40)], content=bytes(200_000))
+    before = bytes_read()
+    assert count_images(path).samples == 40
+    assert bytes_read() - before < 100_000
+
+
+def bytes_read() -> int:
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return int(lines[0].removeprefix("rchar: "))
+
+
+def test_shards_are_counted_once_in_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder, memory = tmp_path / "shards", tmp_path / "shards.json"
+    folder.mkdir()
+    tar_of(folder / "a.tar", ["a.jpg", "b.jpg"])
+    tar_of(folder / "b.tar", ["c.jpg"])
+    first = count_foreign(folder, memory)
+    remember(open_shards(folder, first), memory)
+    counted = []
+    count = shard_set_module.count_images
+    monkeypatch.setattr(shard_set_module, "count_images", lambda path: counted.append(path.name) or count(path))
+    assert count_foreign(folder, memory) == first and not counted
+    tar_of(folder / "b.tar", [f"{n}.jpg" for n in range(20)])
+    assert count_foreign(folder, memory)["b.tar"][0] == 20 and counted == ["b.tar"]

@@ -26,7 +26,7 @@ import timm
 import torch
 from torch.nn import functional as F
 
-from shared.shards.tar_reader import read_facts
+from shared.shards.tar_reader import read_with_metadata
 from shared.signals import StopSignal
 from shared.training.distributed import World
 from shared.weights import weights_file
@@ -188,7 +188,9 @@ def told_by_neighbours(subject: LoadedBackbone, shards: Path) -> dict[str, float
     sample = labelled_patches(shard_set, subject.crop, shard_set.samples)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (subject.mean, subject.std))
     features_ND = features_of(subject.trunk, sample.patch_BCHW, lambda patch: (patch.float() / 255 - mean) / std)
-    facts = (facts for n in range(len(shard_set.shards)) for _, facts in read_facts(shard_set.path(n), 4000))
+    facts = (
+        facts for n in range(len(shard_set.shards)) for _, facts in read_with_metadata(shard_set.path(n), 4000)
+    )
     share = np.array([positive_share(shards.with_name("slides_cells"), told) for told in facts])
     labels = {"slide": sample.slides, "positive": [str(many) for many in share > np.median(share)]}
     told = {name: nearest_neighbours.of_slides(features_ND, label) for name, label in labels.items()}
