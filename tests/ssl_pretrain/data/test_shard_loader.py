@@ -206,7 +206,6 @@ from pathlib import Path
 import torch
 from shared.errors import UserError
 from shared.training.distributed import World
-from ssl_pretrain.data import crops
 from ssl_pretrain.data import crops, shard_loader
 from ssl_pretrain.data.epoch_order import EpochPartition, Position
 from ssl_pretrain.data.shard_set import open_shards
