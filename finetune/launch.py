@@ -2,7 +2,7 @@
 
 from finetune.datasets import load_data
 from finetune.recipes import Recipe, check
-from finetune.train import FREE_ON_RESUME, refuse_uneven
+from finetune.train import FREE_ON_RESUME, TUNABLE_ON_RESUME, refuse_uneven
 from shared.cli import as_plain
 from shared.jobs.launch import Launch, wait_for_run
 from shared.jobs.slurm import Slurm
@@ -21,7 +21,7 @@ def train_in_slurm(recipe: Recipe, launch: Launch) -> int:
     """
     check_slurm(launch.slurm)
     check(recipe)
-    checkpoint.refuse_other_settings(recipe.run_dir, as_plain(recipe), FREE_ON_RESUME)
+    checkpoint.refuse_other_settings(recipe.run_dir, as_plain(recipe), (*FREE_ON_RESUME, *TUNABLE_ON_RESUME))
     refuse_uneven(recipe, launch.slurm.ranks)
     load_data(recipe.source)
     return wait_for_run("finetune", recipe.name, recipe.run_dir, launch.slurm)

@@ -78,6 +78,7 @@ def _require_finite(values: Iterable[Tensor], recipe: Recipe, step: int) -> None
     finite = all(bool(torch.isfinite(value).all()) for value in values)
     if any_rank(not finite, values[0].device):
         raise AllRanksError(
-            f"the loss is no longer finite at step {step}; the checkpoints in {recipe.run_dir} are whole. "
-            "Give a lower --learning-rate and another --run-dir"
+            f"the loss is no longer finite at step {step}; the checkpoints before it are kept in "
+            f"{recipe.run_dir}: run the same command with a lower --learning-rate, a lower --clip-norm, or "
+            "--precision float32"
         )

@@ -25,6 +25,7 @@ from shared.model.detector_file import save_detector, tile_to_predict
 from shared.signals import STOPPED, StopSignal, leave_marker
 from shared.training import checkpoint, distributed
 from shared.training.distributed import World
+from shared.training.gpu_usage import explain_out_of_memory
 from shared.training.rank_errors import refuse_differences, together
 from shared.training.run_folder import Run, progress, provenance
 from shared.training.seeds import seed_batch
@@ -33,6 +34,8 @@ from shared.training.worker_errors import explain_worker_death
 # A run may be resumed with other values of these, which do not change its results.
 PARTS = 20  # validations and checkpoints of a run, unless the recipe says otherwise
 FREE_ON_RESUME = ("run_dir", "out", "workers", "max_steps", "checkpoint_every")
+# ... and what helps against a loss that is not finite.
+TUNABLE_ON_RESUME = ("learning_rate", "clip_norm", "precision")
 
 
 def train(recipe: Recipe, world: World, stop: StopSignal) -> int:
@@ -45,7 +48,7 @@ def train(recipe: Recipe, world: World, stop: StopSignal) -> int:
     """
     with together(world):  # every rank has compared the settings before the first writes its own
         check(recipe)
-        checkpoint.refuse_other_settings(recipe.run_dir, as_plain(recipe), FREE_ON_RESUME)
+        checkpoint.refuse_other_settings(recipe.run_dir, as_plain(recipe), (*FREE_ON_RESUME, *TUNABLE_ON_RESUME))
         data = load_data(recipe.source)
         if recipe.folds:
             data = hold_out(data, recipe.fold, recipe.folds)
@@ -64,7 +67,8 @@ def train(recipe: Recipe, world: World, stop: StopSignal) -> int:
         if world.is_main and not resumed:
             results.draw_augmented(run, TileStream(tiles, recipe.augment, recipe.seed, recipe.views), data.classes)
             _validate(recipe, training, data, run, world)
-    with explain_worker_death("--workers"):
+    lower = "a higher --accumulate, or a lower --batch-size or --augment.crop"
+    with explain_worker_death("--workers"), explain_out_of_memory(lower):
         stopped = _loop(recipe, training, data, run, world, stop)
     if stopped:
         return _stop(stop, training, world)

@@ -1,5 +1,7 @@
 """Files that are either whole or absent: written beside their place, synced, then renamed."""
 
+import errno
+import fcntl
 import hashlib
 import itertools
 import json
@@ -10,6 +12,38 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+# Of file systems that cannot lock: Lustre mounted without flock, NFS without lockd.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+@contextmanager
+def file_lock(path: Path, shared: bool = False, wait: bool = False) -> Iterator[None]:
+    """Hold a lock on a file, which is made; the system releases it when the process ends.
+
+    A POSIX lock: workers, which outlive a killed parent for seconds, do not inherit it. Where the file system has
+    no locks, a note is printed instead.
+
+    Args:
+        path: The file.
+        shared: Hold it together with others that share it.
+        wait: Wait for processes that hold it.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        OSError: the file cannot be written.
+    """
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    with path.open("a+") as file:  # readable and writable: each kind of lock needs one of them
+        try:
+            fcntl.lockf(file, kind if wait else kind | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise BlockingIOError(error.errno, error.strerror, str(path)) from error
+            if error.errno not in NO_LOCKS:
+                raise
+            print(f"note: the file system of {path.parent} has no locks; let no other command write there")
+        yield
 
 
 @contextmanager

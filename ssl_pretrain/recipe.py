@@ -8,6 +8,7 @@ import tyro
 
 from shared.cli import check_range
 from shared.errors import UserError
+from shared.training.precision import Precision
 from ssl_pretrain.data.shard_loader import LoaderConfig
 from ssl_pretrain.data.views import ViewsConfig
 from ssl_pretrain.methods import dino, mae, moco_v2, swav
@@ -53,6 +54,8 @@ class Recipe:
     """Length of the run in images."""
     max_steps: int | None = None
     """Stop after this many steps, to try things out; the schedule stays that of the whole length."""
+    precision: Precision = "auto"
+    """Precision of convolutions and matrix products: float32, bfloat16, or auto: bfloat16 on a GPU."""
     compile: bool = False
     """Have torch compile trunks and views: some minutes in the beginning, then faster steps. Views then differ in
     their random numbers."""

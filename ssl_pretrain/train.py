@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from shared.signals import STOPPED, StopSignal, leave_marker
 from shared.training.distributed import World, any_rank, exchange_gradients, replicated, wait_for_all
+from shared.training.gpu_usage import explain_out_of_memory
 from shared.training.precision import autocast
 from shared.training.rank_errors import together
 from shared.training.run_folder import Run
@@ -53,7 +54,9 @@ def _train(plan: BatchPlan, shard_set: ShardSet, run: Run, world: World, stop: S
     say(describe(plan, state, shard_set, world))
     say(f"state   {standing}", flush=True)
     run.rewind(state.step)
-    if _loop(plan, state, shard_set, run, world, stop):
+    with explain_out_of_memory("a lower --micro-batch, or with --checkpoint-activations"):
+        stopped = _loop(plan, state, shard_set, run, world, stop)
+    if stopped:
         return _stopped(f"after step {state.step:,}", world, stop)
     with together(world):
         if world.is_main:
@@ -149,7 +152,7 @@ def _add_gradients(
             crops = [crop.to(world.device, non_blocking=True) for crop in loader.take()]
         seed_batch(plan.recipe.seed, step.number * plan.accumulation + part, world.rank)
         with exchange_gradients(model, only_if=part == plan.accumulation - 1):
-            with autocast(world.device):
+            with autocast(world.device, plan.recipe.precision):
                 part_loss = model(views(crops), step) / plan.accumulation
             part_loss.backward()
         loss += part_loss.detach()

@@ -74,6 +74,27 @@ def in_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     return call
 
 
+LOCKING = """
+import sys
+from pathlib import Path
+from shared.files import file_lock
+with file_lock(Path(sys.argv[1]), shared=sys.argv[2] == "True"):
+    print(flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def locked_elsewhere(path: Path, shared: bool = False) -> Iterator[None]:
+    """Hold a lock in another process: in this one it would keep nothing out."""
+    words = [sys.executable, "-c", LOCKING, str(path), str(shared)]
+    with subprocess.Popen(words, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        yield
+        other.kill()
+
+
 @contextlib.contextmanager
 def signals_kept() -> Iterator[None]:
     """Around what installs handlers for its process: signals do afterwards what they did before."""

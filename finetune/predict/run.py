@@ -15,6 +15,7 @@ from shared.cli import make_folder, settings_text
 from shared.errors import NOTHING_FAILED, REFUSED, SOME_FAILED, UserError
 from shared.files import printable
 from shared.signals import STOPPED, StopSignal, leave_marker
+from shared.training.gpu_usage import explain_out_of_memory
 from shared.training.worker_errors import explain_worker_death
 from shared.wsi.image_source import find_sources
 
@@ -51,7 +52,8 @@ def predict(config: PredictConfig, stop: StopSignal) -> int:
             print("  done already")
             continue
         try:
-            with explain_worker_death("--workers or --batch-size"):
+            lower = "a lower --batch-size or --tile"
+            with explain_worker_death("--workers or --batch-size"), explain_out_of_memory(lower):
                 summary = predict_slide(job, stop)
         except UserError as error:
             failed.append(printable(str(job.path)))

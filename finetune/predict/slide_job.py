@@ -1,9 +1,8 @@
 """One slide from its pixels to its files: tiles, cells, seams, outputs; goes on where a process ended."""
 
-import fcntl
 import json
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from finetune.predict.search.tiling import Tiling
 from shared.annotations.qupath import read_objects, read_regions
 from shared.cli import make_folder
 from shared.errors import UserError
+from shared.files import file_lock
 from shared.model.cells import CellSet
 from shared.signals import StopSignal
 from shared.training.run_folder import progress
@@ -257,9 +257,9 @@ def _alone(job: SlideJob) -> Iterator[None]:
     Raises:
         UserError: another process is at it.
     """
-    with (job.work / ".lock").open("w", encoding="utf-8") as file:
+    with ExitStack() as held:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
+            held.enter_context(file_lock(job.work / ".lock"))
+        except BlockingIOError as error:
             raise UserError(f"another process looks at {job.path}, see {job.work}; wait for it") from error
         yield

@@ -3,18 +3,16 @@
 The system releases them when a process ends, however it does.
 """
 
-import errno
-import fcntl
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from shared.errors import UserError
+from shared.files import file_lock
 from shared.jobs.partition import Part
 
 LOCK = ".lock"
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # on file systems without locks
 TEMPORARY = re.compile(r"\..+\.\d+\.tmp")  # temporary files of `shared.files`
 
 
@@ -26,7 +24,7 @@ def only_harvest(out: Path) -> Iterator[None]:
         UserError: another harvest, or a part of one, is running; the folder cannot be written.
     """
     _make(out)
-    with hold(out / LOCK, fcntl.LOCK_EX, f"another harvest is writing to {out}; wait for it"):
+    with hold(out / LOCK, f"another harvest is writing to {out}; wait for it"):
         for path in (*out.glob(".*.tmp"), *out.glob("*/.*.tmp")):
             if TEMPORARY.fullmatch(path.name):
                 path.unlink(missing_ok=True)
@@ -42,14 +40,15 @@ def only_part(out: Path, part: Part) -> Iterator[None]:
     """
     _make(out)
     own = _lock_of(out, part.number, part.of)
+    busy = f"another harvest is writing to {out}; wait for it"
     with ExitStack() as held:
-        held.enter_context(hold(out / LOCK, fcntl.LOCK_SH, f"another harvest is writing to {out}; wait for it"))
-        held.enter_context(hold(own, fcntl.LOCK_EX, f"another task harvests part {part} into {out}; wait for it"))
+        held.enter_context(hold(out / LOCK, busy, shared=True))
+        held.enter_context(hold(own, f"another task harvests part {part} into {out}; wait for it"))
         # Every task holds its own lock before it checks the others', so that of two at least one sees the other.
         for path in out.glob(_lock_of(out, "*", "*").name):
             if not path.name.endswith(f"-of-{part.of}.lock"):
                 other = f"tasks with another number of parts than {part.of} harvest into {out}; wait for them"
-                with hold(path, fcntl.LOCK_SH, other):
+                with hold(path, other, shared=True):
                     pass
         yield
 
@@ -57,7 +56,7 @@ def only_part(out: Path, part: Part) -> Iterator[None]:
 @contextmanager
 def one_after_another(out: Path) -> Iterator[None]:
     """Lock for steps that parts must not run concurrently."""
-    with hold(out / ".turn.lock", fcntl.LOCK_EX):
+    with hold(out / ".turn.lock"):
         yield
 
 
@@ -78,27 +77,22 @@ def _make(out: Path) -> None:
 
 
 @contextmanager
-def hold(path: Path, kind: int, taken: str | None = None) -> Iterator[None]:
-    """Hold a lock, which the end of the process releases.
+def hold(path: Path, taken: str = "", shared: bool = False) -> Iterator[None]:
+    """Hold a lock of an output folder.
 
     Args:
-        path: The file to lock, created if absent.
-        kind: LOCK_EX or LOCK_SH of `fcntl`.
-        taken: The error if the lock is held elsewhere; None: wait.
+        path: The file to lock; it is made.
+        taken: Error message if another process holds it; empty: wait for it.
+        shared: Hold it together with others that share it.
 
     Raises:
         UserError: the lock is held elsewhere, or the file cannot be written.
     """
-    try:
-        file = path.open("a+")  # NFS requires both modes for both kinds of lock
-    except OSError as error:
-        raise UserError(f"cannot write to {path.parent}: {error.strerror}; choose another --out") from error
-    with file:
+    with ExitStack() as held:
         try:
-            fcntl.flock(file, kind if taken is None else kind | fcntl.LOCK_NB)
+            held.enter_context(file_lock(path, shared, wait=not taken))
         except BlockingIOError as error:
             raise UserError(f"{taken} or choose another --out") from error
         except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
+            raise UserError(f"cannot write to {path.parent}: {error.strerror}; choose another --out") from error
         yield

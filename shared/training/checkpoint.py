@@ -43,7 +43,7 @@ def save(
             "make room, and the same command goes on from them"
         ) from error
     for old in _newest_first(folder)[keep:]:
-        if keep_every is None or int(old.stem.removeprefix("checkpoint-")) % keep_every:
+        if keep_every is None or _step_of(old) % keep_every:
             old.unlink()
     return path
 
@@ -73,13 +73,19 @@ def resume(folder: Path, recipe: str) -> dict[str, Any] | None:
     return None
 
 
+def newest_step(folder: Path) -> int | None:
+    """The step of the newest checkpoint in `folder`; None if there is none."""
+    paths = _newest_first(folder)
+    return _step_of(paths[0]) if paths else None
+
+
 def refuse_other_settings(folder: Path, settings: Mapping[str, Any], free: Collection[str]) -> None:
     """Compare a run's saved `config.json` with the settings of the command that would resume it.
 
     Args:
         folder: The run folder; one without `config.json` accepts anything.
         settings: The resolved config as plain values.
-        free: Top-level fields that may change between attempts.
+        free: Fields that may change between attempts; nested ones by dotted name.
 
     Raises:
         UserError: a field that decides the result differs, or `config.json` is damaged.
@@ -93,8 +99,8 @@ def refuse_other_settings(folder: Path, settings: Mapping[str, Any], free: Colle
         raise UserError(f"{path} is damaged; give another run folder with --run-dir") from error
     decisive = {name: value for name, value in settings.items() if name not in free and name in before}
     # Through JSON and back, as the saved ones went: tuples become lists.
-    now = dict(flat(json.loads(json.dumps(decisive))))
-    then = dict(flat({name: before[name] for name in decisive}))
+    now = {name: value for name, value in flat(json.loads(json.dumps(decisive))) if name not in free}
+    then = {name: value for name, value in flat({name: before[name] for name in decisive}) if name not in free}
     for name in sorted(now.keys() | then.keys(), key=lambda name: (name != "name", name)):  # the recipe first
         if now.get(name) != then.get(name):
             raise UserError(
@@ -106,6 +112,10 @@ def refuse_other_settings(folder: Path, settings: Mapping[str, Any], free: Colle
 def _newest_first(folder: Path) -> list[Path]:
     paths = [path for path in folder.glob("checkpoint-*.pt") if NAME.fullmatch(path.name)]
     return sorted(paths, reverse=True)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.stem.removeprefix("checkpoint-"))
 
 
 def _read(path: Path) -> dict[str, Any] | None:

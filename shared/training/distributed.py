@@ -74,8 +74,10 @@ def start() -> World:
         gpu = device if device.type == "cuda" else None
         try:
             dist.init_process_group(backend, device_id=gpu, timeout=PATIENCE)
-        except dist.DistNetworkError as error:
+        except (dist.DistNetworkError, ValueError) as error:  # ValueError: MASTER_ADDR or MASTER_PORT is not set
             raise UserError(_why_no_meeting(error)) from error
+    elif device.type == "cuda" and (gpus := torch.cuda.device_count()) > 1:
+        print(f"note: 1 of {gpus} GPUs is used; torchrun --nproc-per-node {gpus} -m MODULE ... uses all of them")
     return World(rank, local_rank, size, device)
 
 

@@ -1,6 +1,11 @@
 """How much of a GPU a run uses: model FLOPs utilisation and memory."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
+
+from shared.errors import UserError
 
 # Dense bfloat16 operations a second in units of 1e12, by a word of the GPU's name (NVIDIA's data sheets).
 PEAKS = {
@@ -45,3 +50,21 @@ def utilisation(flops: float, images_per_second: float, ranks: int, device: torc
 def memory_gb(device: torch.device) -> float | None:
     """The most memory (1e9 bytes) that tensors took on a GPU so far."""
     return torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None
+
+
+@contextmanager
+def explain_out_of_memory(remedy: str) -> Iterator[None]:
+    """Turn torch's error about exhausted GPU memory into a UserError.
+
+    Args:
+        remedy: Options that lower the need for memory.
+
+    Raises:
+        UserError: the memory of the GPU ran out.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"the memory of the GPU ran out ({str(error).split('. ')[0]}); run the same command with {remedy}"
+        ) from error

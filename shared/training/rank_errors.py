@@ -29,8 +29,8 @@ def on_all_ranks(train: Callable[[World], int]) -> int:
         AllRanksError: on the first rank, which says it; the others just end with code 2.
         UserError: on a rank that alone found a reason to end; and on the ranks that were left waiting for it.
     """
-    world = distributed.start()
     try:
+        world = distributed.start()
         code = train(world)
     except AllRanksError:
         # Only where all ranks leave: one that left the group alone would wait for the others' goodbye.
@@ -39,16 +39,25 @@ def on_all_ranks(train: Callable[[World], int]) -> int:
             raise
         return 2
     except UserError:
-        if world.size > 1:
+        if dist.is_initialized():
             atexit.register(_leave_at_once)
         raise
     except RuntimeError as error:
-        if not GONE.search(str(error)):
+        if not (sentence := _explained(error)):
             raise
         atexit.register(_leave_at_once)
-        raise UserError("another rank has ended, and says why; this one cannot go on without it") from error
+        raise UserError(sentence) from error
     distributed.stop()
     return code
+
+
+def _explained(error: RuntimeError) -> str:
+    """The error message for failures of the backend that users can act on; empty for others."""
+    if "Duplicate GPU detected" in str(error):  # NCCL
+        return "two ranks were given the same GPU; start one task for each GPU"
+    if GONE.search(str(error)):
+        return "another rank has ended, and says why; this one cannot go on without it"
+    return ""
 
 
 def _leave_at_once() -> None:

@@ -1,7 +1,6 @@
 """A run's folder: what was asked for, with which versions, what was measured, what it looked like."""
 
 import datetime
-import fcntl
 import functools
 import importlib.metadata
 import json
@@ -9,15 +8,17 @@ import platform
 import subprocess
 import sys
 import uuid
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
 
-from shared.cli import as_plain, make_folder, settings_text
+from shared.cli import as_plain, flat, make_folder, settings_text
 from shared.errors import UserError
-from shared.files import atomic_path, without_nan, write_json
+from shared.files import atomic_path, file_lock, without_nan, write_json
+from shared.training import checkpoint
 
 CONFIG, PROVENANCE, LOCK = "config.json", "provenance.json", ".lock"
 PACKAGES = ("torch", "torchvision", "timm", "lightly", "webdataset", "openslide-python", "numpy", "scipy")
@@ -91,25 +92,45 @@ class Run:
         self.writes = writes
         self._board: Any = None
         self._begins: int | None = None
+        self.changes: list[dict[str, Any]] = []
         if writes:
             _refuse_other_contents(folder)
             make_folder(folder, "--run-dir")
             self._lock = _only_process(folder)
             run_id = self.id if (folder / PROVENANCE).exists() else uuid.uuid4().hex[:12]
             print(f"settings (in {folder}/{CONFIG}):\n{settings_text(config)}")
-            write_json(folder / PROVENANCE, {"run_id": run_id, **provenance()})
+            self.changes = [*self._provenance().get("changes", []), *self._changed(config)]
+            write_json(folder / PROVENANCE, {"run_id": run_id, **provenance(), "changes": self.changes})
             write_json(folder / CONFIG, as_plain(config))
 
     @property
     def id(self) -> str:
         """What tells this run's exports from another's; kept when the run is resumed."""
-        path = self.folder / PROVENANCE
         try:
-            return str(json.loads(path.read_text(encoding="utf-8"))["run_id"])
+            return str(self._provenance()["run_id"])
         except KeyError as error:
             raise UserError(f"{self.folder} is no run folder, but a harvest's; give another --run-dir") from error
+
+    def _provenance(self) -> dict[str, Any]:
+        """What an earlier attempt recorded; {} before the first."""
+        path = self.folder / PROVENANCE
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return {}
         except (ValueError, TypeError) as error:
             raise UserError(f"{path} is damaged; give another run folder with --run-dir") from error
+
+    def _changed(self, config: object) -> list[dict[str, Any]]:
+        """The settings in which this attempt differs from the one before, with the step of its last checkpoint."""
+        path, step = self.folder / CONFIG, checkpoint.newest_step(self.folder)
+        if step is None or not path.exists():
+            return []
+        # Through JSON and back, as the saved ones went: tuples become lists.
+        before = dict(flat(json.loads(path.read_text(encoding="utf-8"))))
+        now = dict(flat(json.loads(json.dumps(as_plain(config)))))
+        names = [name for name in now if name in before and before[name] != now[name]]
+        return [{"after_step": step, "setting": name, "before": before[name], "now": now[name]} for name in names]
 
     def rewind(self, step: int) -> None:
         """Forget what was logged after `step` (-1: everything); the run will log it again."""
@@ -162,20 +183,20 @@ def _refuse_other_contents(folder: Path) -> None:
         raise UserError(f"{folder} is no run folder (it holds {', '.join(names[:3])}); give another --run-dir")
 
 
-def _only_process(folder: Path) -> TextIO:
-    """A lock on the folder, which the system lifts when this process ends, however it does.
+def _only_process(folder: Path) -> ExitStack:
+    """Hold a lock on the folder until it is closed.
 
-    A POSIX lock: loader workers, which outlive a killed parent for seconds, do not inherit it.
+    Raises:
+        UserError: another process trains in it, or it cannot be written.
     """
+    held = ExitStack()
     try:
-        file = (folder / LOCK).open("w", encoding="utf-8")
+        held.enter_context(file_lock(folder / LOCK))
+    except BlockingIOError as error:
+        raise UserError(f"another process trains in {folder}; wait for it, or give another --run-dir") from error
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}; give another --run-dir") from error
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:
-        raise UserError(f"another process trains in {folder}; wait for it, or give another --run-dir") from error
-    return file
+    return held
 
 
 def _step_of(line: str) -> float:

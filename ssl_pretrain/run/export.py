@@ -74,6 +74,7 @@ def _metadata(state: TrainingState, plan: BatchPlan, run: Run, shard_set: ShardS
         "biomarkers": dict(shard_set.biomarkers),
         "harvest": shard_set.settings,
         "run_id": run.id,
+        "changes": run.changes,
         "git_commit": git_commit(),
         "versions": versions(),
     }

@@ -66,6 +66,10 @@ less the mean ({mean}), divided by the deviation ({std}).
 
 
 def _facts(metadata: Mapping[str, Any]) -> dict[str, str]:
+    changes = "; ".join(
+        f"{change['setting']} {change['before']} -> {change['now']} after step {change['after_step']:,}"
+        for change in metadata.get("changes", [])
+    )
     return {
         "Length": f"{metadata['samples_seen']:,} images in {metadata['steps']:,} steps",
         "Batch": _batch(metadata),
@@ -75,6 +79,7 @@ def _facts(metadata: Mapping[str, Any]) -> dict[str, str]:
         "Mean, deviation": " / ".join(
             ", ".join(f"{value:.4f}" for value in metadata[part]) for part in ("mean", "std")
         ),
+        **({"Changed on resume": changes} if changes else {}),
         "Code": f"git {metadata['git_commit']}, run {metadata['run_id']}",
         "Versions": ", ".join(f"{name} {version}" for name, version in metadata["versions"].items()),
     }

@@ -8,7 +8,7 @@ import torch
 from shared.cli import as_plain
 from shared.errors import UserError
 from shared.signals import StopSignal
-from shared.training.checkpoint import refuse_other_settings
+from shared.training.checkpoint import newest_step, refuse_other_settings
 from shared.training.distributed import World, any_rank
 from shared.training.rank_errors import refuse_differences, texts_of_ranks, together
 from shared.training.run_folder import Run
@@ -29,12 +29,17 @@ from ssl_pretrain.recipe import Recipe, check
 from ssl_pretrain.run.batch_plan import BatchPlan
 from ssl_pretrain.run.state import TrainingState
 
-# May differ between two attempts of one run: where things lie, how the work is divided, what is written when.
-FREE = (
+# May differ between two attempts of one run: where things lie, how the work is divided, what is written when ...
+FREE_ON_RESUME = (
     *("shards", "run_dir", "out", "micro_batch", "max_steps", "loader"),
     *("compile", "checkpoint_activations"),
     *("verify", "log_every", "checkpoint_every", "keep_every", "monitor_every"),
     "in_place_of",
+)
+# ... and, until the run is finished, what helps against a loss that is not finite.
+TUNABLE_ON_RESUME = (
+    "precision",
+    *(f"optimiser.{name}" for name in ("base_lr", "warmup_lr", "final_lr", "clip")),
 )
 
 
@@ -53,7 +58,7 @@ def prepare(recipe: Recipe, world: World) -> tuple[BatchPlan, ShardSet]:
             check_destination(recipe.out)
         plan = BatchPlan.of(recipe, world.size)
         if has_begun(recipe):
-            refuse_other_settings(recipe.run_dir, as_plain(recipe), FREE)
+            refuse_other_settings(recipe.run_dir, as_plain(recipe), _free(plan))
         counts = count_foreign(recipe.shards, _memory(recipe)) if world.is_main else {}
     counts = json.loads(texts_of_ranks(json.dumps(counts), world)[0])  # one rank counts for all
     with together(world):
@@ -70,6 +75,12 @@ def has_begun(recipe: Recipe) -> bool:
     """Whether an earlier attempt left something to go on from; until then settings and shards may change."""
     export = recipe.run_dir / recipe.out.name
     return export.exists() or any(recipe.run_dir.glob("checkpoint-*.pt"))
+
+
+def _free(plan: BatchPlan) -> tuple[str, ...]:
+    """Settings in which this attempt may differ from the one before."""
+    finished = (newest_step(plan.recipe.run_dir) or 0) >= plan.last_step
+    return FREE_ON_RESUME if finished else (*FREE_ON_RESUME, *TUNABLE_ON_RESUME)
 
 
 def verify(recipe: Recipe, shard_set: ShardSet, world: World, stop: StopSignal) -> bool:

@@ -88,5 +88,5 @@ def not_finite(what: str, step: int, folder: Path) -> AllRanksError:
     """The error of a run that has blown up, on every rank."""
     return AllRanksError(
         f"{what} is infinite or not a number at step {step:,}; the checkpoints before it are kept in {folder}: "
-        "begin again in another --run-dir with a lower --optimiser.base-lr"
+        "run the same command with a lower --optimiser.base-lr, with --optimiser.clip, or with --precision float32"
     )

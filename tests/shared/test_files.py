@@ -1,5 +1,6 @@
 """Files are whole or absent."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -9,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from shared.files import atomic_path, write_json
-from tests.conftest import ENVIRONMENT
+from shared.files import NO_LOCKS, atomic_path, file_lock, write_json
+from tests.conftest import ENVIRONMENT, locked_elsewhere
 
 
 def test_a_failure_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
@@ -38,3 +39,41 @@ def test_a_killed_writer_leaves_nothing_that_looks_whole(tmp_path: Path) -> None
     assert left.name.startswith(".")
     assert left.name.endswith(".tmp")
     assert not list(tmp_path.glob("*.tar"))
+
+
+@pytest.mark.parametrize(("theirs", "mine", "refused"), [(0, 0, 1), (1, 0, 1), (0, 1, 1), (1, 1, 0)])
+def test_a_lock_keeps_others_out_unless_all_share_it(tmp_path: Path, theirs: int, mine: int, refused: int) -> None:
+    path = tmp_path / ".lock"
+    with locked_elsewhere(path, shared=bool(theirs)):
+        if refused:
+            with pytest.raises(BlockingIOError), file_lock(path, shared=bool(mine)):
+                pass
+        else:
+            with file_lock(path, shared=bool(mine)):
+                pass
+    with file_lock(path):  # the other process has ended
+        pass
+
+
+@pytest.mark.parametrize("number", NO_LOCKS)
+def test_file_systems_without_locks_get_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    monkeypatch.setattr(fcntl, "lockf", refusing(number))
+    with file_lock(tmp_path / ".lock"):
+        pass
+    assert str(tmp_path) in capsys.readouterr().out
+
+
+def refusing(number: int):
+    def lockf(*_arguments: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return lockf
+
+
+def test_all_stages_lock_this_way() -> None:
+    root = Path(__file__).parents[2]
+    stages = ("shared", "patch_extraction", "ssl_pretrain", "finetune")
+    users = [path.name for stage in stages for path in (root / stage).rglob("*.py") if "fcntl" in path.read_text()]
+    assert users == ["files.py"]

@@ -16,6 +16,7 @@ import timm
 import torch
 from torch import Tensor
 
+from shared.errors import UserError
 from shared.signals import MARKER, STOPPED, StopSignal
 from shared.training.distributed import World
 from shared.weights import weights_file
@@ -188,6 +189,40 @@ def test_an_undecodable_image_is_survived_and_named_in_log_and_model_card(
         f"1 could not be decoded and were replaced by their neighbours: `{name}`"
         in small.out.with_suffix(".md").read_text()
     )
+
+
+def test_learning_rate_clipping_and_precision_may_change_on_resume_and_are_recorded(world: World, small: Recipe):
+    run_again(small, world, max_steps=4)
+    calmer = changed(small.optimiser, base_lr=1e-4, clip=1.0)
+    run_again(small, world, optimiser=calmer, precision="bfloat16", max_steps=8)
+    changes = json.loads((small.run_dir / "provenance.json").read_text())["changes"]
+    recorded = {change["setting"]: (change["after_step"], change["now"]) for change in changes}
+    assert recorded["optimiser.base_lr"] == (4, 1e-4) and recorded["optimiser.clip"] == (4, 1.0)
+    assert recorded["precision"] == (4, "bfloat16")
+    assert metrics(small.run_dir)[-1]["lr"] < 1e-4
+    assert "optimiser.base_lr 0.004 -> 0.0001 after step 4" in small.out.with_suffix(".md").read_text()
+    with pytest.raises(UserError, match=r"optimiser\.base_lr=0\.0001"):  # the run is finished with that rate
+        run_again(small, world, optimiser=small.optimiser, precision="bfloat16", max_steps=8)
+    with pytest.raises(UserError, match="batch_size=8"):
+        run_again(small, world, batch_size=16)
+
+
+def test_precision_of_the_recipe_is_that_of_matrix_products(world: World, shards: Path, tmp_path: Path):
+    for precision, expected in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        recipe = stub.recipe(shards, tmp_path / precision, precision=precision)
+        assert train(recipe, world, StopSignal()) == 0
+        assert recipe.method.built[-1].dtypes == {expected}
+
+
+def test_exhausted_gpu_memory_is_a_sentence_with_the_options(
+    world: World, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def loss(*_arguments: object) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(stub.Line, "loss", loss)
+    with pytest.raises(UserError, match=r"--micro-batch.*--checkpoint-activations"):
+        train(stub.recipe(shards, tmp_path), world, StopSignal())
 
 
 def test_weights_of_another_run_are_kept(world: World, small: Recipe):

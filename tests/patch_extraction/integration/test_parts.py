@@ -1,14 +1,12 @@
 """A harvest in parts: the same shards as by one process, and nobody in anybody's way."""
 
-import fcntl
 import shutil
 from pathlib import Path
 
 import pytest
 
 from patch_extraction.__main__ import main
-from patch_extraction.packing.locks import hold
-from tests.conftest import InProcess
+from tests.conftest import InProcess, locked_elsewhere
 from tests.patch_extraction.conftest import BIG, digests
 
 
@@ -67,18 +65,18 @@ def test_a_slide_that_failed_in_its_part_does_not_hold_up_the_others(harvest, ws
 
 
 @pytest.mark.parametrize(
-    ("lock", "kind", "args", "sentence"),
+    ("lock", "shared", "args", "sentence"),
     [
-        (".lock", fcntl.LOCK_EX, ("--part", "1/3"), "another harvest is writing to"),
-        (".lock", fcntl.LOCK_SH, ("--pack",), "another harvest is writing to"),
-        (".part-1-of-3.lock", fcntl.LOCK_EX, ("--part", "1/3"), "another task harvests part 1/3 into"),
-        (".part-1-of-2.lock", fcntl.LOCK_EX, ("--part", "1/3"), "tasks with another number of parts than 3"),
+        (".lock", False, ("--part", "1/3"), "another harvest is writing to"),
+        (".lock", True, ("--pack",), "another harvest is writing to"),
+        (".part-1-of-3.lock", False, ("--part", "1/3"), "another task harvests part 1/3 into"),
+        (".part-1-of-2.lock", False, ("--part", "1/3"), "tasks with another number of parts than 3"),
     ],
 )
-def test_who_would_be_in_the_way_is_refused(harvest, tmp_path, lock: str, kind: int, args, sentence: str):
+def test_who_would_be_in_the_way_is_refused(harvest, tmp_path, lock: str, shared: bool, args, sentence: str):
     out = tmp_path / "out"
     out.mkdir()
-    with hold(out / lock, kind):
+    with locked_elsewhere(out / lock, shared):
         code, _, error = harvest(*args)
     assert code == 2 and error.splitlines()[-1].startswith(f"error: {sentence}")
     assert not list(out.glob("slides/*"))

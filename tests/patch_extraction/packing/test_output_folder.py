@@ -1,13 +1,13 @@
 """The output folder: killed harvests, damage, other settings, other folders, foreign files."""
 
 import csv
-import fcntl
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 
+from shared.files import file_lock
 from shared.samples.sample_slides import write_slide
 from shared.wsi import resampling
 from tests.patch_extraction.conftest import BIG, digests, error_of
@@ -146,8 +146,7 @@ def test_a_harvest_killed_before_its_first_slide_goes_on(harvest_here, wsi_dir, 
 
 
 def test_two_harvests_at_once(undisturbed, copy, command, wsi_dir):
-    with (copy / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with file_lock(copy / ".lock"):
         done = command("patch_extraction", "--wsi-dir", wsi_dir, "--out", copy, *BIG)
     assert done.returncode == 2
     assert f"another harvest is writing to {copy}; wait for it or choose another --out" in error_of(done)

@@ -69,6 +69,14 @@ def test_other_settings_are_refused_unless_free(tmp_path: Path) -> None:
         checkpoint.refuse_other_settings(tmp_path, {**same, "rate": 0.2}, free=("workers",))
 
 
+def test_a_nested_setting_may_be_free(tmp_path: Path) -> None:
+    write_json(tmp_path / "config.json", {"optimiser": {"lr": 0.1, "momentum": 0.9}})
+    free = ("optimiser.lr",)
+    checkpoint.refuse_other_settings(tmp_path, {"optimiser": {"lr": 0.2, "momentum": 0.9}}, free)
+    with pytest.raises(UserError, match=r"optimiser\.momentum=0\.9"):
+        checkpoint.refuse_other_settings(tmp_path, {"optimiser": {"lr": 0.2, "momentum": 0.8}}, free)
+
+
 def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path) -> None:
     save(tmp_path, 1)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

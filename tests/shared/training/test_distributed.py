@@ -1,5 +1,6 @@
 """Ranks as torchrun and SLURM describe them, in real processes."""
 
+import atexit
 import os
 import signal
 import socket
@@ -7,8 +8,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
+import torch.distributed as dist
 
+from shared.errors import UserError
+from shared.jobs.process_rank import numbering_of_process
 from shared.signals import StopSignal
+from shared.training import distributed, rank_errors
 from tests.conftest import ENVIRONMENT, free_port, signals_kept
 
 PROGRAM = """
@@ -71,3 +77,46 @@ def test_signals_raise_a_flag_and_nothing_else() -> None:
         assert stop.received is None
         os.kill(os.getpid(), signal.SIGUSR2)
         assert stop.received == "SIGUSR2"
+
+
+@pytest.mark.parametrize(
+    ("environment", "named"),
+    [
+        ({"RANK": "0"}, "WORLD_SIZE is not set"),
+        ({"RANK": "0", "WORLD_SIZE": "two"}, "WORLD_SIZE is 'two'"),
+        ({"SLURM_PROCID": "0", "MASTER_ADDR": "n1", "SLURM_LOCALID": "0"}, "SLURM_NTASKS is not set"),
+    ],
+)
+def test_incomplete_variables_of_a_launcher_are_named(environment: dict[str, str], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        numbering_of_process(environment)
+
+
+def test_ranks_without_a_meeting_place_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(UserError, match="MASTER_ADDR"):
+        distributed.start()
+
+
+def test_idle_gpus_are_mentioned(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    distributed.start()
+    assert "1 of 8 GPUs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "named"),
+    [(dist.DistBackendError("NCCL error: Duplicate GPU detected : rank 1 and rank 0"), "the same GPU")],
+)
+def test_two_ranks_on_one_gpu_are_one_sentence(error: Exception, named: str) -> None:
+    def train(_world: distributed.World) -> int:
+        raise error
+
+    with pytest.raises(UserError, match=named):
+        rank_errors.on_all_ranks(train)
+    atexit.unregister(rank_errors._leave_at_once)
