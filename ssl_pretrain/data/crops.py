@@ -17,6 +17,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from shared.shards.tar_reader import EncodedImage, damaged
+from shared.wsi.rgb import to_rgb
 
 # Aspect ratios of random resized crops, as in torchvision and all five official codes.
 RATIO = (3 / 4, 4 / 3)
@@ -104,13 +105,9 @@ def _decode_without_end(content: bytes) -> Tensor:
 def _decode_png(content: bytes) -> Tensor:
     try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
-            if image.mode[0] in "IF":
-                raise ValueError("16 bits a pixel, which would be cut to white")
-            picture = image.convert("RGBA" if image.has_transparency_data else "RGB")
+            picture = to_rgb(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UndecodableError(str(error)) from error
-    if picture.mode == "RGBA":
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
