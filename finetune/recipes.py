@@ -159,12 +159,17 @@ PUBLISHED = dataclasses.replace(
 DEMO = dataclasses.replace(
     DPA_P2PNET,
     name="demo",
-    epochs=16,
-    learning_rate=5e-4,
+    channels=128,
+    hidden=128,
+    epochs=66,
+    batch_size=8,
+    ema=0.95,
+    learning_rate=1e-3,
     warmup_steps=10,
-    evaluate_every=4,
-    checkpoint_every=4,
-    augment=AugmentConfig(crop=192),
+    evaluate_every=22,
+    checkpoint_every=11,
+    augment=AugmentConfig(crop=128, stain=0.1),
+    criterion=CriterionConfig(background_weight=0.4),
 )
 
 # The small detector of nuclei that patch_extraction counts cells with: trained on H&E, applied to any stain.
