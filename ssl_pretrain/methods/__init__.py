@@ -33,8 +33,6 @@ class Method(nn.Module):
     the same on every rank but for the running statistics of batch norms (the first rank's are kept).
     """
 
-    synchronises_batch_norms = False
-    """Whether batch norms see the images of all ranks (on GPUs)."""
     may_collapse = True
     """Whether a network that says the same of every image could do well."""
 

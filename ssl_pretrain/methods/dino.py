@@ -71,6 +71,8 @@ class DINOConfig:
     """Share of the old centre of the teacher's outputs in an update by a batch."""
     momentum: float = 0.996
     """Share of the old weights in the first update of the teacher; the last one's is 1, on a cosine."""
+    batch_norm_ranks: int = 8
+    """Most ranks, neighbours, whose images a batch norm sees together (official: all, 8 in its README)."""
     frozen_samples: int = 0
     """Images over which the last layer stays as it was drawn."""
 
@@ -112,7 +114,7 @@ class DINOConfig:
         check_scale("method.local-scale", self.local_scale)
         if self.drop_path and self.arch not in VITS.values():
             raise UserError(f"--method.drop-path {self.drop_path} is for ViTs, not for {self.arch}; give 0")
-        check_fields(self, ("hidden_dim", "bottleneck_dim", "output_dim"), 1)
+        check_fields(self, ("hidden_dim", "bottleneck_dim", "output_dim", "batch_norm_ranks"), 1)
         check_fields(self, ("local_crops", "temperature_samples", "frozen_samples"), 0)
         check_fields(self, ("student_temperature", "teacher_temperature", "first_teacher_temperature"), 1e-3)
         check_fields(self, ("solarise", "centre_momentum", "momentum"), 0, 1)
@@ -137,8 +139,6 @@ class DINO(Method):
 
     The teacher stays in training mode, as in the official code: its batch norms normalise by their batch.
     """
-
-    synchronises_batch_norms = True
 
     def __init__(self, config: DINOConfig) -> None:
         """Build both networks with equal weights."""

@@ -6,6 +6,7 @@ He et al., Masked Autoencoders Are Scalable Vision Learners, CVPR 2022. Numbers 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import timm
 import torch
@@ -54,6 +55,9 @@ class MAEConfig:
     """Blocks of the decoder."""
     decoder_heads: int = 16
     """Attention heads of the decoder."""
+
+    batch_norm_ranks: ClassVar[int] = 1
+    """Each rank's batch norms see its own images."""
 
     @property
     def name(self) -> str:

@@ -8,12 +8,14 @@ Improved Baselines with Momentum Contrastive Learning, 2020. Numbers from the of
 import copy
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.distributed as dist
 from lightly.models.modules.heads import MoCoProjectionHead
 from lightly.models.utils import batch_shuffle, batch_unshuffle, concat_all_gather, update_momentum
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from shared.cli import check_range
@@ -48,6 +50,9 @@ class MoCoConfig:
     key_group: int = 32
     """Most keys that a batch norm sees at once, drawn from the images of all ranks, so that the statistics of its
     batch do not tell a query which key is its own; official: a GPU's share of 256 images on 8."""
+
+    batch_norm_ranks: ClassVar[int] = 1
+    """Each rank's batch norms see its own images."""
 
     @property
     def name(self) -> str:
@@ -159,8 +164,18 @@ class MoCo(Method):
         several = dist.is_initialized()
         shuffled_BCHW, order = batch_shuffle(view_BCHW, distributed=several)
         groups = shuffled_BCHW.tensor_split(math.ceil(len(shuffled_BCHW) / self.config.key_group))
-        key_BD = torch.cat([self.key([group_BCHW]) for group_BCHW in groups])
+        weights = _as_autocast(self.key)  # which keeps casts of trained weights alone from one group to the next
+        key_BD = torch.cat([functional_call(self.key, weights, ([group_BCHW],)) for group_BCHW in groups])
         return batch_unshuffle(key_BD, order, distributed=several)
+
+
+def _as_autocast(network: nn.Module) -> dict[str, Tensor]:
+    """Weights of products in the dtype that autocast computes them in, by name; none where it is off."""
+    device = next(network.parameters()).device.type
+    if not torch.is_autocast_enabled(device):
+        return {}
+    dtype = torch.get_autocast_dtype(device)
+    return {name: weight.to(dtype) for name, weight in network.named_parameters() if weight.ndim > 1}
 
 
 def similarities(query_BD: Tensor, key_BD: Tensor, others_ND: Tensor) -> Tensor:

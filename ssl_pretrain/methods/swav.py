@@ -57,6 +57,8 @@ class SwAVConfig:
     """Smoothness of the assignments."""
     sinkhorn_iterations: int = 3
     """Rounds that make the prototypes share the batch evenly."""
+    batch_norm_ranks: int = 8
+    """Most ranks, neighbours, whose images a batch norm sees together (--syncbn_process_group_size)."""
     frozen_samples: int = 0
     """Images over which the prototypes stay as they were drawn."""
     queue_length: int = 0
@@ -105,7 +107,7 @@ class SwAVConfig:
         check_size("method.small-size", self.small_size, self.arch)
         check_scale("method.large-scale", self.large_scale)
         check_scale("method.small-scale", self.small_scale)
-        check_fields(self, ("hidden_dim", "dim", "prototypes", "sinkhorn_iterations"), 1)
+        check_fields(self, ("hidden_dim", "dim", "prototypes", "sinkhorn_iterations", "batch_norm_ranks"), 1)
         check_fields(self, ("small_crops", "frozen_samples", "queue_length", "queue_after"), 0)
         check_range("method.blur", self.blur, 0, 1)
         check_range("method.temperature", self.temperature, 1e-3)
@@ -124,8 +126,6 @@ class SwAVConfig:
 
 class SwAV(Method):
     """One network, and prototypes of unit length that the views of a batch are evenly assigned to."""
-
-    synchronises_batch_norms = True
 
     def __init__(self, config: SwAVConfig) -> None:
         """Build network, prototypes and, if there is to be one, a queue for each large view."""

@@ -14,6 +14,7 @@ from shared.training.rank_errors import refuse_differences, texts_of_ranks, toge
 from shared.training.run_folder import Run
 from shared.weights.weights_file import IMAGENET_MEAN, IMAGENET_STD, check_destination
 from ssl_pretrain.data.epoch_order import EpochPartition
+from ssl_pretrain.data.gpu_decoding import require_gpu_decoder
 from ssl_pretrain.data.shard_loader import check_batch
 from ssl_pretrain.data.shard_set import (
     ShardSet,
@@ -25,6 +26,7 @@ from ssl_pretrain.data.shard_set import (
     same_as_remembered,
 )
 from ssl_pretrain.methods import Method
+from ssl_pretrain.methods.sync_batch_norm import synchronise
 from ssl_pretrain.recipe import Recipe, check
 from ssl_pretrain.run.batch_plan import BatchPlan
 from ssl_pretrain.run.state import TrainingState
@@ -52,8 +54,8 @@ def prepare(recipe: Recipe, world: World) -> tuple[BatchPlan, ShardSet]:
     """
     with together(world):
         check(recipe)
-        if recipe.loader.decode == "gpu" and world.device.type != "cuda":
-            raise UserError("--loader.decode gpu needs a GPU that torch can use; leave it out, and workers decode")
+        if recipe.loader.decode == "gpu":
+            require_gpu_decoder(world.device)
         if world.is_main:
             check_destination(recipe.out)
         plan = BatchPlan.of(recipe, world.size)
@@ -135,8 +137,8 @@ def begin(plan: BatchPlan, world: World) -> tuple[TrainingState, str]:
 def _networks(recipe: Recipe, world: World) -> Method:
     """The recipe's networks with fresh weights, as this machine is to run them."""
     method: Method = recipe.method.build().to(world.device)
-    if method.synchronises_batch_norms and world.size > 1 and world.device.type == "cuda":  # torch has it for GPUs
-        method = torch.nn.SyncBatchNorm.convert_sync_batchnorm(method)
+    if world.size > 1 and recipe.method.batch_norm_ranks > 1:
+        synchronise(method, recipe.method.batch_norm_ranks)
     if recipe.checkpoint_activations:
         method.checkpoint_activations()
     if recipe.compile:

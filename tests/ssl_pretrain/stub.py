@@ -46,6 +46,7 @@ class Config:
     built: ClassVar[list[Line]] = []
 
     is_mean_over_images: ClassVar[bool] = True
+    batch_norm_ranks: ClassVar[int] = 1
 
     @property
     def crops(self) -> tuple[Crop, ...]:

@@ -2,7 +2,7 @@
 
 Not MoCo's batch norms: queries see a rank's share, keys a drawn one, by design; here they are held, and all
 else (the drawing and its undoing, keys of all ranks in the queue, gradients) has to agree. Those of SwAV and
-DINO see the images of all ranks, for which torch's module needs a GPU; here by the definition.
+DINO see the images of all ranks.
 """
 
 import contextlib
@@ -13,15 +13,14 @@ from unittest import mock
 
 import pytest
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from shared.training import distributed
 from shared.training.distributed import World, replicated
 from ssl_pretrain.methods import Step
 from ssl_pretrain.methods.moco_v2 import MoCo
+from ssl_pretrain.methods.sync_batch_norm import synchronise
 from tests.conftest import ENVIRONMENT, free_port
 from tests.ssl_pretrain import tiny
 
@@ -30,23 +29,13 @@ STEPS, IMAGES = 5, 6
 FIELDS = {"queue_length": 12, "queue_after": 6}  # used from the fourth step on
 
 
-def synchronised(norm: _BatchNorm, x: Tensor) -> Tensor:
-    """Batch norm in training mode over the images of all ranks."""
-    others = [dimension for dimension in range(x.ndim) if dimension != 1]
-    moments = torch.stack([x.mean(others), x.square().mean(others)])
-    if dist.is_initialized():
-        moments = all_reduce(moments) / dist.get_world_size()
-    mean, variance = moments[0], moments[1] - moments[0].square()
-    shape = [1, -1, *[1] * (x.ndim - 2)]
-    scale = norm.weight / (variance + norm.eps).sqrt()
-    return (x - mean.view(shape)) * scale.view(shape) + norm.bias.view(shape)
-
-
 def some_steps(name: str, world: World) -> dict[str, Tensor]:
     """The state after some steps of plain gradient descent, of which this rank handles its share of the images."""
     torch.manual_seed(0)
     fields = FIELDS if name == "swav_resnet50_256" else {"drop_path": 0.0} if name == "dino_vitb" else {}
     method = tiny.method(name, **fields).build()
+    if world.size > 1 and method.config.batch_norm_ranks > 1:
+        synchronise(method, method.config.batch_norm_ranks)
     model = replicated(method, world, send_buffers=False)
     if isinstance(method, MoCo):
         for norm in (module for module in method.modules() if isinstance(module, _BatchNorm)):
@@ -76,10 +65,7 @@ def all_methods(world: World) -> dict[str, dict[str, Tensor]]:
         changes.callback(torch.set_default_dtype, torch.get_default_dtype())
         torch.set_default_dtype(torch.float64)
         changes.enter_context(mock.patch.object(Tensor, "float", Tensor.double))
-        found = {NAMES[0]: some_steps(NAMES[0], world)}
-        for norm in (nn.BatchNorm2d, nn.BatchNorm1d):
-            changes.enter_context(mock.patch.object(norm, "forward", synchronised))
-        return found | {name: some_steps(name, world) for name in NAMES[1:]}
+        return {name: some_steps(name, world) for name in NAMES}
 
 
 AS_A_RANK = """
