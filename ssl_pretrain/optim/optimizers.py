@@ -4,11 +4,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+from timm.optim import Lars
 from torch import Tensor, nn
 
 from shared.cli import check_range
 from shared.training.schedules import cosine, linear
-from ssl_pretrain.optim import larc
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +132,8 @@ class LARC(SGD):
 
     def build(self, network: nn.Module) -> torch.optim.Optimizer:
         """The optimiser over the trainable parameters of a network; its first group is the one that is decayed."""
-        return larc.LARC(self._groups(network), lr=self.base_lr, momentum=self.momentum, trust=self.trust)
+        # apex's LARC without clipping, as the official SwAV has it, but that a tensor without a slope is decayed.
+        return Lars(self._groups(network), self.base_lr, self.momentum, trust_coeff=self.trust, always_adapt=True)
 
 
 def set_rates(optimiser: torch.optim.Optimizer, learning_rate: float, weight_decay: float) -> None:
@@ -155,8 +156,18 @@ def parameter_groups(network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Pa
 
 @torch.no_grad()
 def clip_gradients(parameters: Iterable[Tensor], most: float) -> None:
-    """Shorten each gradient whose norm is over `most` to that; nothing waits for the device."""
+    """Shorten each gradient whose norm is over `most` to that, in a few launches that nothing waits for.
+
+    torch multiplies many tensors at once by tensors of their own shapes and strides; by a scalar on the device for
+    each, it does one after another.
+    """
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm_P = torch.stack(torch._foreach_norm(gradients))
     factor_P = (most / (norm_P + 1e-6)).clamp(max=1)  # 1e-6: official, against a division by 0
-    torch._foreach_mul_(gradients, list(factor_P.unbind()))
+    sizes = [gradient.numel() for gradient in gradients]
+    factor_N = torch.cat([factor.expand(size) for factor, size in zip(factor_P.unbind(), sizes, strict=True)])
+    factors = [
+        part.as_strided(gradient.shape, gradient.stride(), part.storage_offset())
+        for part, gradient in zip(factor_N.split(sizes), gradients, strict=True)
+    ]
+    torch._foreach_mul_(gradients, factors)

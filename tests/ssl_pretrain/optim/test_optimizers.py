@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from ssl_pretrain.optim import larc, optimizers
+from ssl_pretrain.optim import optimizers
 from ssl_pretrain.optim.optimizers import clip_gradients, set_rates
 from ssl_pretrain.recipes import MAE_VITB, RECIPES
 from ssl_pretrain.run.batch_plan import BatchPlan
@@ -82,9 +82,8 @@ def larc_by_hand(lr: float, decay: float, momentum: float, trust: float) -> Call
 
     def step(weight: np.ndarray, gradient: np.ndarray, velocity: np.ndarray | None):
         sizes = np.linalg.norm(weight), np.linalg.norm(gradient)
-        if all(sizes):
-            rate = trust * sizes[0] / (sizes[1] + sizes[0] * decay + 1e-8)
-            gradient = (gradient + decay * weight) * rate
+        rate = trust * sizes[0] / (sizes[1] + sizes[0] * decay + 1e-8) if all(sizes) else 1.0
+        gradient = (gradient + decay * weight) * rate  # apex: undecayed, where the gradient is 0
         velocity = gradient if velocity is None else momentum * velocity + gradient
         return weight - lr * velocity, velocity
 
@@ -96,8 +95,8 @@ def test_larc_takes_apexs_steps():
     random = np.random.default_rng(0)
     weights = [random.normal(size=(4, 3)), np.zeros(4), random.normal(size=5), random.normal(size=(2, 2))]
     parameters = [nn.Parameter(torch.tensor(weight)) for weight in weights]
-    groups = [{"params": parameters, "weight_decay": 0.1}, {"params": [], "weight_decay": 0.0}]
-    optimiser = larc.LARC(groups, lr=9.0, momentum=0.9, trust=0.01)
+    config = optimizers.LARC(base_lr=9.0, momentum=0.9, trust=0.01, weight_decay=0.1, decay_all=True)
+    optimiser = config.build(nn.ParameterList(parameters))
     velocities: list[np.ndarray | None] = [None] * 4
     for number, lr in enumerate((0.5, 0.4, 0.3)):
         gradients = [random.normal(size=weight.shape) for weight in weights]
