@@ -99,7 +99,8 @@ def _loop(
     network = distributed.replicated(training.detector, world, some_unused=not recipe.multi_scale)
     remaining = range(training.step, last_step)
 
-    with progress(last_step, "step", training.step, "fine-tuning", hidden=not world.is_main) as bar:
+    size = recipe.batch_size
+    with progress(last_step * size, "image", training.step * size, "fine-tuning", hidden=not world.is_main) as bar:
         for batch in tile_batches(stream, recipe.batch_size, remaining, world, recipe.workers):
             training.step += 1
             seed_batch(recipe.seed, training.step, world.rank)  # for dropout
@@ -108,7 +109,7 @@ def _loop(
             run.log(training.step, **losses)
             best_f1 = f"{training.best_f1:.3f}" if training.best_step else "-"
             bar.set_postfix(loss=f"{losses['loss']:.3f}", best_f1=best_f1, refresh=False)
-            bar.update()
+            bar.update(size)
             stops = distributed.any_rank(stop.received is not None, world.device)
             ends = training.step == last_step
             scores = training.step == steps or _every(recipe.evaluate_every, training.step, steps, recipe, tiles)
@@ -224,8 +225,8 @@ def _keep(
 def _validate(recipe: Recipe, training: TrainingState, data: AnnotatedData, run: Run, world: World) -> None:
     """Score the validation tiles, keep the best weights, draw the proposals."""
     results.draw_proposals(run, training.eval_model, data, world.device, training.step)
-    tiles = data.splits.get("val", [])
-    if any(len(tile.labels_N) for tile in tiles):
+    if data.validates:
+        tiles = data.splits["val"]
         scores = score_tiles(tiles, predict_tiles(training.eval_model, tiles, world.device), data)
         run.log(training.step, **{f"val/{name}": value for name, value in scores.as_dict().items()})
         tqdm.write(f"step {training.step}: validation {scores.summary()}")

@@ -112,6 +112,11 @@ class AnnotatedData:
         summary = f"{self.folder}: {', '.join(parts)}; {', '.join(self.classes)}; {self.mpp:g} um/px"
         return "\n".join([summary, *self.notes()])
 
+    @property
+    def validates(self) -> bool:
+        """True if a validation tile has cells; without any, all networks would score the same."""
+        return any(len(tile.labels_N) for tile in self.splits.get("val", []))
+
     def notes(self) -> list[str]:
         """List problems of the splits that training should know of, a line each."""
         notes = []
@@ -120,6 +125,8 @@ class AnnotatedData:
             effects = ", and ".join(LEFT_OUT[name] for name in missing)
             tiles = " and no ".join(f"{name} tiles" for name in missing)
             notes.append(f"note: {self.folder} has no {tiles}: {effects}; add tiles of other slides for that")
+        if "val" in self.splits and not self.validates:
+            notes.append(f"note: the val tiles of {self.folder} have no cells: {LEFT_OUT['val']}; annotate some")
         if self.ignored_cells:
             counts = ", ".join(
                 f"{count:,} cells of {name!r}" for name, count in sorted(self.ignored_cells.items())

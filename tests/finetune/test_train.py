@@ -258,8 +258,19 @@ def test_the_best_weights_are_those_of_the_best_validation(undisturbed: Path) ->
     lines = map(json.loads, (undisturbed / "runs/finetune/metrics.jsonl").read_text().splitlines())
     scores = {line["step"]: line["val/macro_f1"] for line in lines if "val/macro_f1" in line and line["step"]}
     metadata = json.loads(torch.load(undisturbed / "detector.pth", weights_only=True)["metadata"])
-    assert metadata["step"] == max(scores, key=lambda step: (scores[step], -step))
+    assert metadata["step"] == max(scores, key=lambda step: (scores[step], step))  # ties keep the later weights
     assert metadata["best_validation_f1"] == pytest.approx(max(scores.values()))
+
+
+def test_validation_tiles_without_cells_choose_no_weights(command: Command, tiles: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiles, tmp_path / "data")
+    for points in (tmp_path / "data/val/points").iterdir():
+        points.write_text("x,y,class\n")
+    done = command("finetune", *TINY, "--epochs", 2, "--evaluate-every", 1)
+    assert done.returncode == 0, done.stderr
+    assert "val tiles of data" in done.stdout
+    metadata = json.loads(torch.load(tmp_path / "detector.pth", weights_only=True)["metadata"])
+    assert metadata["step"] == 4  # the last
 
 
 def test_the_optimiser_gets_the_recipe_s_numbers(tiles: Path) -> None:
