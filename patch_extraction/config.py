@@ -54,6 +54,11 @@ class SelectionOptions:
     """Enlarge slides coarser than 1.25 x `--patch-mpp`."""
     min_tissue: float = 0.5
     """Minimum fraction of a patch covered by the tissue mask."""
+    regions: Path | None = None
+    """Harvest annotated regions in place of the tissue mask: QuPath's GeoJSON, or a folder of NAME.geojson for
+    several slides. Areas of ignored classes (Ignore*) are subtracted."""
+    region_class: tuple[str, ...] = ()
+    """Harvest only regions of these classes."""
     min_cells: int = 30
     """Minimum number of cells in a patch (the paper's pre-training set: 30)."""
     max_patches: int = 500
@@ -89,6 +94,9 @@ class OutputOptions:
     add_shards: bool = False
     """Keep existing shards and append the patches of new slides as further shards, instead of shuffling all
     patches again."""
+    tissue_geojson: bool = False
+    """Write each slide's tissue mask to `tissue/NAME.geojson`, to be corrected in QuPath and given back with
+    `--regions`."""
     overwrite: bool = False
     """Harvest slides again that are in `--out` with other settings, instead of refusing."""
 
@@ -130,6 +138,7 @@ class SlideEntry:
     biomarker: str
     slide_mpp: float | None  # override
     settings: Mapping[str, Any] = field(repr=False)  # those that decide its patches
+    regions: Path | None = None  # annotated areas to harvest
     original: "SlideEntry | None" = None  # the slide harvested instead of this one, if the files prove equal
 
 
@@ -155,6 +164,12 @@ def validate(config: HarvestConfig) -> None:
         check_range(name, value, low, high)
     for word in config.slide_mpp:
         _override(word)
+    if config.regions is not None and not config.regions.exists():
+        raise UserError(f"there is no file or folder --regions {config.regions}; check the path")
+    if config.regions is not None and config.tissue_geojson:
+        raise UserError("--tissue-geojson and --regions exclude each other: regions replace the tissue mask")
+    if config.region_class and config.regions is None:
+        raise UserError("--region-class chooses among regions; give them with --regions")
     if config.part is not None:
         Part.of_text(config.part)
         if config.pack:

@@ -10,7 +10,6 @@ from typing import Any
 from finetune.predict.config import PredictConfig, check
 from finetune.predict.outputs.ratios import Ratio, parse_ratio
 from finetune.predict.search.tiling import Tiling, tiling_of
-from shared.annotations.qupath import SUFFIXES
 from shared.errors import UserError
 from shared.model.detector_file import LoadedDetector
 from shared.wsi.image_source import ImageSource, size_at
@@ -72,24 +71,6 @@ def digest_of(path: Path) -> str:
     """Tells one content of a file from another."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
-def file_for(folder_or_file: Path | None, name: Path, several: bool, option: str) -> Path | None:
-    """The file of a slide among those given with an option; None where there is none for it.
-
-    Raises:
-        UserError: one file for several slides.
-    """
-    if folder_or_file is None:
-        return None
-    if folder_or_file.is_file():
-        if several:
-            raise UserError(
-                f"--{option} {folder_or_file} is one file for several slides; give a folder of NAME.geojson"
-            )
-        return folder_or_file
-    paths = [folder_or_file / f"{name}{suffix}" for suffix in SUFFIXES]
-    return next((path for path in paths if path.is_file()), None)
 
 
 def refuse_other_key(before: Mapping[str, Any], now: Mapping[str, Any], what: Path) -> None:

@@ -13,12 +13,13 @@ import numpy as np
 from finetune.predict.config import PredictConfig
 from finetune.predict.outputs.file_names import GEOJSON, SUMMARY, file_of, work_folder
 from finetune.predict.outputs.write_all import Outputs, write_outputs
-from finetune.predict.plan import PredictPlan, file_for, refuse_other_key
+from finetune.predict.plan import PredictPlan, refuse_other_key
 from finetune.predict.search.area import Area, Everywhere, Regions, TissueArea
 from finetune.predict.search.cell_store import CellStore, StoredCells, read_progress
 from finetune.predict.search.inference import WindowReader, find_cells
 from finetune.predict.search.tiling import Tiling
 from shared.annotations.qupath import read_objects, read_regions
+from shared.annotations.slide_annotations import annotation_for
 from shared.cli import make_folder
 from shared.errors import UserError
 from shared.files import file_lock
@@ -58,12 +59,12 @@ class SlideJob:
     @property
     def regions(self) -> Path | None:
         """Where to look; None: not said."""
-        return file_for(self.plan.config.regions, self.name, self.several, "regions")
+        return annotation_for(self.plan.config.regions, self.name, self.several, "regions")
 
     @property
     def annotations(self) -> Path | None:
         """Cells to show beside those found."""
-        return file_for(self.plan.config.annotations, self.name, self.several, "annotations")
+        return annotation_for(self.plan.config.annotations, self.name, self.several, "annotations")
 
     @property
     def key(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from patch_extraction.config import MAX_PATCH_MPP, HarvestConfig, SlideEntry
 from patch_extraction.counters.base import CellCounter
 from patch_extraction.harvesting.candidates import on_tissue, spread_order, z_ordered
 from patch_extraction.harvesting.near_misses import remove_near_misses
+from patch_extraction.harvesting.search_area import save_tissue, search_area
 from patch_extraction.harvesting.slide_plan import HarvestStats, SlidePlan
 from patch_extraction.reports.pictures import save_thumbnail
 from patch_extraction.slide_store.file_names import THUMBNAILS, failure_log_path, record_path, tar_path
@@ -30,7 +31,7 @@ from shared.errors import DISK_FULL, UserError
 from shared.files import folder_name, printable
 from shared.shards.format import sample_key
 from shared.wsi.slide import MOST_UPSAMPLING, Slide, SlideError
-from shared.wsi.tissue import Tissue, find_tissue, unusable_colours
+from shared.wsi.tissue import Tissue, unusable_colours
 
 MAKE_ROOM = "make room and run the same command again"
 FIRST_CANDIDATES = 16  # counted before any is screened, to see whether screening pays
@@ -150,7 +151,9 @@ def _harvest_open(plan: SlidePlan, fields: dict[str, Any], on_progress: OnProgre
         "quickhash": slide.quickhash,
         **_file_fields(entry),
     }
-    tissue = find_tissue(slide)
+    tissue = search_area(slide, entry, config)
+    if config.tissue_geojson:
+        save_tissue(slide, entry, config, tissue)
     fields["tissue_mm2"] = round(tissue.area_mm2, 3)
     stats = HarvestStats()
     try:

@@ -13,6 +13,7 @@ from typing import Any
 
 from patch_extraction.config import HarvestConfig, SlideEntry, overrides, pixel_settings
 from patch_extraction.counters.base import CellCounter
+from patch_extraction.harvesting.search_area import with_regions
 from patch_extraction.slide_store.completed import stored_record
 from patch_extraction.slide_store.fingerprint import MULTI_FILE, fingerprint
 from patch_extraction.slide_store.slide_record import slide_id
@@ -45,7 +46,8 @@ def find_entries(
         listing: The content of --wsi-dir, if it has been listed.
 
     Raises:
-        UserError: there are no slides; --slide-mpp or --slides name an absent one; the CSV is malformed.
+        UserError: there are no slides; --slide-mpp or --slides name an absent one; the CSV is malformed;
+            --regions is one file for several slides.
     """
     listing = listing or list_slides(config.wsi_dir)
     if not listing.slides:
@@ -59,6 +61,7 @@ def find_entries(
     mpps = overrides(config, names)
     rows = dict.fromkeys(names) if config.slides is None else select(config.slides, names, config.wsi_dir)
     entries = [_entry(config, counter, name, by_name[name], mpps.get(name), row) for name, row in rows.items()]
+    entries = [with_regions(entry, config, len(entries) > 1) for entry in entries]
     return mark_duplicates(entries, config.out)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 REPORT, SLIDES_CSV = "report.html", "slides.csv"
 CONTACT_SHEET, REJECTED_SHEET = "contact_sheet.png", "rejected.png"
-SLIDES, THUMBNAILS, REJECTED, JOBS = "slides", "thumbnails", "rejected", "jobs"  # folders
+SLIDES, THUMBNAILS, REJECTED, JOBS, TISSUE = "slides", "thumbnails", "rejected", "jobs", "tissue"  # folders
 
 
 def tar_path(out: Path, slide_id: str) -> Path:
@@ -25,6 +25,11 @@ def near_misses_path(out: Path, slide_id: str) -> Path:
 def thumbnail_path(out: Path, slide_id: str) -> Path:
     """Return the path of a slide's thumbnail."""
     return out / THUMBNAILS / f"{slide_id}.jpg"
+
+
+def tissue_path(out: Path, name: str) -> Path:
+    """Return the path of a slide's tissue mask; `name` is the slide's path below --wsi-dir."""
+    return out / TISSUE / f"{name}.geojson"
 
 
 def failure_log_path(out: Path, slide_id: str) -> Path:
