@@ -1,14 +1,17 @@
 """From the command line to a frozen config; wrong input ends in one sentence and exit code 2."""
 
+import ast
 import dataclasses
 import inspect
+import itertools
 import math
 import multiprocessing
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar, get_type_hints
 
 import tyro
 
@@ -106,29 +109,41 @@ def cli_beside(
     groups = {name: value for name, value in vars(read).items() if name != "beside"}
     if "config" in groups:
         return groups["config"], read.beside
-    values = {field.name: getattr(group, field.name) for group in groups.values() for field in _fields(group)}
-    return kind(**values), read.beside
+    return kind(**{name: value for group in groups.values() for name, value in vars(group).items()}), read.beside
 
 
 def _groups(kind: type[Config], default: Config | None) -> list[tuple[str, Any, Any]]:
-    """Return the fields of a dataclass for tyro: one per base dataclass of `kind`, or `kind` itself."""
+    """Return the fields of a dataclass for tyro: one per base dataclass if it has no other fields, or itself."""
     bases = [base for base in reversed(kind.__bases__) if dataclasses.is_dataclass(base)]
-    if not bases:
+    if not bases or inspect.get_annotations(kind):
         first: Any = dataclasses.field() if default is None else dataclasses.field(default=default)
         return [("config", Annotated[kind, tyro.conf.arg(name="")], first)]
     given = default or kind()
     return [
-        (
-            base.__name__.removesuffix("Options").lower(),
-            Annotated[base, tyro.conf.OmitArgPrefixes],
-            dataclasses.field(default=base(**{field.name: getattr(given, field.name) for field in _fields(base)})),
-        )
+        (base.__name__.removesuffix("Options").lower(), Annotated[group, tyro.conf.OmitArgPrefixes], group())
         for base in bases
+        for group in [_group(base, given)]
     ]
 
 
-def _fields(config: Any) -> tuple[dataclasses.Field[Any], ...]:
-    return dataclasses.fields(config)
+def _group(base: type, given: Any) -> type:
+    """Copy a dataclass of options with defaults and one-line help; tyro would keep line breaks of the source."""
+    hints, help_of = get_type_hints(base, include_extras=True), _field_docs(base)
+    options: list[tuple[str, Any, Any]] = [
+        (name, Annotated[hints[name], tyro.conf.arg(help=help_of[name])], getattr(given, name)) for name in help_of
+    ]
+    return dataclasses.make_dataclass(base.__name__, options, namespace={"__doc__": base.__doc__}, frozen=True)
+
+
+def _field_docs(kind: type) -> dict[str, str]:
+    """Return the docstrings below the fields of a dataclass, each as one line."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    return {
+        field.target.id: " ".join(str(ast.literal_eval(doc.value)).split())
+        for field, doc in itertools.pairwise(body.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(doc, ast.Expr)
+    }
 
 
 def _chosen(recipes: Mapping[str, Config], default: str, args: Sequence[str] | None) -> tuple[Config, list[str]]:

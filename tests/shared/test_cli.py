@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.cli import as_plain, parse_beside, run, settings_text
+from shared.cli import as_plain, cli_beside, parse_beside, run, settings_text
 from shared.errors import UserError
 from tests.conftest import ENVIRONMENT
 
@@ -52,6 +52,39 @@ def test_a_recipe_is_a_named_default_with_fields_overridden() -> None:
     assert typed("large", "--cores", "2") == (RECIPES["large"], Machine(2))
     with pytest.raises(UserError, match="no recipe 'medium'; choose one of small, large"):
         words("medium")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputOptions:
+    """Files to read."""
+
+    folder: Path = Path("in")
+    """Folder of files, searched with
+    its subfolders."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Processes."""
+
+    workers: int = 1
+    """Number of processes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grouped(RunOptions, InputOptions):
+    """Read files."""
+
+
+def test_inherited_options_are_grouped_by_their_class(capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["--workers", "3", "--cores", "2"]
+    assert cli_beside(Grouped, Machine(), "stage", args=args) == (Grouped(workers=3), Machine(2))
+    with pytest.raises(SystemExit):
+        cli_beside(Grouped, Machine(), "stage", args=["--help"])
+    text = capsys.readouterr().out
+    for part in ("input options", "Files to read", "--folder", "run options", "Processes", "--workers"):
+        assert part in text
+    assert "Folder of files, searched with its" in text
 
 
 def test_plain_values_for_json_and_for_people() -> None:

@@ -153,6 +153,11 @@ def test_the_detector_that_comes_with_the_package(real_data):
     assert theirs.precision == 1.0 and theirs.recall > 0.9
 
 
+def test_a_detector_is_named_in_the_counter_or_beside_it(detector_file):
+    named = choose_counter(f"detector:{detector_file}", None, 0.25, 128)
+    assert named.name == choose_counter("haematoxylin", detector_file, 0.25, 128).name
+
+
 def test_wrong_detectors(detector_file, tmp_path):
     with pytest.raises(UserError, match=r"was trained at 0\.5 um/px and cannot count at 1; give --patch-mpp 0\.5"):
         choose_counter("haematoxylin", detector_file, 1.0, 128)

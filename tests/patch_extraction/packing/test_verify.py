@@ -25,6 +25,11 @@ def test_a_whole_folder(copy, command):
     )
 
 
+def test_the_check_is_an_option_among_the_others(copy, harvest_here):
+    assert "--check" in harvest_here("--help").stdout
+    assert harvest_here("--workers", 2, f"--check={copy}").returncode == 0
+
+
 def flip_byte(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
