@@ -24,7 +24,7 @@ class Recipe:
     name: Annotated[str, tyro.conf.Fixed] = "dpa_p2pnet"
     """Recipe name."""
     init: str = "imagenet"
-    """Initial weights of the trunk: a file (ours or another project's), imagenet (timm's hub) or random."""
+    """Initial weights: a detector.pth, or of the trunk: a file of any project, imagenet (timm's hub) or random."""
     arch: str | None = None
     """timm name of the trunk, if the weights file does not state it (resnet50, vit_base_patch16_224, ...)."""
     source: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions()

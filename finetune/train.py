@@ -181,7 +181,7 @@ def _start(recipe: Recipe, data: AnnotatedData, world: World) -> tuple[TrainingS
     refuse_uneven(recipe, world.size)
     wanted = detector_for(recipe, data)
     torch.manual_seed(recipe.seed)
-    detector, loaded, trunk_source = initial_detector(wanted, recipe.init, recipe.arch)
+    detector, loaded, trunk_source = initial_detector(wanted, recipe.init, recipe.arch, data.classes)
     held = [norm for trunk in detector.trunks() for norm in pretrained_batch_norms(trunk, loaded)]
     detector.to(world.device).to(memory_format=torch.channels_last)  # as its images are
     optimiser = torch.optim.AdamW(detector.parameters(), weight_decay=recipe.weight_decay, fused=True)

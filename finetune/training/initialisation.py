@@ -1,17 +1,21 @@
-"""`--init`: a detector whose trunk starts from a weights file, ImageNet weights or random weights."""
+"""`--init`: a detector starts from another detector, or its trunk from a backbone's or random weights."""
 
 import dataclasses
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import timm
-from torch import nn
+from torch import Tensor, nn
 
 from shared.errors import UserError
 from shared.model import dpa_p2pnet as core
 from shared.model.backbones import BACKBONES, create_backbone
+from shared.model.detector_file import load_detector
 from shared.weights.weights_file import LoadReport, Weights, load_into, read
+
+BACKGROUND = "\0"  # last output, a name that no class can have
 
 
 class Start(NamedTuple):
@@ -24,7 +28,9 @@ class Start(NamedTuple):
     """Description of the weights: file, layout, tensors used."""
 
 
-def initial_detector(config: core.DetectorConfig, init: str, arch: str | None) -> Start:
+def initial_detector(
+    config: core.DetectorConfig, init: str, arch: str | None, classes: Sequence[str] = ()
+) -> Start:
     """Build the detector that training starts from.
 
     Args:
@@ -32,6 +38,7 @@ def initial_detector(config: core.DetectorConfig, init: str, arch: str | None) -
         init: Path of a weights file (`shared.weights.weights_file.read` says whose), "imagenet" (timm's hub) or
             "random".
         arch: Name of the trunk in `shared.model.backbones`; None: from the weights, or ResNet-50.
+        classes: Names of the classes, by which the outputs of another detector are kept.
 
     Raises:
         UserError: no such file, another network's file, or no way to the hub.
@@ -41,9 +48,7 @@ def initial_detector(config: core.DetectorConfig, init: str, arch: str | None) -
         return Start(core.DPAP2PNet(config), set(), f"{config.arch}, random weights")
     weights = _imagenet(arch or "resnet50") if init == "imagenet" else read(Path(init))
     if weights.metadata.get("kind") == "detector":
-        raise UserError(
-            f"{init} is a whole detector; --init takes the weights of a backbone (ssl_pretrain writes them)"
-        )
+        return _continued(config, Path(init), arch, classes)
     config = dataclasses.replace(config, arch=arch or weights.arch, mean=weights.mean, std=weights.std)
     detector = core.DPAP2PNet(config)
     report, *_ = [load_into(trunk, weights) for trunk in detector.trunks()]  # the same in every field of view
@@ -62,6 +67,61 @@ def pretrained_batch_norms(trunk: nn.Module, loaded: Iterable[str]) -> list[nn.M
         for name, module in trunk.named_modules()
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and f"{name}.running_mean" in names
     ]
+
+
+def _continued(config: core.DetectorConfig, path: Path, arch: str | None, classes: Sequence[str]) -> Start:
+    """Start from a detector with its architecture; outputs of classes that it does not have start at random.
+
+    Raises:
+        UserError: the trunk or the fields of view wanted are not those of the detector.
+    """
+    source, metadata = load_detector(path)
+    for option, wanted, given in (
+        ("arch", arch, source.config.arch),
+        ("views", config.views, source.config.views),
+    ):
+        if wanted is not None and wanted != given:
+            raise UserError(
+                f"{path} is a detector with --{option} {given}, not {wanted}; give the same or other weights"
+            )
+    own = {name: getattr(config, name) for name in ("classes", "interval", "distinct")}
+    detector = core.DPAP2PNet(dataclasses.replace(source.config, **own))
+    known = [*map(str, metadata.get("classes", ())), BACKGROUND]
+    wanted_classes = [*classes, BACKGROUND]
+    state, fresh = detector.state_dict(), []
+    outputs = _class_outputs(state)
+    for name, tensor in source.state_dict().items():
+        if name in outputs:
+            _copy_classes(tensor, known, state[name], wanted_classes)
+        elif tensor.shape == state[name].shape:
+            state[name] = tensor
+        else:
+            fresh.append(name)
+    detector.load_state_dict(state)
+    kept, new = ([each for each in classes if (each in known) == is_kept] for is_kept in (True, False))
+    report = f"detector {path} ({source.config.arch}, all options of its architecture)"
+    report += f"\n  classes kept  {', '.join(kept) or 'none'}\n  classes new   {', '.join(new) or 'none'}"
+    report += f"\n  random        {', '.join(fresh)}" if fresh else ""
+    return Start(detector, set(detector.backbone.trunk.state_dict()), report)
+
+
+def _class_outputs(state: Mapping[str, Tensor]) -> set[str]:
+    """Find weights and biases of the last layers of the classification heads."""
+    matches = [match for name in state if (match := re.match(r"(.*\bclassify)\.(\d+)\.\w+$", name))]
+    last = {match[1]: max(int(other[2]) for other in matches if other[1] == match[1]) for match in matches}
+    return {match[0] for match in matches if int(match[2]) == last[match[1]]}
+
+
+def _copy_classes(source: Tensor, known: Sequence[str], target: Tensor, wanted: Sequence[str]) -> None:
+    """Copy the rows of the classes that two output layers share; a class has a row for each proposal of a cell."""
+    if len(source) % len(known) or len(source) // len(known) != len(target) // len(wanted):
+        return
+    rows_by_class, target_by_class = (
+        rows.unflatten(0, (len(names), -1)) for rows, names in ((source, known), (target, wanted))
+    )
+    for index, name in enumerate(wanted):
+        if name in known:
+            target_by_class[index] = rows_by_class[known.index(name)]
 
 
 def _origin(config: core.DetectorConfig, init: str, weights: Weights, report: LoadReport) -> str:

@@ -262,6 +262,16 @@ def test_the_best_weights_are_those_of_the_best_validation(undisturbed: Path) ->
     assert metadata["best_validation_f1"] == pytest.approx(max(scores.values()))
 
 
+def test_training_starts_from_a_detector(command: Command, tiles: Path, undisturbed: Path, tmp_path: Path) -> None:
+    words = ("--batch-size", 2, "--workers", 0, "--augment.crop", 64, "--epochs", 0, "--data", tiles)
+    done = command("finetune", *words, "--init", undisturbed / "detector.pth", "--out", "same.pth")
+    assert done.returncode == 0, done.stderr
+    assert "negative, positive" in done.stdout
+    files = (undisturbed / "detector.pth", tmp_path / "same.pth")
+    first, second = (torch.load(path, weights_only=True)["state_dict"] for path in files)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_validation_tiles_without_cells_choose_no_weights(command: Command, tiles: Path, tmp_path: Path) -> None:
     shutil.copytree(tiles, tmp_path / "data")
     for points in (tmp_path / "data/val/points").iterdir():

@@ -1,6 +1,7 @@
 """Where the trunk's weights come from, and what that means for batch norms."""
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -106,13 +107,10 @@ def test_only_batch_norms_with_loaded_statistics_are_held(tmp_path: Path) -> Non
 
 
 def test_files_of_the_wrong_kind_are_refused_in_a_sentence(tmp_path: Path, tiny_weights: Path) -> None:
-    detector = core.DPAP2PNet(core.DetectorConfig(arch=TINY))
-    save_detector(tmp_path / "detector.pth", detector, {"classes": ["cell"]})
     torch.save({"unknown.weight": torch.zeros(3)}, tmp_path / "other.pth")
     (tmp_path / "text.pth").write_text("no weights")
     (tmp_path / "cut.pth").write_bytes(tiny_weights.read_bytes()[:100_000])
     for name, sentence in {
-        "detector.pth": "is a whole detector",
         "other.pth": "is no ResNet-50 and no plain ViT",
         "text.pth": "is no file of torch.save",
         "cut.pth": "cut short or holds more than tensors",
@@ -135,3 +133,34 @@ def test_imagenet_offline_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_p
         initial_detector(core.DetectorConfig(), "imagenet", "vit_giant24_patch14_dinov2")
     with pytest.raises(UserError, match="there is no backbone 'resnet51'"):
         initial_detector(core.DetectorConfig(), "imagenet", "resnet51")
+
+
+@pytest.mark.parametrize("switches", [{}, {"multi_scale": False, "deformable": False}])
+def test_a_detector_goes_on_with_other_classes(switches: dict[str, bool], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    small = {"arch": "regnetx_002", "channels": 16, "hidden": 16, "interval": 8, **switches}
+    source = core.DPAP2PNet(core.DetectorConfig(classes=2, mean=(0.7, 0.6, 0.7), **small)).eval()
+    save_detector(tmp_path / "detector.pth", source, {"classes": ["tumour", "stroma"]})
+    wanted = core.DetectorConfig(classes=3, interval=8)
+    classes = ("stroma", "lymphocyte", "plasma cell")
+    detector, loaded, report = initial_detector(wanted, str(tmp_path / "detector.pth"), None, classes)
+    assert detector.config == dataclasses.replace(source.config, classes=3)
+    assert loaded == detector.backbone.trunk.state_dict().keys()
+    assert "stroma\n" in report and report.endswith("lymphocyte, plasma cell")
+    image = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        before, after = source(image), detector.eval()(image)
+    torch.testing.assert_close(after.points_BN2, before.points_BN2)
+    torch.testing.assert_close(after.logits_BNC[..., [0, 3]], before.logits_BNC[..., [1, 2]])
+
+
+def test_a_detector_keeps_its_architecture(tmp_path: Path) -> None:
+    save_detector(
+        tmp_path / "detector.pth", core.DPAP2PNet(core.DetectorConfig(arch="regnetx_002")), {"classes": ["cell"]}
+    )
+    for config, arch, option in (
+        (core.DetectorConfig(views=2), None, "--views"),
+        (core.DetectorConfig(), "resnet50", "--arch"),
+    ):
+        with pytest.raises(UserError, match=option):
+            initial_detector(config, str(tmp_path / "detector.pth"), arch, ("cell",))
