@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from finetune.datasets.description import NAME, class_values
 from finetune.datasets.tile_cutting import Cutter, TilePlace
+from shared.annotations.polygons import Polygon, merge, subtract
 from shared.annotations.qupath import SUFFIXES, Objects, Outlines, read_objects
 from shared.cli import check_range, make_folder
 from shared.errors import NOTHING_FAILED, SOME_FAILED, UserError
@@ -33,7 +34,6 @@ from shared.wsi.image_source import (
     require_fine,
     visible_files,
 )
-from shared.wsi.polygons import Polygon, merge, subtract
 from shared.wsi.resolution import MPP_RANGE
 from shared.wsi.slide import SlideError
 

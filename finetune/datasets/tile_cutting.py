@@ -9,9 +9,9 @@ import numpy as np
 import shapely
 from PIL import Image
 
+from shared.annotations.polygons import Polygon, areas_of, mask, subtract
 from shared.errors import UserError
 from shared.wsi.image_source import ImageSource
-from shared.wsi.polygons import Polygon, areas_of, mask, subtract
 
 # Tiles with a smaller share of their area inside a region are left out.
 MIN_INSIDE = 0.25

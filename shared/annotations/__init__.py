@@ -1,1 +1,1 @@
-"""Files of annotations from users and their tools: bounded reading, GeoJSON features, QuPath's objects."""
+"""Annotations of users and their tools: bounded reading, GeoJSON features, QuPath's objects, polygons."""

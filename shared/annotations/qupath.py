@@ -25,8 +25,8 @@ from shared.annotations.features import (
     rings_as_arrays,
     with_children,
 )
+from shared.annotations.polygons import Polygon, polygon_of, shifted
 from shared.errors import UserError
-from shared.wsi.polygons import Polygon, polygon_of, shifted
 
 Outlines = Literal["auto", "cells", "regions"]
 # Endings of the files that QuPath writes.

@@ -8,8 +8,8 @@ import numpy as np
 import shapely
 from scipy import ndimage
 
+from shared.annotations.polygons import Polygon, PolygonIndex, areas_of, merge, subtract
 from shared.wsi.image_source import ImageSource
-from shared.wsi.polygons import Polygon, PolygonIndex, areas_of, merge, subtract
 from shared.wsi.slide import Slide, SlideError
 from shared.wsi.tissue import find_tissue
 

@@ -9,10 +9,10 @@ import shapely
 from PIL import Image
 
 from finetune.predict.search.area import Regions, TissueArea
+from shared.annotations.polygons import PolygonIndex, polygon_of, shifted
 from shared.samples.sample_slides import write_slide
 from shared.samples.specimen import section
 from shared.wsi.image_source import Picture
-from shared.wsi.polygons import PolygonIndex, polygon_of, shifted
 from shared.wsi.slide import Slide, SlideError
 from tests.finetune.predict.planted import write_leica
 

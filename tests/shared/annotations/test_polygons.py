@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import shapely
 
-from shared.wsi.polygons import PolygonIndex, mask, merge, polygon_of, subtract
+from shared.annotations.polygons import PolygonIndex, mask, merge, polygon_of, subtract
 
 
 def outline(corners: int, radius: float, seed: int = 0) -> np.ndarray:
