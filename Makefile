@@ -7,11 +7,12 @@ READY  := $(VENV)/.ready
 # Waiting threads sleep instead of spinning: on busy cores that is several times faster.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help setup lint test test-slow test-gpu demo clean
+.PHONY: help setup lint structure test test-slow test-gpu demo clean
 help:
 	@echo "make demo       the whole pipeline on sample slides: harvest, pre-train, fine-tune, evaluate (10 minutes, CPU)"
 	@echo "make test       lint, type check and the tests"
 	@echo "make test-slow  the tests that take minutes;  make test-gpu  those that need a CUDA device"
+	@echo "make structure  measures of the code's structure and language, with their limits"
 	@echo "make setup      only the virtual environment, in $(VENV)"
 
 setup: $(READY)
@@ -26,6 +27,9 @@ lint: setup
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+
+structure: setup
+	$(PY) -m tests.structure
 
 test: lint
 	$(PY) -m pytest -n 2 --dist loadfile
