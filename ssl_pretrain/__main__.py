@@ -1,7 +1,12 @@
 """`python -m ssl_pretrain [RECIPE]`: shards in, backbone weights out."""
 
-from shared.cli import run
+from typing import TYPE_CHECKING
+
+from shared.cli import parse_beside, run
 from shared.signals import StopSignal
+
+if TYPE_CHECKING:
+    from shared.training.distributed import World
 
 DESCRIPTION = """Self-supervised pre-training of a backbone on shards of patches.
 
@@ -13,15 +18,22 @@ The same command goes on where the last attempt was interrupted. Several GPUs: t
 def main() -> int:
     """Train; returns the exit code (0 finished, 2 refused, 3 failed as a job, 85 stopped at a checkpoint)."""
     stop = StopSignal()  # before torch, whose import takes seconds in which a warning would kill the process
-    from shared.training.rank_errors import on_all_ranks
-    from ssl_pretrain.launch import LAUNCH, ranks_of, train_in_slurm
-    from ssl_pretrain.recipe_fallback import parse_asked
+    from shared.training.rank_errors import on_all_ranks, together
+    from ssl_pretrain.launch import LAUNCH, train_in_slurm
+    from ssl_pretrain.recipes import RECIPES
+    from ssl_pretrain.run.batch_plan import require_images_at_once
     from ssl_pretrain.train import train
 
-    asked, launch = parse_asked("python -m ssl_pretrain", DESCRIPTION, LAUNCH)
+    recipe, launch = parse_beside(RECIPES, "mae_vitb", "python -m ssl_pretrain", DESCRIPTION, LAUNCH)
     if launch.launcher == "slurm":
-        return train_in_slurm(asked.on(ranks_of(launch.slurm)), launch)
-    return on_all_ranks(lambda world: train(asked.on_these(world), world, stop))
+        return train_in_slurm(recipe, launch)
+
+    def train_here(world: "World") -> int:
+        with together(world):
+            require_images_at_once(recipe, world.size)
+        return train(recipe, world, stop)
+
+    return on_all_ranks(train_here)
 
 
 if __name__ == "__main__":

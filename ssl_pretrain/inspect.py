@@ -19,32 +19,15 @@ from ssl_pretrain.data.shard_set import ShardSet, open_shards
 from ssl_pretrain.data.views import Views, ViewsConfig
 from ssl_pretrain.inspection import feature_metrics
 from ssl_pretrain.inspection.backbone_sources import LoadedBackbone, open_subject, untrained
-from ssl_pretrain.inspection.curves import curve_sheet
 from ssl_pretrain.inspection.monitor import SAMPLES, undisturbed
 from ssl_pretrain.inspection.probe_patches import Sample, labelled_patches, sample_patches
 from ssl_pretrain.inspection.report import Finding, as_table, write_csv, write_html
 from ssl_pretrain.methods.attention_maps import attention_sheet, class_attention, has_class_attention
 
-# What a run may have logged, and what it is called in its chart.
-CURVES = {
-    "loss": "loss",
-    "feature_std": "deviation of features",
-    "rank_me": "RankMe",
-    "knn_biomarker": "kNN biomarker, other slides",
-    "knn_slide": "kNN slide",
-    "queue_accuracy": "queue accuracy (MoCo)",
-    "prototypes_used": "share of prototypes used (SwAV)",
-    "teacher_entropy": "teacher entropy, nats (DINO)",
-    "divergence": "divergence of the student, nats (DINO)",
-    "lr": "learning rate",
-    "images_per_second": "images/s",
-    "data_wait_percent": "waiting for data, %",
-}
-
 
 @dataclass(frozen=True, kw_only=True)
 class InspectConfig:
-    """Judge the features of backbones on the same patches, beside untrained networks; with curves and pictures."""
+    """Compare the features of backbones on the same patches with those of untrained networks."""
 
     places: tyro.conf.Positional[tuple[Path, ...]]
     """Weights (NAME.pth, NAME.safetensors, other projects' too), checkpoints, run folders."""
@@ -76,8 +59,6 @@ def inspect(config: InspectConfig) -> None:
     findings = [
         _examine(number, row, sample_for, shard_set, config.out) for number, row in enumerate(rows, start=1)
     ]
-    sheet = curve_sheet({subject.name: subject.curves for subject in subjects if subject.curves}, CURVES)
-    pictures = {"what the runs logged": _saved(sheet, config.out / "curves.png")} if sheet else {}
 
     sample = f"{len(sample_for(rows[0].crop).slides)} patches of {config.shards}"
     if missing := feature_metrics.missing_labels(findings[0].measures):
@@ -87,7 +68,7 @@ def inspect(config: InspectConfig) -> None:
         for remark in finding.remarks:
             print(f"{finding.name}: {remark}")
     write_csv(config.out / "report.csv", findings)
-    write_html(config.out / "report.html", findings, pictures, sample)
+    write_html(config.out / "report.html", findings, sample)
     print(f"report: {config.out / 'report.html'}, numbers: {config.out / 'report.csv'}")
 
 

@@ -7,21 +7,11 @@ from shared.jobs.slurm import Slurm
 from shared.jobs.slurm import check as check_slurm
 from shared.training.distributed import World
 from ssl_pretrain.recipe import Recipe
-from ssl_pretrain.run.batch_plan import BatchPlan
+from ssl_pretrain.run.batch_plan import BatchPlan, require_images_at_once
 from ssl_pretrain.run.setup import prepare
 
 # Like the headers in slurm/.
 LAUNCH = Launch(slurm=Slurm(nodes=1, gpus=8, cpus=12))
-
-
-def ranks_of(slurm: Slurm) -> int:
-    """How many ranks the job will have.
-
-    Raises:
-        UserError: what it asks for makes no sense, or Slurm is not there.
-    """
-    check_slurm(slurm)
-    return slurm.ranks
 
 
 def train_in_slurm(recipe: Recipe, launch: Launch) -> int:
@@ -30,8 +20,9 @@ def train_in_slurm(recipe: Recipe, launch: Launch) -> int:
     Raises:
         UserError: the recipe, the shards or the run folder do not fit, or Slurm refuses the job.
     """
-    ranks = ranks_of(launch.slurm)
+    check_slurm(launch.slurm)
+    require_images_at_once(recipe, launch.slurm.ranks)
     device = torch.device("cuda" if launch.slurm.gpus else "cpu")  # of the job; there need not be one here
     prepare(recipe, World(rank=0, local_rank=0, size=1, device=device))
-    BatchPlan.of(recipe, ranks)
+    BatchPlan.of(recipe, launch.slurm.ranks)
     return wait_for_run("ssl_pretrain", recipe.name, recipe.run_dir, launch.slurm)

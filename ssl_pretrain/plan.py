@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shared.cli import check_range, run
+from shared.cli import check_range, parse_beside, run
 from shared.errors import UserError
 from shared.reporting.tables import table
 from shared.training.gpu_usage import PEAKS
@@ -11,9 +11,8 @@ from ssl_pretrain.data.shard_loader import MOST_WORKERS
 from ssl_pretrain.data.shard_set import ShardSet, open_shards
 from ssl_pretrain.optim.optimizers import AdamW
 from ssl_pretrain.recipe import Recipe, check
-from ssl_pretrain.recipe_fallback import RecipeChoice, parse_asked
 from ssl_pretrain.recipes import RECIPES
-from ssl_pretrain.run.batch_plan import BatchPlan
+from ssl_pretrain.run.batch_plan import BatchPlan, require_images_at_once
 from ssl_pretrain.run.flops import flops_per_image
 
 # Share of a GPU's peak that training reaches, for ViTs and ResNets (channels last, bfloat16): estimates for A100
@@ -78,18 +77,18 @@ class Sizes:
 
 def main() -> int:
     """Print the bill."""
-    typed, asked = parse_asked("python -m ssl_pretrain.plan", DESCRIPTION, ClusterSpec())
-    check(typed.recipe)
+    recipe, asked = parse_beside(RECIPES, "mae_vitb", "python -m ssl_pretrain.plan", DESCRIPTION, ClusterSpec())
+    check(recipe)
     check_asked(asked)
     ranks = [nodes * asked.gpus for nodes in asked.nodes]
-    recipe = typed.on(ranks[0]) if len(ranks) == 1 else typed.recipe
     speed, how = speed_of(recipe, asked)
     if len(ranks) == 1:
+        require_images_at_once(recipe, ranks[0])
         bill = CostEstimate(BatchPlan.of(recipe, ranks[0]), speed)
     print(f"recipe  {recipe.name}: {recipe.method.name} with {recipe.method.arch}")
     print(f"speed   {speed:,.0f} images/s a GPU ({how})")
     if len(ranks) > 1:
-        print(f"\n{table_of(typed, ranks, speed)}")
+        print(f"\n{table_of(recipe, ranks, speed)}")
     else:
         print(describe(bill, sizes_of(recipe)))
         print(describe_reading(bill, asked))
@@ -186,17 +185,16 @@ def _enough(plan: BatchPlan, shard_set: ShardSet, workers: int) -> str:
     return f"enough, a shard for each of {readers}"
 
 
-def table_of(typed: RecipeChoice, ranks: Sequence[int], speed: float) -> str:
-    """One row a number of GPUs; below, those that cannot share the batch or run another recipe."""
+def table_of(recipe: Recipe, ranks: Sequence[int], speed: float) -> str:
+    """Make a table with a row for each number of GPUs; below, those that are refused."""
     rows, remarks = [], []
     for count in ranks:
         try:
-            bill = CostEstimate(BatchPlan.of(typed.on(count), count), speed)
+            require_images_at_once(recipe, count)
+            bill = CostEstimate(BatchPlan.of(recipe, count), speed)
         except UserError as error:
             remarks.append(f"{count} GPUs: {error}")
             continue
-        if note := bill.plan.note:
-            remarks.append(f"{count} GPUs: {note}")
         hours = (f"{bill.step_seconds:.3g}", f"{bill.hours:.3g}", f"{bill.gpu_hours:,.0f}")
         rows.append((count, bill.plan.micro_batch, bill.plan.accumulation, *hours))
     header = ("GPUs", "images a pass", "passes a step", "s a step", "hours", "GPU-hours")

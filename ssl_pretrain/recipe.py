@@ -30,8 +30,6 @@ class Recipe:
 
     name: Annotated[str, tyro.conf.Fixed]
     """Of the recipe."""
-    in_place_of: Annotated[str | None, tyro.conf.Fixed] = None
-    """The recipe that was asked for, if this one runs in its place, and in what they differ."""
     shards: Path = Path("shards")
     """Folder of shards, as `python -m patch_extraction` makes it."""
     run_dir: Path

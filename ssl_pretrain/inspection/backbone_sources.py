@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,6 @@ class LoadedBackbone:
     """Whether its method is one whose features can collapse."""
     method: Method | None = None
     """All networks, where there are more than the backbone."""
-    curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
-    """What the run logged: for each number (images seen, value)."""
 
 
 def open_subject(place: Path) -> LoadedBackbone:
@@ -79,8 +77,7 @@ def _of_run(folder: Path) -> LoadedBackbone:
     exported = folder / Path(str(config["out"])).name
     if not exported.is_file():
         raise UserError(f"the run in {folder} has neither a checkpoint nor weights yet; wait for the first")
-    curves = _curves(folder, config["batch_size"])
-    return dataclasses.replace(_of_weights(weights_file.read(exported)), name=str(folder), curves=curves)
+    return dataclasses.replace(_of_weights(weights_file.read(exported)), name=str(folder))
 
 
 def _of_state(name: str, folder: Path, state: Any) -> LoadedBackbone:
@@ -112,7 +109,6 @@ def _of_state(name: str, folder: Path, state: Any) -> LoadedBackbone:
         samples_seen=state["step"] * config["batch_size"],
         may_collapse=method.may_collapse,
         method=method,
-        curves=_curves(folder, config["batch_size"]),
     )
 
 
@@ -167,19 +163,3 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _damaged(path: Path) -> UserError:
     return UserError(f"{path} is damaged; give the weights that the run exported instead")
-
-
-def _curves(folder: Path, batch_size: int) -> dict[str, list[tuple[float, float]]]:
-    """The numbers in `metrics.jsonl`; a line that a dying process cut short is left out."""
-    path = folder / "metrics.jsonl"
-    curves: dict[str, list[tuple[float, float]]] = {}
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
-        try:
-            line = dict(json.loads(text))
-            step = int(line.pop("step"))
-        except (ValueError, TypeError, KeyError):
-            continue
-        for name, value in line.items():
-            if isinstance(value, int | float):
-                curves.setdefault(name, []).append((step * batch_size, value))
-    return curves

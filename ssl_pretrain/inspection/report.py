@@ -3,7 +3,7 @@
 import base64
 import csv
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,8 +58,8 @@ def write_csv(path: Path, findings: Sequence[Finding]) -> None:
             writer.writerow([finding.name, seen, *(finding.measures.get(name, "") for name in COLUMNS)])
 
 
-def write_html(path: Path, findings: Sequence[Finding], pictures: Mapping[str, Path], sample: str) -> None:
-    """One file that holds everything, pictures too; `pictures` are those of all together, by title."""
+def write_html(path: Path, findings: Sequence[Finding], sample: str) -> None:
+    """Write one file that holds the table, the remarks and the pictures."""
     rows = [f"<tr>{''.join(f'<th>{html.escape(head)}</th>' for head in _header())}</tr>"]
     for finding in findings:
         rows.append(f"<tr>{''.join(f'<td>{html.escape(str(cell))}</td>' for cell in _row(finding))}</tr>")
@@ -69,7 +69,7 @@ def write_html(path: Path, findings: Sequence[Finding], pictures: Mapping[str, P
         f"<p><b>{html.escape(f.name)}</b>: {html.escape(remark)}</p>" for f in findings for remark in f.remarks
     ]
     shown = {f"{f.name}: {title}": picture for f in findings for title, picture in f.pictures.items()}
-    parts += [f"<h2>{html.escape(title)}</h2>{_embedded(place)}" for title, place in {**pictures, **shown}.items()]
+    parts += [f"<h2>{html.escape(title)}</h2>{_embedded(place)}" for title, place in shown.items()]
     page = (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Backbones side by side</title>'
         f"<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n"

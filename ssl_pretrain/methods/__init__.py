@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from PIL import Image
 from torch import Tensor, nn
 
+from ssl_pretrain.data.crops import Crop
 from ssl_pretrain.methods.trunks import compile_trunk
 
 
@@ -24,6 +26,37 @@ class Step:
     def share(self) -> float:
         """Of the run, 0 in its first step."""
         return self.samples / self.total
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """Base of the methods' settings."""
+
+    name: ClassVar[str]
+    """Name in weights and model cards."""
+    is_mean_over_images: ClassVar[bool] = False
+    """True if the loss of a batch is the mean of the losses of its parts."""
+
+    @property
+    def crops(self) -> tuple[Crop, ...]:
+        """Crops of each patch."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Refuse networks that cannot be built and numbers out of range, with a UserError."""
+        raise NotImplementedError
+
+    def build(self) -> "Method":
+        """Make the networks.
+
+        Raises:
+            UserError: `check` refuses the settings.
+        """
+        raise NotImplementedError
+
+    def advice(self, images: int) -> str | None:
+        """Advice to users whose ranks together handle this number of images in one pass; None: there is none."""
+        return None
 
 
 class Method(nn.Module):

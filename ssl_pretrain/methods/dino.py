@@ -7,6 +7,7 @@ code (facebookresearch/dino: main_dino.py, and its README for ResNet-50).
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from lightly.loss import DINOLoss
@@ -21,7 +22,7 @@ from shared.errors import UserError
 from shared.training.schedules import cosine, linear
 from shared.weights.weights_file import VITS
 from ssl_pretrain.data.crops import Crop
-from ssl_pretrain.methods import Method, Step
+from ssl_pretrain.methods import Method, MethodConfig, Step
 from ssl_pretrain.methods.attention_maps import attention_sheet, class_attention, has_class_attention
 from ssl_pretrain.methods.trunks import Encoder, check_arch, check_fields, check_scale, check_size, create_trunk
 
@@ -30,9 +31,10 @@ GLOBAL = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class DINOConfig:
+class DINOConfig(MethodConfig):
     """What defines DINO."""
 
+    name: ClassVar[str] = "dino"
     arch: str
     """Timm name of the trunk: a ResNet or a plain ViT."""
     image_size: int = 224
@@ -77,16 +79,6 @@ class DINOConfig:
     """Images over which the last layer stays as it was drawn."""
 
     @property
-    def name(self) -> str:
-        """The method, as weights and model cards call it."""
-        return "dino"
-
-    @property
-    def is_mean_over_images(self) -> bool:
-        """Whether the loss of a batch is the mean of its parts'."""
-        return False
-
-    @property
     def crops(self) -> tuple[Crop, ...]:
         """Two global crops and some local ones, all bicubic."""
         first, second, local = self.blur
@@ -121,10 +113,6 @@ class DINOConfig:
         for probability in self.blur:
             check_range("method.blur", probability, 0, 1)
         check_range("method.drop-path", self.drop_path, 0, 0.99)
-
-    def advice(self, images: int) -> str | None:
-        """Nothing: the centre is a moving average over batches, whatever their size."""
-        return None
 
     def temperature(self, samples: int) -> float:
         """The teacher's, after so many images."""

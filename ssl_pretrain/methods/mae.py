@@ -27,7 +27,7 @@ from shared.cli import check_range
 from shared.errors import UserError
 from shared.reporting.pictures import contact_sheet
 from ssl_pretrain.data.crops import Crop
-from ssl_pretrain.methods import Method, Step
+from ssl_pretrain.methods import Method, MethodConfig, Step
 from ssl_pretrain.methods.trunks import PATCH, check_arch, check_scale, check_size
 
 METHOD = "mae"
@@ -36,9 +36,11 @@ EPSILON = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
-class MAEConfig:
+class MAEConfig(MethodConfig):
     """What defines a masked autoencoder."""
 
+    name: ClassVar[str] = METHOD
+    is_mean_over_images: ClassVar[bool] = True
     arch: str
     """Timm name of the encoder, a plain ViT."""
     image_size: int = 224
@@ -58,16 +60,6 @@ class MAEConfig:
 
     batch_norm_ranks: ClassVar[int] = 1
     """Each rank's batch norms see its own images."""
-
-    @property
-    def name(self) -> str:
-        """The method, as weights and model cards call it."""
-        return METHOD
-
-    @property
-    def is_mean_over_images(self) -> bool:
-        """Whether the loss of a batch is the mean of its parts'."""
-        return True
 
     @property
     def crops(self) -> tuple[Crop, ...]:
@@ -99,10 +91,6 @@ class MAEConfig:
                 "give a number between 0 and 1"
             )
         self._check_decoder()
-
-    def advice(self, images: int) -> str | None:
-        """Nothing: how many images are handled at once changes nothing."""
-        return None
 
     def _check_decoder(self) -> None:
         for option, value in (

@@ -20,15 +20,16 @@ from torch.nn import functional as F
 
 from shared.cli import check_range
 from ssl_pretrain.data.crops import Crop
-from ssl_pretrain.methods import Method, Step
+from ssl_pretrain.methods import Method, MethodConfig, Step
 from ssl_pretrain.methods.queue import Queue
 from ssl_pretrain.methods.trunks import Encoder, check_arch, check_scale, check_size, create_trunk
 
 
 @dataclass(frozen=True, kw_only=True)
-class MoCoConfig:
+class MoCoConfig(MethodConfig):
     """What defines MoCo v2."""
 
+    name: ClassVar[str] = "moco_v2"
     arch: str
     """Timm name of the trunk, a ResNet."""
     image_size: int = 224
@@ -53,16 +54,6 @@ class MoCoConfig:
 
     batch_norm_ranks: ClassVar[int] = 1
     """Each rank's batch norms see its own images."""
-
-    @property
-    def name(self) -> str:
-        """The method, as weights and model cards call it."""
-        return "moco_v2"
-
-    @property
-    def is_mean_over_images(self) -> bool:
-        """Whether the loss of a batch is the mean of its parts'."""
-        return False
 
     @property
     def crops(self) -> tuple[Crop, ...]:

@@ -6,6 +6,7 @@ Numbers from the official code (facebookresearch/swav: main_swav.py, scripts/).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.distributed as dist
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 
 from shared.cli import check_range
 from ssl_pretrain.data.crops import Crop
-from ssl_pretrain.methods import Method, Step
+from ssl_pretrain.methods import Method, MethodConfig, Step
 from ssl_pretrain.methods.queue import Queue
 from ssl_pretrain.methods.trunks import Encoder, check_arch, check_fields, check_scale, check_size, create_trunk
 
@@ -28,9 +29,10 @@ BATCH_WITHOUT_QUEUE = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
-class SwAVConfig:
+class SwAVConfig(MethodConfig):
     """What defines SwAV."""
 
+    name: ClassVar[str] = "swav"
     arch: str
     """Timm name of the trunk, a ResNet."""
     image_size: int = 224
@@ -65,16 +67,6 @@ class SwAVConfig:
     """Representations of earlier images, of all ranks together, that share in the assignment; 0: no queue."""
     queue_after: int = 0
     """Images after which the queue begins to fill; it is used once it is full."""
-
-    @property
-    def name(self) -> str:
-        """The method, as weights and model cards call it."""
-        return "swav"
-
-    @property
-    def is_mean_over_images(self) -> bool:
-        """Whether the loss of a batch is the mean of its parts'."""
-        return False
 
     @property
     def crops(self) -> tuple[Crop, ...]:
@@ -112,16 +104,6 @@ class SwAVConfig:
         check_range("method.blur", self.blur, 0, 1)
         check_range("method.temperature", self.temperature, 1e-3)
         check_range("method.epsilon", self.epsilon, 0.03)  # less underflows in float32
-
-    def advice(self, images: int) -> str | None:
-        """What to tell a user whose ranks handle so many images at once, all together."""
-        if self.queue_length or images >= BATCH_WITHOUT_QUEUE:
-            return None
-        return (
-            f"only {images:,} images at once share the {self.prototypes:,} prototypes; below "
-            f"{BATCH_WITHOUT_QUEUE:,} (the batch, or what memory takes of it) the recipe swav_resnet50_256 with "
-            "its queue is the published one"
-        )
 
 
 class SwAV(Method):

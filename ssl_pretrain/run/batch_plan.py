@@ -1,11 +1,13 @@
-"""What a recipe comes to on so many ranks: accumulation, steps, learning rate. As a command, see `plan`."""
+"""Divide a recipe among ranks: accumulation, steps, learning rate."""
 
+import json
 import math
 from dataclasses import dataclass
 
 from shared.errors import UserError
 from ssl_pretrain.methods import Step
-from ssl_pretrain.recipe import Recipe
+from ssl_pretrain.methods.swav import BATCH_WITHOUT_QUEUE, SwAVConfig
+from ssl_pretrain.recipe import Recipe, check
 
 
 @dataclass(frozen=True)
@@ -107,12 +109,39 @@ class BatchPlan:
             return ""
         return f"; batch norms and what the loss shares among images see {self.images_at_once:,} at once"
 
-    @property
-    def note(self) -> str:
-        """That another recipe was asked for; empty otherwise."""
-        recipe = self.recipe
-        return f"this is {recipe.name}, in place of {recipe.in_place_of}" if recipe.in_place_of else ""
-
     def _remarks(self) -> str:
         advice = self.recipe.method.advice(self.images_at_once)
-        return (f"\nnote    {self.note}" if self.note else "") + (f"\nadvice  {advice}" if advice else "")
+        return f"\nadvice  {advice}" if advice else ""
+
+
+def require_images_at_once(recipe: Recipe, ranks: int) -> None:
+    """Refuse SwAV without a queue for fewer images in one pass of all ranks than the published number.
+
+    They share the prototypes; gradient accumulation does not add to them.
+
+    Raises:
+        UserError: they are too few, an option is out of range, or the batch cannot be shared evenly.
+    """
+    check(recipe)
+    micro, _ = BatchPlan.divide(recipe, ranks)
+    least = BATCH_WITHOUT_QUEUE
+    if not isinstance(recipe.method, SwAVConfig) or recipe.method.queue_length or ranks * micro >= least:
+        return
+    other = recipe.name.replace("resnet50", "resnet50_256")
+    larger = f" and --batch-size {least}" if recipe.batch_size < least else ""
+    raise UserError(
+        f"{recipe.name} needs {least:,} images at once, and {ranks} rank(s) x {micro} are {ranks * micro:,} "
+        f"(accumulation does not count); use {other}, {-(-least // micro)} GPUs, or --micro-batch {-(-least // ranks)}"
+        f"{larger}{_begun_as(other, recipe)}"
+    )
+
+
+def _begun_as(other: str, recipe: Recipe) -> str:
+    """How to go on with a run that older releases began with the recipe for small batches; empty for others."""
+    path = recipe.run_dir / "config.json"
+    try:
+        name = json.loads(path.read_text(encoding="utf-8"))["name"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return ""
+    go_on = f"python -m ssl_pretrain {other} --run-dir {recipe.run_dir} --out {recipe.out}"
+    return f"; the run in {recipe.run_dir} goes on with: {go_on}" if name == other else ""

@@ -58,7 +58,6 @@ def _metadata(state: TrainingState, plan: BatchPlan, run: Run, shard_set: ShardS
         "image_size": recipe.method.image_size,
         "method": recipe.method.name,
         "recipe": recipe.name,
-        "in_place_of": recipe.in_place_of,
         "mean": list(mean),
         "std": list(std),
         "samples_seen": plan.samples(state.step),

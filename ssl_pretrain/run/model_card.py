@@ -47,8 +47,7 @@ def card(name: str, metadata: Mapping[str, Any]) -> str:
     loading = LOADING_SAFETENSORS if name.endswith(".safetensors") else LOADING
     return f"""# {name}
 
-`{metadata["arch"]}`, pre-trained by the method `{metadata["method"]}` with the recipe `{metadata["recipe"]}`\
-{_in_place_of(metadata)}.
+`{metadata["arch"]}`, pre-trained by the method `{metadata["method"]}` with the recipe `{metadata["recipe"]}`.
 
 | | |
 |---|---|
@@ -83,12 +82,6 @@ def _facts(metadata: Mapping[str, Any]) -> dict[str, str]:
         "Code": f"git {metadata['git_commit']}, run {metadata['run_id']}",
         "Versions": ", ".join(f"{name} {version}" for name, version in metadata["versions"].items()),
     }
-
-
-def _in_place_of(metadata: Mapping[str, Any]) -> str:
-    """That another recipe was asked for; cards of older weights do not know."""
-    other = metadata.get("in_place_of")
-    return f", in place of {other}" if other else ""
 
 
 def _batch(metadata: Mapping[str, Any]) -> str:

@@ -35,7 +35,6 @@ FREE_ON_RESUME = (
     *("shards", "run_dir", "out", "micro_batch", "max_steps", "loader"),
     *("compile", "checkpoint_activations"),
     *("verify", "log_every", "checkpoint_every", "keep_every", "monitor_every"),
-    "in_place_of",
 )
 # ... and, until the run is finished, what helps against a loss that is not finite.
 TUNABLE_ON_RESUME = (

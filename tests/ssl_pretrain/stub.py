@@ -37,7 +37,7 @@ class Line(Method):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(MethodConfig):
     """Stands in for `mae.MAEConfig`."""
 
     name: str = "stub"

@@ -114,3 +114,8 @@ def test_loss_that_blows_up_keeps_the_last_good_checkpoint(pretrain, shards: Pat
 def test_words_that_mean_nothing(pretrain, words: list[str]):
     code, _, err = pretrain(*words)
     assert code == 2 and "Traceback" not in err
+
+
+def test_swav_for_few_images_at_once_is_refused_before_anything_is_written(shards: Path, pretrain, tmp_path: Path):
+    refuses(pretrain("swav_resnet50"), "swav_resnet50_256", "--micro-batch 4096")
+    assert not (tmp_path / "runs").exists()

@@ -316,8 +316,6 @@ def test_a_blur_may_reach_as_far_as_a_view_is_wide():
     ("name", "batch", "micro_batch", "part_of_advice"),
     [
         ("swav_resnet50", 4096, 4096, None),
-        ("swav_resnet50", 4096, 64, "only 64 images at once share the 3,000 prototypes; .*swav_resnet50_256"),
-        ("swav_resnet50", 1024, 1024, "only 1,024 images at once .* recipe swav_resnet50_256 with its queue"),
         ("swav_resnet50_256", 256, 64, None),
         ("moco_v2_resnet50", 256, 256, None),
         ("moco_v2_resnet50", 256, 32, "--micro-batch above 32"),

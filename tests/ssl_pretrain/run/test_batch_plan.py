@@ -36,3 +36,39 @@ def test_what_does_not_divide_is_refused():
         BatchPlan.of(changed(MAE_DEMO, batch_size=2), 4)
     with pytest.raises(UserError, match=r"the warm-up .* leaves nothing"):
         BatchPlan.of(changed(MAE_VITB, samples_seen=10_000), 1)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "fields", "enough"),
+    [
+        (64, {}, True),
+        (16, {}, True),
+        (8, {}, False),  # 2 x 256 each: accumulation shares nothing
+        (8, {"micro_batch": 512}, True),
+        (64, {"micro_batch": 32}, False),
+        (64, {"batch_size": 2048}, False),
+        (32, {"batch_size": 8192}, True),
+    ],
+)
+@pytest.mark.parametrize("name", ["swav_resnet50", "swav_resnet50_ihc"])
+def test_swav_without_a_queue_needs_4096_images_at_once(name: str, ranks: int, fields: dict, enough: bool):
+    recipe = changed(RECIPES[name], **fields)
+    if enough:
+        require_images_at_once(recipe, ranks)
+        return
+    other = name.replace("50", "50_256")
+    with pytest.raises(UserError, match=rf"{other}, .* GPUs, or --micro-batch {4096 // ranks} "):
+        require_images_at_once(recipe, ranks)
+
+
+@pytest.mark.parametrize("name", sorted(set(RECIPES) - {"swav_resnet50", "swav_resnet50_ihc"}))
+def test_other_recipes_run_on_one_gpu(name: str):
+    require_images_at_once(RECIPES[name], 1)
+
+
+def test_a_run_that_older_releases_began_with_the_other_recipe_is_told_how_to_go_on(tmp_path: Path):
+    write_json(tmp_path / "config.json", {"name": "swav_resnet50_256", "in_place_of": "swav_resnet50"})
+    with pytest.raises(
+        UserError, match=rf"python -m ssl_pretrain swav_resnet50_256 --run-dir {tmp_path} --out swav"
+    ):
+        require_images_at_once(changed(RECIPES["swav_resnet50"], run_dir=tmp_path), 1)
