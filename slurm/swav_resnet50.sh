@@ -9,8 +9,8 @@
 #
 # Published recipe (swav_800ep_pretrain.sh): a global batch of 4096, 64 images on each of 64 GPUs, as here: the
 # prototypes are shared out among all images that are seen at once. 200 ImageNet epochs = 62,557 steps, an estimated
-# 1.4 hours on 64 A100. With fewer than 4096 at once the run takes what was not given from the published recipe with
-# a batch of 256 and a queue, and says so: sbatch --nodes=1 slurm/swav_resnet50.sh, 11 hours on 8 A100.
+# 1.4 hours on 64 A100. Fewer than 4096 at once are refused; the published recipe with a batch of 256 and a queue is
+# RECIPE=swav_resnet50_256 sbatch --nodes=1 slurm/swav_resnet50.sh, 11 hours on 8 A100.
 #SBATCH --job-name=swav_resnet50
 #SBATCH --nodes=8
 #SBATCH --ntasks-per-node=8

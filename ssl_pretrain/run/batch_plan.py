@@ -131,8 +131,8 @@ def require_images_at_once(recipe: Recipe, ranks: int) -> None:
     larger = f" and --batch-size {least}" if recipe.batch_size < least else ""
     raise UserError(
         f"{recipe.name} needs {least:,} images at once, and {ranks} rank(s) x {micro} are {ranks * micro:,} "
-        f"(accumulation does not count); use {other}, {-(-least // micro)} GPUs, or --micro-batch {-(-least // ranks)}"
-        f"{larger}{_begun_as(other, recipe)}"
+        f"(accumulation does not count); use {other}, {-(-least // micro)} GPUs, or --micro-batch "
+        f"{-(-least // ranks)}{larger}{_begun_as(other, recipe)}"
     )
 
 

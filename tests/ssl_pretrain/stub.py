@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ssl_pretrain.data.crops import Crop
 from ssl_pretrain.data.views import ViewsConfig
-from ssl_pretrain.methods import Method, Step
+from ssl_pretrain.methods import Method, MethodConfig, Step
 from ssl_pretrain.optim import optimizers
 from ssl_pretrain.recipe import Recipe
 from ssl_pretrain.recipes import MAE_DEMO
@@ -40,7 +40,7 @@ class Line(Method):
 class Config(MethodConfig):
     """Stands in for `mae.MAEConfig`."""
 
-    name: str = "stub"
+    name: ClassVar[str] = "stub"
     arch: str = "vit_tiny_patch16_224"
     image_size: int = 16
     built: ClassVar[list[Line]] = []
@@ -54,9 +54,6 @@ class Config(MethodConfig):
 
     def check(self) -> None:
         pass
-
-    def advice(self, images: int) -> str | None:
-        return None
 
     def build(self) -> Line:
         self.built.append(Line())
