@@ -10,12 +10,12 @@ import shapely
 
 from patch_extraction.config import HarvestConfig, SlideEntry
 from patch_extraction.slide_store.file_names import tissue_path
+from shared.annotations.polygons import PolygonIndex, merge, shifted, subtract
 from shared.annotations.qupath import read_regions
 from shared.annotations.slide_annotations import annotation_for
 from shared.errors import UserError
 from shared.files import atomic_path, keep_aside
 from shared.wsi.image_source import bounds_corner
-from shared.wsi.polygons import PolygonIndex, merge, shifted, subtract
 from shared.wsi.slide import Slide
 from shared.wsi.tissue import Tissue, find_tissue
 
