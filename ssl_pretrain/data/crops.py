@@ -12,7 +12,6 @@ import simplejpeg
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
@@ -59,15 +58,21 @@ class UndecodableError(ValueError):
 def decode(image: EncodedImage) -> Tensor:
     """Decode an image to (3, H, W) in uint8; a JPEG may lack its end marker, and transparent pixels become white.
 
+    In memory the channels are last, as JPEGs are decoded and crops resized fastest.
+
     Raises:
         UndecodableError: it is no whole JPEG or PNG.
     """
     if image.content.startswith(PNG):
         return _decode_png(image.content)
     try:
-        return decode_jpeg(torch.frombuffer(bytearray(image.content), dtype=torch.uint8), mode=ImageReadMode.RGB)
-    except (RuntimeError, ValueError):  # ValueError: no bytes at all
+        return _from_array(simplejpeg.decode_jpeg(image.content, "RGB"))
+    except ValueError:
         return _decode_without_end(image.content)
+
+
+def _from_array(image_HWC: np.ndarray) -> Tensor:
+    return torch.from_numpy(image_HWC).permute(2, 0, 1)
 
 
 def decode_all(images: Iterable[EncodedImage], shards: Iterable[Path], undecodable: list[str]) -> Iterator[Tensor]:
@@ -96,10 +101,9 @@ def decode_all(images: Iterable[EncodedImage], shards: Iterable[Path], undecodab
 def _decode_without_end(content: bytes) -> Tensor:
     """Decode a JPEG to which only the end marker is added; one that lacks more is refused."""
     try:
-        image_HWC = simplejpeg.decode_jpeg(content + END_OF_JPEG, strict=True)
+        return _from_array(simplejpeg.decode_jpeg(content + END_OF_JPEG, "RGB", strict=True))
     except ValueError as error:
         raise UndecodableError(str(error)) from error
-    return torch.from_numpy(image_HWC).permute(2, 0, 1).contiguous()
 
 
 def _decode_png(content: bytes) -> Tensor:
@@ -108,12 +112,15 @@ def _decode_png(content: bytes) -> Tensor:
             picture = to_rgb(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UndecodableError(str(error)) from error
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+    return _from_array(np.array(picture))
 
 
 def cut(image_CHW: Tensor, crops: tuple[Crop, ...], random: np.random.Generator) -> list[Tensor]:
     """The crops of one image, each (3, size, size) in uint8."""
-    return [_cut_one(image_CHW, crop, random) for crop in crops for _ in range(crop.count)]
+    kinds = each_crop(crops)
+    height, width = image_CHW.shape[-2:]
+    boxes = random_boxes(height, width, kinds, random)
+    return [_cut_one(image_CHW, crop, box) for crop, box in zip(kinds, boxes, strict=True)]
 
 
 def cut_batch(images: Iterable[Tensor], seeds: Iterable[tuple[int, ...]], crops: tuple[Crop, ...]) -> list[Tensor]:
@@ -122,6 +129,18 @@ def cut_batch(images: Iterable[Tensor], seeds: Iterable[tuple[int, ...]], crops:
         cut(image_CHW, crops, np.random.default_rng(seed)) for image_CHW, seed in zip(images, seeds, strict=True)
     ]
     return [torch.stack(views) for views in zip(*cuts, strict=True)]
+
+
+def each_crop(crops: Iterable[Crop]) -> list[Crop]:
+    """The kind of every crop of an image."""
+    return [crop for crop in crops for _ in range(crop.count)]
+
+
+def random_boxes(
+    height: int, width: int, kinds: Iterable[Crop], random: np.random.Generator
+) -> list[tuple[int, int, int, int]]:
+    """A `random_box` for every crop of an image."""
+    return [random_box(height, width, crop.scale, random) for crop in kinds]
 
 
 def random_box(
@@ -143,9 +162,6 @@ def random_box(
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def _cut_one(image_CHW: Tensor, crop: Crop, random: np.random.Generator) -> Tensor:
-    height, width = image_CHW.shape[-2:]
-    top, left, height, width = random_box(height, width, crop.scale, random)
+def _cut_one(image_CHW: Tensor, crop: Crop, box: tuple[int, int, int, int]) -> Tensor:
     mode = InterpolationMode(crop.interpolation)
-    size = [crop.size, crop.size]
-    return TF.resized_crop(image_CHW, top, left, height, width, size, interpolation=mode, antialias=True)
+    return TF.resized_crop(image_CHW, *box, [crop.size, crop.size], interpolation=mode, antialias=True)

@@ -39,7 +39,7 @@ from ssl_pretrain.data.epoch_order import (
     buffered_order,
     epoch_segments,
 )
-from ssl_pretrain.data.gpu_decoding import Drawn, Packed, decode_and_cut, pack
+from ssl_pretrain.data.gpu_decoding import Drawn, GpuDecoder, Packed, pack
 from ssl_pretrain.data.shard_set import ShardSet
 
 # Of a rank, unless told: more than the 4-5 that MAE on an A100 needs (estimated).
@@ -119,7 +119,7 @@ class ShardStream(IterableDataset):
         for epoch in itertools.count(self.first // self.an_epoch):
             images = self._images_of_epoch(epoch, run)
             while batch := list(itertools.islice(images, self.layout.batch)):
-                yield pack(batch) if self.decode_later else self._crops_of(batch)
+                yield pack(batch, self.crops) if self.decode_later else self._crops_of(batch)
 
     def _crops_of(self, batch: list[Drawn]) -> CropBatch:
         undecodable: list[str] = []
@@ -205,8 +205,9 @@ class ShardLoader:
         self.undecodable = undecodable
         self._found: set[str] = set()  # on this rank, since they were last exchanged
         self._taken = start.epoch * self.an_epoch + start.batch
-        self._shard_set, self._crops, self._device = shard_set, crops, world.device
+        self._shard_set = shard_set
         later = config.decode == "gpu"
+        self._decode = GpuDecoder(crops, world.device) if later else None
         self._batches = BatchWorkers(
             ShardStream(shard_set, crops, layout, world.rank, seed, start, later),
             config.processes(layout),
@@ -232,8 +233,8 @@ class ShardLoader:
         if isinstance(batch, str):
             raise UserError(batch)
         self._taken += 1
-        if isinstance(batch, Packed):
-            batch = decode_and_cut(batch, self._crops, self._device)
+        if self._decode:
+            batch = self._decode(batch)
         for name in batch.undecodable:
             self._report(name)
         return batch.crops
