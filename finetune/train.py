@@ -26,6 +26,7 @@ from shared.signals import STOPPED, StopSignal, leave_marker
 from shared.training import checkpoint, distributed
 from shared.training.distributed import World
 from shared.training.gpu_usage import explain_out_of_memory
+from shared.training.precision import set_backends
 from shared.training.rank_errors import refuse_differences, together
 from shared.training.run_folder import Run, progress, provenance
 from shared.training.seeds import seed_batch
@@ -46,6 +47,7 @@ def train(recipe: Recipe, world: World, stop: StopSignal) -> int:
     Raises:
         UserError: data, weights, run folder or batch size do not fit; the loss is not finite.
     """
+    set_backends(deterministic=False)
     with together(world):  # every rank has compared the settings before the first writes its own
         check(recipe)
         checkpoint.refuse_other_settings(recipe.run_dir, as_plain(recipe), (*FREE_ON_RESUME, *TUNABLE_ON_RESUME))

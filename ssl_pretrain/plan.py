@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from shared.cli import check_range, parse_beside, run
 from shared.errors import UserError
 from shared.reporting.tables import table
-from shared.training.gpu_usage import PEAKS
+from shared.training.gpu_usage import MEMORIES, PEAKS
 from ssl_pretrain.data.shard_loader import MOST_WORKERS
 from ssl_pretrain.data.shard_set import ShardSet, open_shards
 from ssl_pretrain.optim.optimizers import AdamW
@@ -14,6 +14,8 @@ from ssl_pretrain.recipe import Recipe, check
 from ssl_pretrain.recipes import RECIPES
 from ssl_pretrain.run.batch_plan import BatchPlan, require_images_at_once
 from ssl_pretrain.run.flops import flops_per_image
+from ssl_pretrain.run.look_schedule import MINUTES
+from ssl_pretrain.run.memory import estimate_memory
 
 # Share of a GPU's peak that training reaches, for ViTs and ResNets (channels last, bfloat16): estimates for A100
 # from published speeds of MAE, DINO and supervised ResNet-50.
@@ -21,7 +23,7 @@ REACHED = {"vit": 0.36, "resnet": 0.20}
 # Bytes of a patch of 512 px as it is stored, where no shards are given: the mean over harvested tissue.
 PATCH_BYTES = 60_000
 KEPT_CHECKPOINTS = 2
-DESCRIPTION = """What a pre-training run comes to: batch, steps, GPU-hours, disk, whether the shards suffice.
+DESCRIPTION = """What a pre-training run comes to: batch, steps, hours, memory, disk, whether the shards suffice.
 
 Takes the options of `python -m ssl_pretrain`, too. Times are estimates unless the speed is given, and
 leave out what GPUs wait for each other: little on one node, most of a step that is shorter than some 30 ms."""
@@ -91,6 +93,8 @@ def main() -> int:
         print(f"\n{table_of(recipe, ranks, speed)}")
     else:
         print(describe(bill, sizes_of(recipe)))
+        micro_batch = bill.plan.micro_batch
+        print(estimate_memory(recipe, micro_batch).describe(micro_batch, MEMORIES[asked.gpu]))
         print(describe_reading(bill, asked))
     return 0
 
@@ -139,7 +143,8 @@ def sizes_of(recipe: Recipe) -> Sizes:
 def describe(bill: CostEstimate, sizes: Sizes) -> str:
     """Batch, length, time and disk."""
     plan = bill.plan
-    minutes = plan.recipe.checkpoint_every * bill.step_seconds / 60
+    every = plan.recipe.checkpoint_every
+    minutes = MINUTES if every is None else every * bill.step_seconds / 60
     hours = f"{bill.hours:.3g}" if bill.hours < 100 else f"{bill.hours:,.1f}"
     return (
         f"{plan}\n"

@@ -66,17 +66,20 @@ class Recipe:
     """Compare each shard's SHA-256 with the index before the first step."""
     seed: int = 0
     """Of everything random."""
-    log_every: int = 10
-    """Most steps between two looks at the loss and at the scheduler's wish to stop, each of which makes the GPU
-    wait once; slow steps are looked at about every 10 s."""
-    checkpoint_every: int = 1000
-    """Steps between two checkpoints, each with a picture."""
+    deterministic: bool = False
+    """Prefer GPU kernels that always give the same bits, and no TF32: runs can be repeated, but are slower. torch
+    warns of operations that have no other kernel."""
+    log_every: int | None = None
+    """Log the loss and poll for preemption every so many steps (each poll synchronises the GPU); None, and at the
+    latest: about every 10 s."""
+    checkpoint_every: int | None = None
+    """Steps between two checkpoints, each with a picture; None: about every 15 minutes."""
     keep_every: int | None = None
-    """Steps between two checkpoints that stay for good; the two newest are always there. Several of
-    `checkpoint-every`."""
-    monitor_every: int = 500
-    """Steps between two looks at the features of the same 512 patches (128 on a CPU); there is one at the
-    beginning and one at the end as well. 0: none."""
+    """Steps between two checkpoints that stay for good; the two newest are always there. If `checkpoint-every` is
+    given, a multiple of it."""
+    monitor_every: int | None = None
+    """Steps between two measurements of the features of the same 512 patches (128 on a CPU); there is one at the
+    beginning and one at the end as well. None: about every 15 minutes; 0: none at all."""
 
 
 def check(recipe: Recipe) -> None:
@@ -92,10 +95,11 @@ def check(recipe: Recipe) -> None:
         ("max-steps", recipe.max_steps),
         ("log-every", recipe.log_every),
         ("checkpoint-every", recipe.checkpoint_every),
+        ("keep-every", recipe.keep_every),
     ):
         check_range(option, value, 1)
     check_range("monitor-every", recipe.monitor_every, 0)
-    if recipe.keep_every is not None and (recipe.keep_every < 1 or recipe.keep_every % recipe.checkpoint_every):
+    if recipe.keep_every and recipe.checkpoint_every and recipe.keep_every % recipe.checkpoint_every:
         raise UserError(
             f"--keep-every {recipe.keep_every} is not a multiple of --checkpoint-every {recipe.checkpoint_every}, "
             "at which checkpoints are written; give one"

@@ -1,6 +1,7 @@
 """The one training loop of all self-supervised methods, to be read from top to bottom."""
 
 import contextlib
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from shared.signals import STOPPED, StopSignal, leave_marker
 from shared.training.distributed import World, any_rank, exchange_gradients, replicated, wait_for_all
 from shared.training.gpu_usage import explain_out_of_memory
-from shared.training.precision import autocast
+from shared.training.precision import autocast, set_backends
 from shared.training.rank_errors import together
 from shared.training.run_folder import Run
 from shared.training.seeds import seed_batch
@@ -21,9 +22,13 @@ from ssl_pretrain.optim.optimizers import set_rates
 from ssl_pretrain.recipe import Recipe
 from ssl_pretrain.run.batch_plan import BatchPlan
 from ssl_pretrain.run.export import export, is_finished
+from ssl_pretrain.run.look_schedule import LookSchedule
 from ssl_pretrain.run.setup import begin, describe, normalisation, open_run, prepare, verify
 from ssl_pretrain.run.state import TrainingState
 from ssl_pretrain.run.step_logger import StepLogger
+
+# Gives the uint8 crops of a micro-batch.
+Batches = Callable[[], list[Tensor]]
 
 
 def train(recipe: Recipe, world: World, stop: StopSignal) -> int:
@@ -34,6 +39,7 @@ def train(recipe: Recipe, world: World, stop: StopSignal) -> int:
     Raises:
         UserError: options, shards, run folder or batch size do not fit; the loss is not finite.
     """
+    set_backends(recipe.deterministic)
     plan, shard_set = prepare(recipe, world)
     if not verify(recipe, shard_set, world, stop):
         return _stopped("before its first step", world, stop)
@@ -69,14 +75,14 @@ def _loop(
     plan: BatchPlan, state: TrainingState, shard_set: ShardSet, run: Run, world: World, stop: StopSignal
 ) -> bool:
     """Steps until the end, or until any rank is told to stop; returns whether it was the latter."""
-    recipe, method, optimiser = plan.recipe, state.method, state.optimiser
+    recipe, method = plan.recipe, state.method
     views = _views(recipe, shard_set).to(world.device)
     with together(world):
-        monitor = Monitor(run, shard_set, views, recipe.method.crops[0], recipe.monitor_every)
+        monitor = Monitor(run, shard_set, views, recipe.method.crops[0], recipe.monitor_every != 0)
     model = replicated(method, world, send_buffers=False)  # a queue is 32 MB
     arguments = (shard_set, recipe.method.crops, recipe.loader, state.layout, world, recipe.seed)
     loader = ShardLoader(*arguments, state.position, state.undecodable)
-    stopping = False
+    schedule, stopping = LookSchedule(recipe, world), False
     with loader, StepLogger(run, plan, world, state.step) as meter:
         if state.step == 0:
             with together(world):
@@ -84,29 +90,24 @@ def _loop(
                 monitor.measure(method, step=0)
             meter.restart_clock()
         while state.step < plan.last_step and not stopping:
-            step = plan.at(state.step)
-            set_rates(optimiser, plan.learning_rate(state.step), plan.weight_decay(state.step))
-            loss = _add_gradients(plan, step, model, views, loader, meter, world)
-            method.before_update(step)
-            recipe.optimiser.clip_gradients(method)
-            optimiser.step()
-            optimiser.zero_grad()
-            method.after_step(step)
+            loss = update(plan, state, model, views, meter.timed(loader.take), world)
             state.step, state.position = state.step + 1, loader.position
             meter.step_done(loss, method.measures())
 
             is_end = state.step == plan.last_step
             if meter.is_due or is_end:
                 meter.flush()
+                schedule.poll()
                 stopping = not is_end and any_rank(stop.received is not None, world.device)
-            is_saved = state.step % recipe.checkpoint_every == 0 or is_end or stopping
-            is_measured = monitor.is_due(state.step) or is_end
+            is_saved = schedule.saves(state.step) or is_end or stopping
+            is_measured = schedule.measures(state.step) or is_end
             if is_saved or is_measured:
                 meter.flush()
                 loader.exchange_undecodable(world)
                 state.undecodable = loader.undecodable
                 _keep(recipe, state, run, monitor, world, is_saved, is_measured)
                 meter.restart_clock()
+                schedule.restart_clock()
     return stopping
 
 
@@ -136,20 +137,37 @@ def _views(recipe: Recipe, shard_set: ShardSet) -> Views:
     return views
 
 
+def update(
+    plan: BatchPlan, state: TrainingState, model: nn.Module, views: Views, take: Batches, world: World
+) -> Tensor:
+    """One optimiser step, in which nothing waits for the device; returns this rank's loss (scalar, on the device).
+
+    Args:
+        plan: Of the run.
+        state: Networks, optimiser and the steps done, which the caller counts.
+        model: The state's method, replicated on the ranks.
+        views: What is done to crops on the device.
+        take: Gives the crops of the next micro-batch.
+        world: This process among the ranks.
+    """
+    step, method, optimiser = plan.at(state.step), state.method, state.optimiser
+    set_rates(optimiser, plan.learning_rate(state.step), plan.weight_decay(state.step))
+    loss = _add_gradients(plan, step, model, views, take, world)
+    method.before_update(step)
+    plan.recipe.optimiser.clip_gradients(method)
+    optimiser.step()
+    optimiser.zero_grad()
+    method.after_step(step)
+    return loss
+
+
 def _add_gradients(
-    plan: BatchPlan,
-    step: Step,
-    model: nn.Module,
-    views: Views,
-    loader: ShardLoader,
-    meter: StepLogger,
-    world: World,
+    plan: BatchPlan, step: Step, model: nn.Module, views: Views, take: Batches, world: World
 ) -> Tensor:
     """Forward and backward passes of one step, one for each micro-batch; returns this rank's loss (scalar)."""
     loss = torch.zeros((), device=world.device)
     for part in range(plan.accumulation):
-        with meter.waiting():
-            crops = [crop.to(world.device, non_blocking=True) for crop in loader.take()]
+        crops = [crop.to(world.device, non_blocking=True) for crop in take()]
         seed_batch(plan.recipe.seed, step.number * plan.accumulation + part, world.rank)
         with exchange_gradients(model, only_if=part == plan.accumulation - 1):
             with autocast(world.device, plan.recipe.precision):

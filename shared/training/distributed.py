@@ -144,7 +144,10 @@ def _why_no_meeting(error: Exception) -> str:
     if "EADDRINUSE" in str(error):
         return f"port {port} of {address}, where the ranks meet, is in use; set MASTER_PORT to a free one"
     reason = str(error).splitlines()[0]
-    return f"a rank could not reach the first one at {address}:{port}, see MASTER_ADDR and MASTER_PORT ({reason})"
+    return (
+        f"a rank could not reach the first one at {address}:{port}, see MASTER_ADDR and MASTER_PORT, and "
+        f"NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME where nodes have several networks ({reason})"
+    )
 
 
 def _device(local_rank: int) -> torch.device:

@@ -20,6 +20,19 @@ PEAKS = {
     "A40": 150,
     "A10": 125,
 }
+# Memory that these are sold with, in GB.
+MEMORIES = {
+    "A100": (40, 80),
+    "A800": (40, 80),
+    "H100 PCIe": (80,),
+    "H100 NVL": (94,),
+    "H100": (80,),
+    "H200": (141,),
+    "H800": (80,),
+    "L40S": (48,),
+    "A40": (48,),
+    "A10": (24,),
+}
 
 
 def peak_flops(device: torch.device) -> float | None:

@@ -1,5 +1,6 @@
-"""In which precision matrix products and convolutions are computed."""
+"""In which precision, and by which kernels, matrix products and convolutions are computed."""
 
+import os
 from typing import Literal
 
 import torch
@@ -22,3 +23,27 @@ def autocast(device: torch.device, precision: Precision = "auto", *, training: b
 def processor_computes_bfloat16() -> bool:
     """Check the processor for AMX or AVX-512 BF16."""
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
+def set_backends(deterministic: bool) -> None:
+    """Choose the GPU's kernels for a training; `backends` says what was chosen.
+
+    By default cuDNN tries its kernels for every new shape and keeps the fastest, as in the official codes of
+    MoCo v2, SwAV, DINO and MAE. What stays in float32 is multiplied as TF32, which the releases of torch that
+    they were published for did by themselves. Deterministic: kernels that always give the same bits, no TF32.
+    """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.allow_tf32 = not deterministic
+    torch.backends.cuda.matmul.allow_tf32 = not deterministic
+
+
+def backends() -> dict[str, bool]:
+    """The choices of `set_backends`."""
+    return {
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "tf32": torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }

@@ -48,13 +48,15 @@ def versions() -> dict[str, str]:
 
 
 def provenance() -> dict[str, Any]:
-    """Where an output comes from: command, commit, versions, machine, UTC time."""
+    """Where an output comes from: command, commit, versions, machine, UTC time; of a training, its backends."""
+    precision = sys.modules.get("shared.training.precision")  # a harvest may do without torch
     return {
         "command": sys.orig_argv,
         "git_commit": git_commit(),
         "versions": versions(),
         "machine": f"{platform.node()} {platform.machine()}",
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **({"backends": precision.backends()} if precision else {}),
     }
 
 

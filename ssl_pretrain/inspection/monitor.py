@@ -30,7 +30,7 @@ class Monitor:
     The first rank looks, the others wait for it.
     """
 
-    def __init__(self, run: Run, shard_set: ShardSet, views: Views, crop: Crop, every: int) -> None:
+    def __init__(self, run: Run, shard_set: ShardSet, views: Views, crop: Crop, measures: bool) -> None:
         """Choose the patches, shown as `crop` would.
 
         Args:
@@ -38,22 +38,18 @@ class Monitor:
             shard_set: Where the patches come from.
             views: How they are normalised.
             crop: How large a part of a patch is seen, in which size.
-            every: Steps between two measurements; 0: none, not even in the beginning and at the end.
+            measures: Whether features are ever measured.
 
         Raises:
             UserError: a shard is damaged.
         """
-        self.run, self.shard_set, self.views, self.every = run, shard_set, views, every
+        self.run, self.shard_set, self.views = run, shard_set, views
         self._said: set[str] = set()
         if run.writes:
             patches_BCHW = sample_patches(shard_set, crop, SAMPLES).to(views.mean.device)
             self.view_BCHW = views.normalise(patches_BCHW)
             most = feature_metrics.default_patches(views.mean.device)
-            self.sample = labelled_patches(shard_set, crop, most) if every else None
-
-    def is_due(self, step: int) -> bool:
-        """Whether it is time to measure; the same on every rank."""
-        return self.every > 0 and step % self.every == 0
+            self.sample = labelled_patches(shard_set, crop, most) if measures else None
 
     def draw(self, method: Method, step: int) -> None:
         """Write `pictures/NAME-STEP.png` for every picture the method has to show; first of all, of its views."""

@@ -2,8 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -15,8 +14,8 @@ from ssl_pretrain.run.batch_plan import BatchPlan
 from ssl_pretrain.run.flops import flops_per_image
 from ssl_pretrain.run.state import not_finite
 
-# Seconds between two looks at the loss and at the wish to stop, where `log_every` steps take longer: a job is
-# warned minutes before its end, and a checkpoint has to be written in them.
+# Seconds between two looks at the loss and at the wish to stop, at most: a job is warned minutes before its end,
+# and a checkpoint has to be written in them. A look makes the GPU wait for some milliseconds.
 LONGEST_WAIT = 10.0
 # How the progress bar calls what `utilisation` knows.
 UNITS = {"mfu_percent": "% MFU", "memory_gb": "GB"}
@@ -46,12 +45,16 @@ class StepLogger:
         self._waited = 0.0
         self._since = time.perf_counter()
 
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Around what the loop does to get its next batch."""
-        start = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - start
+    def timed(self, take: Callable[[], list[Tensor]]) -> Callable[[], list[Tensor]]:
+        """What gives the next batch; the time it takes is the data wait."""
+
+        def take_and_count() -> list[Tensor]:
+            start = time.perf_counter()
+            batch = take()
+            self._waited += time.perf_counter() - start
+            return batch
+
+        return take_and_count
 
     def step_done(self, loss: Tensor, measures: Mapping[str, Tensor] | None = None) -> None:
         """One more step is done; its loss and other measures (scalars, on the device) are this rank's.
@@ -102,10 +105,10 @@ class StepLogger:
         self.bar.close()
 
     def _stride(self, seconds_a_step: float) -> int:
-        """Steps to the next flush: up to a multiple of `log_every`, or as many as the longest wait allows."""
+        """Steps to the next flush: as many as the longest wait allows, or up to a multiple of `log_every`."""
         mean = float(mean_over_ranks(torch.tensor(seconds_a_step, device=self.device)))
-        every = self.plan.recipe.log_every
-        return min(every - self._step % every, max(1, int(LONGEST_WAIT / mean)))
+        every, most = self.plan.recipe.log_every, max(1, int(LONGEST_WAIT / mean))
+        return most if every is None else min(every - self._step % every, most)
 
     def _log(self, loss: float, speed: float, wait: float, measures: dict[str, float]) -> None:
         lr = self.plan.learning_rate(self._step)

@@ -71,7 +71,7 @@ def test_everything_is_said(printed, shards: Path):
     assert "batch   32 images = 8 rank(s) x 4 x 1 accumulated" in said
     assert "2,880,000,000 images = 90,000,000 steps" in said
     assert "time    1,000.0 hours on 8 GPU(s) = 8,000 GPU-hours; 0.04 s a step" in said
-    assert "1.34 GB a checkpoint, every 0.667 min, 2 are kept; 0.34 GB of weights in mae.pth" in said
+    assert "1.34 GB a checkpoint, every 15 min, 2 are kept; 0.34 GB of weights in mae.pth" in said
     assert f"{shards}: 2 with 40 patches of" in said
     assert "readers 8 rank(s) x 2 workers: too few patches: 1 batches an epoch for 2 workers" in said
 

@@ -216,7 +216,7 @@ def test_recipes_are_called_what_they_are_listed_as():
         ("", "samples_seen", (0, -1)),
         ("", "log_every", (0,)),
         ("", "checkpoint_every", (0,)),
-        ("", "keep_every", (0, -1000, 1500)),
+        ("", "keep_every", (0, -1000)),
         ("", "monitor_every", (-1,)),
         ("", "seed", (-1, 2**32)),
         ("loader", "workers", (-1,)),

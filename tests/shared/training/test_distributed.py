@@ -120,3 +120,40 @@ def test_two_ranks_on_one_gpu_are_one_sentence(error: Exception, named: str) -> 
     with pytest.raises(UserError, match=named):
         rank_errors.on_all_ranks(train)
     atexit.unregister(rank_errors._leave_at_once)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "local_rank", "device"),
+    [(8, 5, "cuda:5"), (4, 3, "cuda:3"), (1, 0, "cuda:0"), (1, 5, "cuda:0"), (4, 4, None), (0, 2, "cpu")],
+)
+def test_tasks_of_a_node_get_its_gpus(
+    gpus: int, local_rank: int, device: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All visible to each, or one (Slurm's --gpus-per-task, a slice by MIG); more tasks than GPUs are refused."""
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.delenv("SLURM_GPUS_ON_NODE", raising=False)
+    if device is None:
+        with pytest.raises(UserError, match="one task for each GPU"):
+            distributed._device(local_rank)
+        return
+    assert str(distributed._device(local_rank)) == device
+    assert [str(each) for each in chosen] == ([] if device == "cpu" else [device])
+
+
+def test_nccl_is_given_its_device_and_leaves_the_rest_to_its_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a device the group is set up at once; a failed collective ends the process by itself since torch 2.2."""
+    for name, value in {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "3"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    given: dict[str, object] = {}
+    monkeypatch.setattr(
+        dist, "init_process_group", lambda backend, **options: given.update(backend=backend, **options)
+    )
+    assert distributed.start().device == torch.device("cuda", 3)
+    assert given == {"backend": "nccl", "device_id": torch.device("cuda", 3), "timeout": distributed.PATIENCE}
+    assert not [name for name in os.environ if name.startswith(("NCCL_", "TORCH_NCCL_"))]

@@ -1,10 +1,12 @@
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
 from shared.training import precision as module
-from shared.training.precision import autocast
+from shared.training.precision import autocast, set_backends
+from shared.training.run_folder import provenance
 
 
 @pytest.mark.parametrize(
@@ -40,3 +42,18 @@ def test_detection_of_bfloat16_agrees_with_the_kernel():
         pytest.skip("no /proc/cpuinfo on this system")
     flags = cpuinfo.read_text(encoding="utf-8").split()
     assert module.processor_computes_bfloat16() == ("amx_tile" in flags or "avx512_bf16" in flags)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_kernels_are_chosen_and_recorded(deterministic: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    set_backends(deterministic)
+    found = provenance()["backends"]
+    chosen = "CUBLAS_WORKSPACE_CONFIG" in os.environ
+    set_backends(False)
+    assert found == {
+        "cudnn_benchmark": not deterministic,
+        "tf32": not deterministic,
+        "deterministic": deterministic,
+    }
+    assert chosen == deterministic

@@ -1,0 +1,64 @@
+"""Memory of a GPU that a recipe's training takes, counted without one."""
+
+from dataclasses import dataclass
+
+import torch
+
+from shared.training.peak_memory import counted_memory
+from ssl_pretrain.methods import Step
+from ssl_pretrain.optim.optimizers import AdamW
+from ssl_pretrain.recipe import Recipe
+
+GIB = 2**30
+# CUDA's context, workspaces of cuDNN and cuBLAS, buffers of NCCL: our estimate.
+OVERHEAD = 2 * GIB
+# What PyTorch's allocator can hand out of a GPU's memory before gaps between tensors are too small: our estimate.
+USABLE = 0.95
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes on one GPU."""
+
+    state: int
+    """Weights, buffers, gradients and the optimiser's moments: the same whatever the micro-batch."""
+    images: int
+    """Crops, activations and casts of weights at the end of the forward pass of a micro-batch."""
+
+    @property
+    def total(self) -> int:
+        """With what CUDA takes for itself."""
+        return self.state + self.images + OVERHEAD
+
+    def fits(self, gigabytes: int) -> bool:
+        """Whether a GPU sold with so much memory has enough."""
+        return self.total <= USABLE * gigabytes * GIB
+
+    def describe(self, micro_batch: int, sold: tuple[int, ...]) -> str:
+        """A line: the parts, and which of the GPUs that are sold have enough."""
+        parts = f"{self.state / GIB:.1f} of weights and optimiser, {self.images / GIB:.1f} of {micro_batch} images"
+        fits = ", ".join(f"{'fits' if self.fits(size) else 'does not fit'} {size} GB" for size in sold)
+        return f"memory  {self.total / GIB:.1f} GiB a GPU (estimated; {parts}): {fits}{self._advice(max(sold))}"
+
+    def _advice(self, largest: int) -> str:
+        if self.fits(largest):
+            return ""
+        if self.state + OVERHEAD > USABLE * largest * GIB:
+            return "; weights and optimiser alone are too large, and are not divided among GPUs here (FSDP)"
+        return "; lower --micro-batch, or add --checkpoint-activations"
+
+
+def estimate_memory(recipe: Recipe, micro_batch: int) -> MemoryEstimate:
+    """Memory for passes over `micro_batch` images; nothing is computed."""
+    crops = [crop for crop in recipe.method.crops for _ in range(crop.count)]
+    with torch.random.fork_rng(devices=[]):
+        method = recipe.method.build()
+        if recipe.checkpoint_activations:
+            method.checkpoint_activations()
+        with counted_memory() as memory:
+            views = [torch.zeros(micro_batch, 3, crop.size, crop.size) for crop in crops]
+            method.loss(views, Step(number=0, samples=0, total=1)).backward()
+    trained = sum(weight.numel() for weight in method.parameters() if weight.requires_grad)
+    moments = 2 if isinstance(recipe.optimiser, AdamW) else 1
+    state = sum(tensor.numel() * tensor.element_size() for tensor in method.state_dict().values())
+    return MemoryEstimate(state + 4 * (1 + moments) * trained, memory.peak)
