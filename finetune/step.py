@@ -64,7 +64,8 @@ def _backward(recipe: Recipe, network: nn.Module, training: TrainingState, batch
             _require_finite((found.points_BN2, found.logits_BNC), recipe, training.step)
             if part is parts[0]:  # of the whole batch: its parts are summed
                 proposals = found.points_BN2.shape[1]
-                sums_2 = mean_over_ranks(loss_normalisers(recipe.criterion, batch.targets, proposals).to(device))
+                sums_2 = loss_normalisers(recipe.criterion, batch.targets, proposals)
+                sums_2 = mean_over_ranks(sums_2.to(device, non_blocking=True))
             radius = training.detector.config.distinct
             losses = detection_loss(recipe.criterion, found, part.targets, sums_2, radius)
             losses.total.backward()

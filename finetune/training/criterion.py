@@ -72,19 +72,13 @@ def detection_loss(
     points_BN2, logits_BNC = found.points_BN2.float(), found.logits_BNC.float()
     background = logits_BNC.shape[-1] - 1
     competing_BN = _competing(found, targets, radius)
-    wanted_BN = torch.where(competing_BN, background, IGNORED)
-    squared = points_BN2.new_zeros(())
-    for index, (cells_M2, labels_M) in enumerate(targets):
-        points_N2, logits_NC = points_BN2[index], logits_BNC[index]
-        kept_N = competing_BN[index].nonzero()[:, 0]
-        matched = matching.assign(config.matching, points_N2[kept_N], logits_NC[kept_N], cells_M2, labels_M)
-        chosen, answered = (indices.to(logits_BNC.device) for indices in matched)
-        proposals = kept_N[chosen]
-        wanted_BN[index, proposals] = labels_M[answered]
-        squared = squared + F.mse_loss(points_N2[proposals], cells_M2[answered].float(), reduction="sum")
-    class_weights = logits_BNC.new_ones(background + 1)
-    class_weights[background] = config.background_weight
-    entropy = F.cross_entropy(logits_BNC.flatten(0, 1), wanted_BN.flatten(), class_weights, reduction="sum")
+    cells_M2, labels_M = (torch.cat(list(each)) for each in zip(*targets, strict=True))
+    proposals, answered = matching.assign_batch(config.matching, points_BN2, logits_BNC, targets, competing_BN)
+    wanted_K = torch.where(competing_BN, background, IGNORED).flatten()  # K: B N
+    wanted_K[proposals] = labels_M[answered]
+    squared = F.mse_loss(points_BN2.flatten(0, 1)[proposals], cells_M2[answered].float(), reduction="sum")
+    class_weights = F.pad(logits_BNC.new_ones(background), (0, 1), value=config.background_weight)
+    entropy = F.cross_entropy(logits_BNC.flatten(0, 1), wanted_K, class_weights, reduction="sum")
     classification = entropy / sums_2[0]
     # Without a cell on any rank the term is zero; a rank without cells must not count as having one.
     regression = config.point_weight * squared / sums_2[1].where(sums_2[1] > 0, 1.0)
@@ -98,6 +92,6 @@ def _competing(found: Detections, targets: Sequence[Targets], radius: float) -> 
     proposals far away, whose regression loss outweighs all others.
     """
     distinct_BN = distinct_proposals(found, radius)
-    cells_B = torch.tensor([len(each.labels_M) for each in targets], device=distinct_BN.device)
+    cells_B = torch.tensor([len(each.labels_M) for each in targets]).to(distinct_BN.device, non_blocking=True)
     crowded_B = distinct_BN.sum(1) < MIN_DISTINCT_PER_CELL * cells_B
     return distinct_BN | crowded_B[:, None]

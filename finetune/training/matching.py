@@ -1,7 +1,9 @@
 """Label assignment: proposals to annotated cells, one to one, at minimum total cost."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -36,10 +38,55 @@ def assign(
     Returns:
         Two index tensors of equal length min(N, M) on the CPU: proposals and the cells assigned to them.
     """
-    if len(cells_M2) == 0:
-        return torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)
-    distance_MN = torch.cdist(cells_M2.float(), points_N2.float(), compute_mode="donot_use_mm_for_euclid_dist")
-    probability_MN = logits_NC.float().softmax(-1)[:, labels_M].T
-    cost_MN = config.cost_point * distance_MN - config.cost_class * probability_MN
+    cost_MN = _cost(config, points_N2, logits_NC, cells_M2, labels_M)
     cells, proposals = linear_sum_assignment(cost_MN.cpu().numpy())
     return torch.as_tensor(proposals), torch.as_tensor(cells)
+
+
+@torch.no_grad()
+def assign_batch(
+    config: MatchingConfig,
+    points_BN2: Tensor,
+    logits_BNC: Tensor,
+    cells: Sequence[tuple[Tensor, Tensor]],
+    competing_BN: Tensor,
+) -> Tensor:
+    """`assign` for the images of a batch; the host waits for the device once, for all costs together.
+
+    Args:
+        config: Weights of the two terms.
+        points_BN2: Predicted points, px.
+        logits_BNC: Predicted logits, background last.
+        cells: Of each image, the annotated cells and their classes.
+        competing_BN: Whether a proposal can be matched.
+
+    Returns:
+        Indices (2, matches) on the device: into the proposals and into the cells of all images, one after another.
+    """
+    images = zip(points_BN2, logits_BNC, *zip(*cells, strict=True), strict=True)
+    costs = [_cost(config, *image) for image in images]
+    # One copy to the host: a row for each cell of all images, and in the end one for each image.
+    rows_LN = torch.cat([*costs, competing_BN.float()]).cpu()
+    *parts, competing = rows_LN.split([*(len(cost_MN) for cost_MN in costs), len(competing_BN)])
+    pairs, first_cell = [], 0
+    for number, (cost_MN, competing_N) in enumerate(zip(parts, competing, strict=True)):
+        answered, proposals = _solve(cost_MN, competing_N)
+        pairs.append(np.stack([proposals + number * cost_MN.shape[1], answered + first_cell]))
+        first_cell += len(cost_MN)
+    return torch.from_numpy(np.concatenate(pairs, axis=1)).to(points_BN2.device, non_blocking=True)
+
+
+def _cost(
+    config: MatchingConfig, points_N2: Tensor, logits_NC: Tensor, cells_M2: Tensor, labels_M: Tensor
+) -> Tensor:
+    """Cells x proposals, on the device."""
+    distance_MN = torch.cdist(cells_M2.float(), points_N2.float(), compute_mode="donot_use_mm_for_euclid_dist")
+    probability_MN = logits_NC.float().softmax(-1)[:, labels_M].T
+    return config.cost_point * distance_MN - config.cost_class * probability_MN
+
+
+def _solve(cost_MN: Tensor, competing_N: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of the assignment, without the columns that are 0 in `competing_N`."""
+    kept_K = np.flatnonzero(competing_N.numpy())
+    rows, columns = linear_sum_assignment(cost_MN.numpy()[:, kept_K])
+    return rows, kept_K[columns]

@@ -138,7 +138,8 @@ class DPAP2PNet(nn.Module):
         """
         height, width = image_BCHW.shape[-2:]
         top, left = (leading_padding(side, self.config.interval) for side in (height, width))
-        shift_2 = image_BCHW.new_tensor([left, top], dtype=torch.float32)
+        # Filled on the device: a copy from the host would wait for it.
+        shift_2 = torch.stack([image_BCHW.new_full((), px, dtype=torch.float32) for px in (left, top)])
         grid_RS2 = proposal_grid(height, width, self.config.interval, image_BCHW.device) + shift_2
         *wider, own_BCHW = image_BCHW.unbind(1) if self.wider else [image_BCHW]
         pyramid = self._pyramid(self._prepare(own_BCHW, left, top), grid_RS2)
