@@ -7,12 +7,13 @@ READY  := $(VENV)/.ready
 # Waiting threads sleep instead of spinning: on busy cores that is several times faster.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help setup lint structure test test-slow test-gpu demo clean
+.PHONY: help setup lint structure test test-slow test-gpu bench-gpu demo clean
 help:
 	@echo "make demo       the whole pipeline on sample slides: harvest, pre-train, fine-tune, evaluate (10 minutes, CPU)"
 	@echo "make test       lint, type check and the tests"
 	@echo "make test-slow  the tests that take minutes;  make test-gpu  those that need a CUDA device"
 	@echo "make structure  measures of the code's structure and language, with their limits"
+	@echo "make bench-gpu  a GPU's speed: training steps, detector, prediction (25 minutes)"
 	@echo "make setup      only the virtual environment, in $(VENV)"
 
 setup: $(READY)
@@ -38,7 +39,13 @@ test-slow: setup
 	$(PY) -m pytest -m slow --timeout 3600
 
 test-gpu: setup
+	@$(PY) -m tests.gpu
 	$(PY) -m pytest -m gpu --timeout 3600
+
+# 25 minutes; run again, it goes on where it was interrupted. SHARDS=DIR feeds the steps from shards as well.
+bench-gpu: setup
+	@$(PY) -m tests.gpu
+	$(PY) -m tests.benchmarks.on_gpu $(SHARDS)
 
 # The three stages by their public commands, each reading what the one before it wrote. Run again, it goes on
 # where it was interrupted; `make clean` starts anew.

@@ -53,6 +53,15 @@ def write(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
         print(", ".join(f"{name} {value}" for name, value in row.items()))
 
 
+def measured_here(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV that this commit measured on this machine: an interrupted benchmark goes on after them."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return [row for row in rows if (row["machine"], row["commit"]) == (machine(), git_commit())]
+
+
 def machine() -> str:
     """The GPU's name, or the processor's with the number of threads."""
     if torch.cuda.is_available():
