@@ -144,7 +144,7 @@ def test_tasks_of_a_node_get_its_gpus(
 
 
 def test_nccl_is_given_its_device_and_leaves_the_rest_to_its_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a device the group is set up at once; a failed collective ends the process by itself since torch 2.2."""
+    """With a device the group is set up at once; a failed collective ends the process."""
     for name, value in {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "3"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
