@@ -14,6 +14,7 @@ from shared.training.rank_errors import refuse_differences, texts_of_ranks, toge
 from shared.training.run_folder import Run
 from shared.weights.weights_file import IMAGENET_MEAN, IMAGENET_STD, check_destination
 from ssl_pretrain.data.epoch_order import EpochPartition
+from ssl_pretrain.data.gpu_decoding import require_gpu_decoder
 from ssl_pretrain.data.shard_loader import check_batch
 from ssl_pretrain.data.shard_set import (
     ShardSet,
@@ -52,8 +53,8 @@ def prepare(recipe: Recipe, world: World) -> tuple[BatchPlan, ShardSet]:
     """
     with together(world):
         check(recipe)
-        if recipe.loader.decode == "gpu" and world.device.type != "cuda":
-            raise UserError("--loader.decode gpu needs a GPU that torch can use; leave it out, and workers decode")
+        if recipe.loader.decode == "gpu":
+            require_gpu_decoder(world.device)
         if world.is_main:
             check_destination(recipe.out)
         plan = BatchPlan.of(recipe, world.size)
