@@ -154,7 +154,9 @@ def _value_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _lost_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ssl_pretrain.train.autocast", lambda device: torch.autocast(device.type, enabled=False))
+    monkeypatch.setattr(
+        "ssl_pretrain.train.autocast", lambda device, *_: torch.autocast(device.type, enabled=False)
+    )
 
 
 @pytest.mark.parametrize(
