@@ -1,9 +1,7 @@
 """Pictures of a harvest: thumbnails of slides, contact sheets of patches."""
 
 import io
-import json
 import math
-import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +17,11 @@ from patch_extraction.slide_store.file_names import (
     near_misses_path,
     thumbnail_path,
 )
-from patch_extraction.slide_store.slide_tar import members, read_at
+from shared.errors import UserError
 from shared.files import atomic_path
 from shared.reporting.pictures import contact_sheet, draw_points, drawable
 from shared.shards.format import shard_name
+from shared.shards.tar_reader import read_with_metadata
 from shared.wsi.slide import Slide
 from shared.wsi.tissue import Tissue
 
@@ -87,17 +86,17 @@ def sheet_of_patches(
 
 def first_samples(shard: Path, count: int) -> list[tuple[Image.Image, dict[str, Any]]]:
     """Read the first `count` patches of a shard with their JSON."""
-    with shard.open("rb") as file:
-        contents = [read_at(file, span) for _, span in members(file, 2 * count)]
-    images = [Image.open(io.BytesIO(content)).convert("RGB") for content in contents[0::2]]
-    return list(zip(images, map(json.loads, contents[1::2]), strict=True))
+    return [
+        (Image.open(io.BytesIO(image.content)).convert("RGB"), metadata)
+        for image, metadata in read_with_metadata(shard, count)
+    ]
 
 
 def _intact_samples(shard: Path, count: int) -> list[tuple[Image.Image, dict[str, Any]]]:
     """Read patches of an unchecked tar; none if it is damaged, as they only serve a picture."""
     try:
         return first_samples(shard, count)
-    except (OSError, ValueError, tarfile.TarError):
+    except (OSError, ValueError, UserError):
         return []
 
 
