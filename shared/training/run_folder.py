@@ -18,7 +18,6 @@ from tqdm import tqdm
 from shared.cli import as_plain, flat, make_folder, settings_text
 from shared.errors import UserError
 from shared.files import atomic_path, file_lock, without_nan, write_json
-from shared.training import checkpoint
 
 CONFIG, PROVENANCE, LOCK = "config.json", "provenance.json", ".lock"
 PACKAGES = ("torch", "torchvision", "timm", "lightly", "webdataset", "openslide-python", "numpy", "scipy")
@@ -125,7 +124,9 @@ class Run:
 
     def _changed(self, config: object) -> list[dict[str, Any]]:
         """The settings in which this attempt differs from the one before, with the step of its last checkpoint."""
-        path, step = self.folder / CONFIG, checkpoint.newest_step(self.folder)
+        from shared.training.checkpoint import newest_step  # imports torch, which a harvest does without
+
+        path, step = self.folder / CONFIG, newest_step(self.folder)
         if step is None or not path.exists():
             return []
         # Through JSON and back, as the saved ones went: tuples become lists.

@@ -77,6 +77,20 @@ def test_a_corrected_resolution_undoes_a_slide(config):
     assert before.fingerprint == after.fingerprint
 
 
+def test_a_corrected_tag_undoes_a_slide_although_its_quickhash_stays(config):
+    path = config.wsi_dir / "a.svs"
+    write_slide(path, section(5, 256.0, 256.0), 0.25)  # states its resolution by TIFF tags
+    before = harvest_slide(sources(config)[0], config, COUNTER)
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        for name in ("XResolution", "YResolution"):
+            tiff.pages[0].tags[name].overwrite((20_000_000, 1000))
+    os.utime(path, ns=(1, 1))
+    assert stored_record(config.out, sources(config)[0]) is None
+    after = harvest_slide(sources(config)[0], config, COUNTER)
+    assert (before.slide_mpp, after.slide_mpp) == (0.25, 0.5)
+    assert before.quickhash == after.quickhash != ""
+
+
 def test_an_override_of_the_resolution_stays_valid_when_the_file_is_corrected(config):
     config = dataclasses.replace(config, slide_mpp=("0.25",), overwrite=True)
     harvest_slide(sources(config)[0], config, COUNTER)
