@@ -66,6 +66,12 @@ class Recipe:
     CoNSeP's validation tiles at a constant rate, +0.3 at the end of the cosine)."""
     learning_rate: float = 3e-4
     """AdamW (ours: +1.2 F1 after 300 steps on CoNSeP's validation tiles; authors' public code: 1e-4)."""
+    trunk_rate: float = 1.0
+    """Learning rate of the trunk relative to neck, decoder and adapter."""
+    layer_decay: float = 1.0
+    """With a ViT: learning rate of each block relative to the next (BEiT fine-tuning: 0.65 to 0.75)."""
+    freeze_trunk: bool = False
+    """Keep the trunk as it is: no gradients of its weights, less memory."""
     weight_decay: float = 1e-4
     """AdamW (paper, Implementation Details)."""
     precision: Precision = "auto"
@@ -113,6 +119,7 @@ def check(recipe: Recipe) -> None:
         ("batch-size", recipe.batch_size, 1),
         ("accumulate", recipe.accumulate, 1),
         ("learning-rate", recipe.learning_rate, 0.0),
+        ("trunk-rate", recipe.trunk_rate, 0.0),
         ("weight-decay", recipe.weight_decay, 0.0),
         ("warmup-steps", recipe.warmup_steps, 0),
         ("clip-norm", recipe.clip_norm, 1e-9),
@@ -130,6 +137,7 @@ def check(recipe: Recipe) -> None:
         check_range("folds", recipe.folds, 3)  # one to train on, one to validate, one to test
         check_range("fold", recipe.fold, 0, recipe.folds)
     check_range("distinct-um", recipe.distinct_um, 0, 20)
+    check_range("layer-decay", recipe.layer_decay, 0.01, 1)
     check_range("ema", recipe.ema, 0, 1 - 1e-6)
     for option in ("flip", "degrade", "shuffle", "mix", "stain", "colour", "brown"):
         check_range(f"augment.{option}", getattr(recipe.augment, option), 0, 1)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from finetune.recipes import Recipe
 from finetune.training.criterion import detection_loss, loss_normalisers
+from finetune.training.optimiser import set_learning_rate
 from finetune.training.state import TrainingState
 from finetune.training.tile_loader import Batch
 from shared.training.distributed import any_rank, exchange_gradients, mean_over_ranks
@@ -38,8 +39,7 @@ def update(
     shown = _backward(recipe, network, training, batch)
     norm = nn.utils.clip_grad_norm_(training.detector.parameters(), recipe.clip_norm)
     _require_finite((shown, norm), recipe, training.step)
-    for group in training.optimiser.param_groups:
-        group["lr"] = rate
+    set_learning_rate(training.optimiser, rate)
     training.optimiser.step()
     if training.ema is not None:
         training.ema.update(training.detector, step=training.step + 1)  # timm counts from 1

@@ -15,6 +15,7 @@ from finetune.recipes import Recipe, check
 from finetune.scoring.tile_scores import predict_tiles, score_tiles
 from finetune.step import learning_rate, update
 from finetune.training.initialisation import initial_detector, pretrained_batch_norms
+from finetune.training.optimiser import create_optimiser
 from finetune.training.proposal_count import check_interval
 from finetune.training.state import TrainingState, ema_of
 from finetune.training.tile_loader import TileStream, tile_batches
@@ -64,6 +65,7 @@ def train(recipe: Recipe, world: World, stop: StopSignal) -> int:
     if world.is_main:
         print(f"data    {data}\ntrunk   {trunk_source}")
         print(f"device  {world.size} x {world.device.type}, {recipe.batch_size} tiles a step")
+        print(f"trained {_trained_share(training.detector)}")
         print(f"state   {resumed or f'begins in {run.folder}'}", flush=True)
     with together(world):
         if world.is_main and not resumed:
@@ -185,9 +187,21 @@ def _start(recipe: Recipe, data: AnnotatedData, world: World) -> tuple[TrainingS
     torch.manual_seed(recipe.seed)
     detector, loaded, trunk_source = initial_detector(wanted, recipe.init, recipe.arch, data.classes)
     held = [norm for trunk in detector.trunks() for norm in pretrained_batch_norms(trunk, loaded)]
+    if recipe.freeze_trunk:
+        for trunk in detector.trunks():
+            trunk.requires_grad_(False)
     detector.to(world.device).to(memory_format=torch.channels_last)  # as its images are
-    optimiser = torch.optim.AdamW(detector.parameters(), weight_decay=recipe.weight_decay, fused=True)
+    optimiser = create_optimiser(detector, recipe.weight_decay, recipe.trunk_rate, recipe.layer_decay)
     return TrainingState(detector, optimiser, held, ema_of(detector, recipe.ema)), trunk_source
+
+
+def _trained_share(detector: core.DPAP2PNet) -> str:
+    """Describe how much of a detector is trained."""
+    total, trained = 0, 0
+    for parameter in detector.parameters():
+        total += parameter.numel()
+        trained += parameter.numel() * parameter.requires_grad
+    return f"{trained / 1e6:.1f} of {total / 1e6:.1f} M parameters"
 
 
 def refuse_uneven(recipe: Recipe, ranks: int) -> None:
