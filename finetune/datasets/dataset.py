@@ -43,6 +43,13 @@ class Tile:
     """Downsampling of the file on reading: each px is the mean of reduction x reduction px of it."""
     wider: tuple[Path, ...] = ()
     """Images of ..., 4 and 2 times the width around the same centre, widest first."""
+    patient: str = ""
+    """Patient of the slide; empty if not stated."""
+
+    @property
+    def group(self) -> str:
+        """Key of the tiles that stay in one split: the patient if stated, else the slide."""
+        return self.patient or self.slide
 
     def read(self) -> np.ndarray:
         """Read the image as uint8 (H, W, 3)."""

@@ -14,7 +14,7 @@ from shared.wsi.resolution import MPP_RANGE
 
 NAME = "dataset.json"
 ANY_CELL = "any cell"
-FIELDS = ("format", "mpp", "classes", "origin", "splits", "slides")
+FIELDS = ("format", "mpp", "classes", "origin", "splits", "slides", "patients")
 FORMATS = ("points", "consep", "bcdata", "ocelot")
 # Offset of coordinates in the files that makes (0, 0) the outer corner of the first pixel.
 ORIGIN_OFFSETS = {"corner": 0.0, "pixel_index": 0.5}
@@ -31,6 +31,8 @@ class Description:
     origin: str = "corner"
     slides: Mapping[str, str] = field(default_factory=dict)
     """Image path relative to the data folder -> slide key; an image without an entry is its own slide."""
+    patients: Mapping[str, str] = field(default_factory=dict)
+    """Slide key -> patient; tiles of one patient stay in one split."""
     splits: Mapping[str, str] = field(default_factory=dict)
     """Image path relative to the data folder -> split; overrides the folder of the image."""
     val: frozenset[str] = frozenset()
@@ -99,7 +101,8 @@ def _given(content: dict[str, Any]) -> dict[str, Any]:
         "mpp": float,
         "classes": _classes,
         "origin": str,
-        "slides": lambda slides: {str(image): str(key) for image, key in slides.items()},
+        "slides": _texts,
+        "patients": _texts,
         "splits": _split_of,
     }
     return {name: readers[name](value) for name, value in content.items() if value is not None}
@@ -107,6 +110,10 @@ def _given(content: dict[str, Any]) -> dict[str, Any]:
 
 def _classes(entries: list[dict[str, Any]]) -> dict[str, str]:
     return class_values([(str(entry["name"]), str(entry["value"])) for entry in entries], NAME)
+
+
+def _texts(entries: dict[str, Any]) -> dict[str, str]:
+    return {str(key): str(value) for key, value in entries.items()}
 
 
 def _split_of(splits: dict[str, list[str]]) -> dict[str, str]:

@@ -1,7 +1,8 @@
-"""Splits of tiles: as listed in dataset.json, as in folders, or drawn by slide."""
+"""Splits of tiles: as listed in dataset.json, as in folders, or drawn by patient or slide."""
 
 import dataclasses
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -28,10 +29,13 @@ def arrange(folder: Path, tiles: Mapping[str, list[Tile]], description: Descript
         description: Its `splits` override the folders; its `val` names training tiles.
 
     Raises:
-        UserError: the description names an image that does not exist or leaves one out, or a slide is in
-            two splits.
+        UserError: the description names an image or slide that does not exist or leaves one out, or a patient or
+            slide is in two splits.
     """
+    tiles = {name: _with_patients(each, description.patients) for name, each in tiles.items()}
     everything = [tile for each in tiles.values() for tile in each]
+    if unknown := sorted(description.patients.keys() - {tile.slide for tile in everything}):
+        raise UserError(f'"patients" in {folder / NAME} names {unknown[0]}, which is no slide there; correct it')
     _refuse_strangers(folder, {_key(folder, tile.image) for tile in everything}, description)
     splits = _listed(folder, everything, description) if description.splits else _dealt(tiles, description.val)
     splits = {name: splits[name] for name in SPLITS if splits.get(name)}
@@ -40,25 +44,25 @@ def arrange(folder: Path, tiles: Mapping[str, list[Tile]], description: Descript
 
 
 def split_by_slide(tiles: Sequence[Tile], shares: dict[str, float], seed: int = 0) -> dict[str, list[Tile]]:
-    """Deal whole slides into splits so that their tile counts come close to the shares.
+    """Draw splits of whole patients (of slides, if none is stated) whose tile counts come close to the shares.
 
-    The order of the slides is a hash of their keys and the seed: adding a slide moves few of the others.
+    The order of the patients is a hash of their keys and the seed: adding one moves few of the others.
     """
-    slides = sorted({tile.slide for tile in tiles}, key=lambda key: _hash(key, seed))
-    counts = {key: sum(tile.slide == key for tile in tiles) for key in slides}
+    groups = sorted({tile.group for tile in tiles}, key=lambda key: _hash(key, seed))
+    counts = Counter(tile.group for tile in tiles)
     dealt: dict[str, set[str]] = {name: set() for name in shares}
     filled = dict.fromkeys(shares, 0)
-    for key in slides:
+    for key in groups:
         neediest = max(shares, key=lambda name: shares[name] * len(tiles) - filled[name])
         dealt[neediest].add(key)
         filled[neediest] += counts[key]
-    return {name: [tile for tile in tiles if tile.slide in keys] for name, keys in dealt.items()}
+    return {name: [tile for tile in tiles if tile.group in keys] for name, keys in dealt.items()}
 
 
 def hold_out(data: AnnotatedData, fold: int, folds: int) -> AnnotatedData:
     """Make the tiles of one fold the test tiles, and those of the next the validation tiles.
 
-    Slides of the training and validation split are dealt out; the data's own test tiles are not used.
+    Patients or slides of the training and validation split are divided; the data's own test tiles are not used.
 
     Args:
         data: Annotated tiles.
@@ -66,15 +70,19 @@ def hold_out(data: AnnotatedData, fold: int, folds: int) -> AnnotatedData:
         folds: Number of folds.
 
     Raises:
-        UserError: there are fewer slides than folds.
+        UserError: there are fewer patients or slides than folds.
     """
     tiles = [*data.splits.get("train", []), *data.splits.get("val", [])]
-    if (slides := len({tile.slide for tile in tiles})) < folds:
-        raise UserError(f"{data.folder} has training tiles of {slides} slides, too few for --folds {folds}")
+    if (groups := len({tile.group for tile in tiles})) < folds:
+        raise UserError(f"{data.folder} has training tiles of {groups} slides, too few for --folds {folds}")
     parts = list(split_by_slide(tiles, {str(part): 1 / folds for part in range(folds)}).values())
     test, val = parts.pop(fold - 1), parts.pop((fold - 1) % (folds - 1))
     train = [tile for part in parts for tile in part]
     return dataclasses.replace(data, splits={"train": train, "val": val, "test": test})
+
+
+def _with_patients(tiles: Sequence[Tile], patients: Mapping[str, str]) -> list[Tile]:
+    return [dataclasses.replace(tile, patient=patients.get(tile.slide, "")) for tile in tiles]
 
 
 def _hash(key: str, seed: int) -> str:
@@ -122,13 +130,14 @@ def _refuse_strangers(folder: Path, known: set[str], description: Description) -
 
 
 def _refuse_shared_slides(folder: Path, splits: Mapping[str, list[Tile]]) -> None:
-    """Refuse tiles of one slide in several splits: scores would be too good."""
+    """Refuse tiles of one patient or slide in several splits: scores would be too good."""
     split_of: dict[str, str] = {}
     for name, tiles in splits.items():
         for tile in tiles:
-            other = split_of.setdefault(tile.slide, name)
+            other = split_of.setdefault(tile.group, name)
             if other != name:
+                kind = "patient" if tile.patient else "slide"
                 raise UserError(
-                    f"{folder} has tiles of slide {tile.slide!r} in both {other} and {name} "
-                    f"(one is {tile.image}); move all tiles of a slide into one split"
+                    f"{folder} has tiles of {kind} {tile.group!r} in both {other} and {name} "
+                    f"(one is {tile.image}); move all tiles of a {kind} into one split"
                 )

@@ -28,14 +28,16 @@ def summarise(config: Summary) -> None:
 
 
 def table(data: AnnotatedData) -> str:
-    """Format the line of Table 2, and a table of images, slides and cells per split and class."""
-    columns = ["images", "slides", "cells", *data.classes]
-    widths = [max(len(column), 8) + 2 for column in columns]
+    """Format the line of Table 2, and a table of images, slides, patients and cells per split and class."""
     everything = [tile for tiles in data.splits.values() for tile in tiles]
+    patients = any(tile.patient for tile in everything)
+    columns = ["images", "slides", *(["patients"] if patients else []), "cells", *data.classes]
+    widths = [max(len(column), 8) + 2 for column in columns]
     lines = [f"{data.folder}: {_sizes(everything)} px at {data.mpp:.4g} um/px, {_table_2(data)}"]
     lines += ["", f"{'split':<6}" + _row(columns, widths)]
-    lines += [f"{name:<6}{_row(_counts(tiles, data), widths)}" for name, tiles in data.splits.items()]
-    return "\n".join([*lines, f"{'all':<6}{_row(_counts(everything, data), widths)}", *data.notes()])
+    for name, tiles in {**data.splits, "all": everything}.items():
+        lines.append(f"{name:<6}" + _row(_counts(tiles, data, patients), widths))
+    return "\n".join([*lines, *data.notes()])
 
 
 def _table_2(data: AnnotatedData) -> str:
@@ -55,10 +57,11 @@ def _sizes(tiles: Sequence[Tile]) -> str:
     return f"{low} to {high}"
 
 
-def _counts(tiles: Sequence[Tile], data: AnnotatedData) -> list[str]:
+def _counts(tiles: Sequence[Tile], data: AnnotatedData, patients: bool) -> list[str]:
     labels_N = np.concatenate([tile.labels_N for tile in tiles])
     per_class = np.bincount(labels_N, minlength=len(data.classes)).tolist()
-    counts = [len(tiles), len({tile.slide for tile in tiles}), len(labels_N), *per_class]
+    people = [len({tile.patient for tile in tiles} - {""})] if patients else []
+    counts = [len(tiles), len({tile.slide for tile in tiles}), *people, len(labels_N), *per_class]
     return [f"{count:,}" for count in counts]
 
 

@@ -159,6 +159,8 @@ class _Reader:
 
     def _add_cells(self, feature: Feature, kind: str, where: str) -> None:
         points = list(self._centres(feature, kind))
+        if not points:
+            self._leave_out(kind, "")
         name = class_of(feature) or self._unclassified or ""
         if is_ignored(name):
             self._objects.left_out[f"cells of class {name}"] += len(points)

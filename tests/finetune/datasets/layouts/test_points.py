@@ -10,7 +10,7 @@ from PIL import Image
 from finetune.datasets import DataOptions, load_data
 from finetune.datasets.dataset import Tile
 from finetune.datasets.description import Description
-from finetune.datasets.splits import arrange
+from finetune.datasets.splits import arrange, hold_out
 from finetune.datasets.summary import table
 from shared.errors import UserError
 
@@ -201,6 +201,30 @@ def test_the_name_of_the_scores_of_all_classes_is_no_class(tmp_path: Path) -> No
         with pytest.raises(UserError, match="'any cell'"):
             load_data(DataOptions(data=tmp_path, slide_mpp=0.5, classes=classes))
     load_data(DataOptions(data=tmp_path, slide_mpp=0.5, classes=("cell=any cell",)))
+
+
+def test_tiles_of_one_patient_stay_together(tmp_path: Path) -> None:
+    """Of five patients, with two slides each and two tiles a slide."""
+    stems = [f"{slide}{tile}" for slide in "abcdefghij" for tile in "12"]
+    write(tmp_path, stems)
+    slides = {f"images/{stem}.png": stem[0] for stem in stems}
+    patients = {slide: f"p{number // 2}" for number, slide in enumerate("abcdefghij")}
+    describe(tmp_path, slides=slides, patients=patients)
+    data = load_data(DataOptions(data=tmp_path))
+    where = {name: {tile.patient for tile in tiles} for name, tiles in data.splits.items()}
+    assert {name: len(each) for name, each in where.items()} == {"train": 3, "val": 1, "test": 1}
+    assert len(set.union(*where.values())) == 5
+    assert [line.split()[3] for line in table(data).splitlines()[2:7]] == ["patients", "3", "1", "1", "5"]
+    fold = hold_out(data, 1, 4)
+    held_out = [{tile.patient for tile in tiles} for tiles in fold.splits.values()]
+    assert sum(map(len, held_out)) == 4  # the patient of the test tiles is not used
+    listed = {"train": list(slides)[:2], "test": list(slides)[2:]}
+    describe(tmp_path, slides=slides, patients=patients, splits=listed)
+    with pytest.raises(UserError, match=r"patient 'p0' in both train and test"):
+        load_data(DataOptions(data=tmp_path))
+    describe(tmp_path, slides=slides, patients={"zebra": "p0"})
+    with pytest.raises(UserError, match=r'"patients" in .*dataset\.json names zebra'):
+        load_data(DataOptions(data=tmp_path))
 
 
 def test_names_that_show_no_slide(tmp_path: Path) -> None:
