@@ -1,28 +1,29 @@
-"""`python -m finetune.evaluate DETECTOR --data DIR`: the table of scores, beside another detector's if asked."""
+"""`python -m finetune.evaluate DETECTOR --data DIR`: table of scores, optionally beside another detector's."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
-import torch
 import tyro
+from PIL import Image
 
 from finetune.datasets import DataOptions, load_data
 from finetune.datasets.dataset import AnnotatedData, Tile
 from finetune.datasets.wider_views import require_views
+from finetune.predict.in_memory import FoundCells, predict_tiles
 from finetune.scoring.metrics import Scores
+from finetune.scoring.operating_point import FLOOR, resolve_threshold
+from finetune.scoring.precision_recall import precision_recall_picture
 from finetune.scoring.sheets import comparison_sheet
-from finetune.scoring.tile_scores import predict_tiles, score_tiles
+from finetune.scoring.tile_scores import score_tiles, tile_curves
 from shared.cli import as_plain, check_range, make_folder, run
 from shared.errors import UserError
-from shared.files import atomic_path, write_json
+from shared.files import own_path, write_json
+from shared.model.cells import Cells
 from shared.model.detector_file import LoadedDetector
-from shared.model.dpa_p2pnet import DPAP2PNet
 from shared.training.run_folder import provenance
-
-# Slides of one scanner differ by less; twice the resolution makes other objects of cells.
-MPP_TOLERANCE = 0.05
+from shared.wsi.slide import MOST_UPSAMPLING
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,41 +33,54 @@ class EvaluateConfig:
     detector: tyro.conf.Positional[Path]
     """Detector file (finetune writes detector.pth)."""
     source: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions()
-    """The annotated data."""
+    """Annotated data."""
     split: str = "test"
-    """Which split to score: train, val or test."""
+    """Split to score: train, val or test."""
+    threshold: str = "paper"
+    """Rule by which a proposal is a cell: paper (a class is more probable than background), a least probability of
+    its class, or best (the least probability that was best on validation, stored in each detector)."""
     baseline: Path | None = None
     """Another detector to score on the same tiles."""
     min_gain: float | None = None
-    """Exit with code 1 unless macro F1 exceeds the baseline's by this much (0..1)."""
+    """Exit with code 1 unless macro F1 exceeds the baseline's by this much (0 to 1)."""
     out: Path = Path("evaluation")
-    """Folder for scores.json and the picture of predicted against annotated cells."""
+    """Folder of scores.json, comparison.png and precision_recall.png."""
 
 
-def load_for(path: Path, data: AnnotatedData, tiles: Sequence[Tile], device: torch.device) -> DPAP2PNet:
+def load_for(path: Path, data: AnnotatedData, tiles: Sequence[Tile]) -> LoadedDetector:
     """Load a detector that fits the data and the tiles to be scored.
 
     Raises:
-        UserError: no detector file, or one with other classes or trained at another resolution,
-            or more fields of view than the tiles have.
+        UserError: no detector file; a detector of other classes; images that are far coarser than those it was
+            trained on, or have fewer fields of view than it takes.
     """
-    trained = LoadedDetector.load(path, device)
-    if trained.classes != data.classes:
+    detector = LoadedDetector.load(path)
+    if detector.classes != data.classes:
         raise UserError(
-            f"{path} detects {', '.join(trained.classes)}, but {data.folder} is annotated with "
+            f"{path} detects {', '.join(detector.classes)}, but {data.folder} is annotated with "
             f"{', '.join(data.classes)}; give the detector's names in its order with --classes NAME=VALUE ..."
         )
-    if abs(trained.mpp / data.mpp - 1) > MPP_TOLERANCE:
+    if data.mpp > detector.mpp * MOST_UPSAMPLING:
         raise UserError(
-            f"{path} was trained at {trained.mpp:g} um/px, but {data.folder} has {data.mpp:g}; resample the "
-            "images, or correct the data's resolution with --slide-mpp"
+            f"{path} was trained at {detector.mpp:g} um/px, but {data.folder} has only {data.mpp:g}; "
+            "correct the data's resolution with --slide-mpp, or give finer images"
         )
-    require_views(tiles, trained.network.config.views)
-    return trained.network
+    require_views(tiles, detector.network.config.views)
+    return detector
+
+
+class Evaluation(NamedTuple):
+    """Cells of a detector on the tiles, by the rule of `--threshold`, and their scores."""
+
+    title: str
+    threshold: float | None
+    found: list[FoundCells]
+    cells: list[Cells]
+    scores: Scores
 
 
 def evaluate(config: EvaluateConfig) -> int:
-    """Score, print, write; 1 if the gain over the baseline is too small."""
+    """Score, print and write; returns 1 if the gain over the baseline is too small."""
     check(config)
     data = load_data(config.source)
     tiles = data.splits.get(config.split)
@@ -74,23 +88,49 @@ def evaluate(config: EvaluateConfig) -> int:
         raise UserError(
             f"{data.folder} has no split {config.split!r}, only {', '.join(data.splits)}; choose with --split"
         )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    detector = load_for(config.detector, data, tiles, device)
-    baseline = load_for(config.baseline, data, tiles, device) if config.baseline else None
+    paths = [config.detector, *([config.baseline] if config.baseline else [])]
+    detectors = [load_for(path, data, tiles) for path in paths]
+    thresholds = [resolve_threshold(config.threshold, detector) for detector in detectors]
     make_folder(config.out, "--out")
     print(data)
-    found = predict_tiles(detector, tiles, device)
-    scores = score_tiles(tiles, found, data)
-    print(f"\n{config.detector} on {config.split}, within {data.radius_um:g} um:\n{scores.table()}")
-    with atomic_path(config.out / "comparison.png") as temporary:
-        comparison_sheet(tiles, found, data.classes).save(temporary, format="PNG")
-    other = score_tiles(tiles, predict_tiles(baseline, tiles, device), data) if baseline else None
-    _write(config, scores, other)
-    return _compare(config, scores, other) if other else 0
+    own, *others = (
+        _evaluate(detector, threshold, tiles, data, config.split)
+        for detector, threshold in zip(detectors, thresholds, strict=True)
+    )
+    print(f"\n{own.title}:\n{own.scores.table()}")
+    _draw(config.out, own, tiles, data)
+    baseline = others[0].scores if others else None
+    _write(config, own.threshold, own.scores, baseline)
+    return _compare(config, own.scores, baseline) if baseline else 0
+
+
+def _evaluate(
+    detector: LoadedDetector, threshold: float | None, tiles: Sequence[Tile], data: AnnotatedData, split: str
+) -> Evaluation:
+    if detector.mpp != data.mpp:
+        print(f"note: for {detector.path} images are resampled from {data.mpp:g} to {detector.mpp:g} um/px")
+    rule = "paper's rule" if threshold is None else f"threshold {threshold:g}"
+    title = f"{detector.path} on {split}, within {data.radius_um:g} um, {rule}"
+    found = predict_tiles(detector, tiles, data.mpp)
+    cells = [each.cells(threshold) for each in found]
+    return Evaluation(title, threshold, found, cells, score_tiles(tiles, cells, data))
+
+
+def _draw(out: Path, evaluation: Evaluation, tiles: Sequence[Tile], data: AnnotatedData) -> None:
+    """Write the pictures."""
+    curves = tile_curves(tiles, [each.cells(FLOOR) for each in evaluation.found], data)
+    _save(comparison_sheet(tiles, evaluation.cells, data.classes), out / "comparison.png")
+    picture = precision_recall_picture(curves, evaluation.scores, evaluation.title)
+    _save(picture, out / "precision_recall.png")
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    with own_path(path) as temporary:
+        picture.save(temporary, format="PNG")
 
 
 def check(config: EvaluateConfig) -> None:
-    """Refuse options that make no sense.
+    """Validate the options.
 
     Raises:
         UserError: names the option and what it takes.
@@ -100,24 +140,26 @@ def check(config: EvaluateConfig) -> None:
     check_range("min-gain", config.min_gain, 0, 1)
 
 
-def _write(config: EvaluateConfig, scores: Scores, baseline: Scores | None) -> None:
+def _write(config: EvaluateConfig, threshold: float | None, scores: Scores, baseline: Scores | None) -> None:
     result = {
+        "threshold": threshold,
         "config": as_plain(config),
         "scores": scores.as_dict(),
         "baseline": baseline and baseline.as_dict(),
         "provenance": provenance(),
     }
-    write_json(config.out / "scores.json", result)
+    with own_path(config.out / "scores.json") as temporary:
+        write_json(temporary, result)
     print(f"\npicture: {config.out / 'comparison.png'}\nscores: {config.out / 'scores.json'}")
 
 
 def _compare(config: EvaluateConfig, scores: Scores, baseline: Scores) -> int:
-    """Print the gain over the baseline; the exit code says whether it is what was asked for."""
+    """Print the gain over the baseline; returns 1 if it is below --min-gain."""
     gain = scores.macro_f1 - baseline.macro_f1
     print(f"\n{config.baseline} on the same tiles:\n{baseline.table()}")
     print(f"\nmacro F1 {scores.macro_f1:.3f} against {baseline.macro_f1:.3f}: gain {gain:+.3f}")
     if config.min_gain is not None and not gain >= config.min_gain:
-        print(f"the gain is below the {config.min_gain:g} asked for")
+        print(f"the gain is below --min-gain {config.min_gain:g}")
         return 1
     return 0
 

@@ -1,4 +1,4 @@
-"""`python -m finetune.profile`: size, work and speed of every detector, beside the paper's Tables 3 and 5."""
+"""`python -m finetune.profile`: parameters, multiply-adds and speed of every detector, beside the paper's."""
 
 import csv
 import platform
@@ -13,8 +13,9 @@ from finetune.sweep.detector_size import image_of, multiply_adds
 from finetune.sweep.paper_tables import VARIANTS, Variant
 from shared.cli import check_range, run
 from shared.errors import UserError
-from shared.files import atomic_path
+from shared.files import own_path
 from shared.model.dpa_p2pnet import DetectorConfig, DPAP2PNet
+from shared.reporting.tables import table
 from shared.training.precision import autocast
 from shared.training.run_folder import provenance
 
@@ -61,10 +62,6 @@ def profile(config: ProfileConfig) -> int:
     if unknown := set(config.variants) - {variant.name for variant in chosen}:
         names = ", ".join(variant.name for variant in VARIANTS)
         raise UserError(f"there is no variant {min(unknown)!r}; choose from: {names}")
-    print(
-        f"{'variant':<26} {'params M':>9} {'paper':>6} {'MACs G':>8} {'paper':>6} {'sampled':>8} {'images/s':>9} "
-        f"{'paper':>6}"
-    )
     settings = [_settings(variant, config) for variant in chosen]
     try:
         config.out.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +71,9 @@ def profile(config: ProfileConfig) -> int:
     rows = []
     for variant, each in zip(chosen, settings, strict=True):
         rows.append(_measure(variant, each, config))
-        print(_line(rows[-1]), flush=True)
+        print(f"measured: {variant.name}", flush=True)
+    header = ("variant", "params M", "paper", "MACs G", "paper", "sampled", "images/s", "paper")
+    print(f"\n{table(header, [_line(row) for row in rows])}")
     _write(config, rows)
     return 0
 
@@ -116,15 +115,13 @@ def images_per_second(detector: DPAP2PNet, config: ProfileConfig) -> float:
     return count / (time.perf_counter() - start)
 
 
-def _line(row: ProfileRow) -> str:
+def _line(row: ProfileRow) -> tuple[str, ...]:
     params, macs, fps = (
         f"{value:g}" if value else "-" for value in (row.paper_params_m, row.paper_macs_g, row.paper_fps)
     )
     speed = f"{row.images_per_second:.2f}" if row.images_per_second else "-"
-    return (
-        f"{row.variant:<26} {row.params_m:>9.3f} {params:>6} {row.macs_g:>8.2f} {macs:>6} "
-        f"{row.sampled_macs_g:>8.2f} {speed:>9} {fps:>6}"
-    )
+    own = f"{row.params_m:.3f}", f"{row.macs_g:.2f}", f"{row.sampled_macs_g:.2f}"
+    return row.variant, own[0], params, own[1], macs, own[2], speed, fps
 
 
 def _write(config: ProfileConfig, rows: list[ProfileRow]) -> None:
@@ -140,7 +137,7 @@ def _write(config: ProfileConfig, rows: list[ProfileRow]) -> None:
         "commit": made["git_commit"],
         "date": made["time"],
     }
-    with atomic_path(config.out) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with own_path(config.out) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*asdict(rows[0]), *common])
         writer.writeheader()
         writer.writerows({**asdict(row), **common} for row in rows)

@@ -6,12 +6,14 @@ from pathlib import Path
 import torch
 
 from finetune.datasets.dataset import AnnotatedData
+from finetune.predict.in_memory import predict_tiles
 from finetune.scoring.sheets import annotated_sheet, comparison_sheet, proposals_sheet
-from finetune.scoring.tile_scores import predict_tiles, score_tiles, to_batch
+from finetune.scoring.tile_scores import score_tiles
 from finetune.training.tile_loader import TileStream
 from shared.files import write_json
-from shared.model.detector_file import load_detector
+from shared.model.detector_file import LoadedDetector
 from shared.model.dpa_p2pnet import DPAP2PNet
+from shared.model.image_tensors import to_image
 from shared.training.run_folder import Run
 from shared.weights.weights_file import publish
 
@@ -33,7 +35,7 @@ def draw_proposals(run: Run, detector: DPAP2PNet, data: AnnotatedData, device: t
     tile = (data.splits.get("val") or data.splits["train"])[0]
     views_KHWC = tile.read_views(detector.config.views)
     detector.eval()
-    found = detector(to_batch(views_KHWC, device))
+    found = detector(to_image(views_KHWC).to(device)[None])
     labels_N = found.logits_BNC[0].argmax(-1)
     kept = labels_N != len(data.classes)
     stages = (found.proposals_N2, found.deformed_BN2[0], found.points_BN2[0])
@@ -47,10 +49,12 @@ def finish(run: Run, out: Path, data: AnnotatedData, device: torch.device) -> No
     tiles = data.splits.get("test", [])
     scores = {}
     for name in ("last", "best") if tiles else ():
-        detector, metadata = load_detector(run.folder / f"{name}.pth")
-        found = predict_tiles(detector.to(device), tiles, device)
+        detector = LoadedDetector.load(run.folder / f"{name}.pth", device)
+        found = [each.cells() for each in predict_tiles(detector, tiles, data.mpp)]
         scores[name] = score_tiles(tiles, found, data)
-        print(f"\n{name} weights (step {metadata['step']}) on the test tiles, within {data.radius_um:g} um:")
+        print(
+            f"\n{name} weights (step {detector.metadata['step']}) on the test tiles, within {data.radius_um:g} um:"
+        )
         print(scores[name].table())
         run.picture(f"comparison-{name}", comparison_sheet(tiles, found, data.classes))
     if scores:

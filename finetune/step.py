@@ -60,7 +60,7 @@ def _backward(recipe: Recipe, network: nn.Module, training: TrainingState, batch
     for part in parts:
         with exchange_gradients(network, only_if=part is parts[-1]):
             with autocast(device, recipe.precision, training=True):
-                found = network(part.image_BCHW.float() / 255)
+                found = network(part.image_BCHW)
             _require_finite((found.points_BN2, found.logits_BNC), recipe, training.step)
             if part is parts[0]:  # of the whole batch: its parts are summed
                 proposals = found.points_BN2.shape[1]

@@ -1,7 +1,9 @@
 """The fine-tuning loop: annotated tiles -> DPA-P2PNet -> detector.pth."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -11,8 +13,10 @@ from finetune.datasets import load_data
 from finetune.datasets.dataset import AnnotatedData, Tile
 from finetune.datasets.splits import hold_out
 from finetune.datasets.wider_views import require_views
+from finetune.predict.in_memory import predict_tiles
 from finetune.recipes import Recipe, check
-from finetune.scoring.tile_scores import predict_tiles, score_tiles
+from finetune.scoring.operating_point import FLOOR, as_metadata
+from finetune.scoring.tile_scores import score_tiles, tile_curves
 from finetune.step import learning_rate, update
 from finetune.training.initialisation import initial_detector, pretrained_batch_norms
 from finetune.training.optimiser import create_optimiser
@@ -22,7 +26,7 @@ from finetune.training.tile_loader import TileStream, tile_batches
 from shared.cli import as_plain
 from shared.errors import UserError
 from shared.model import dpa_p2pnet as core
-from shared.model.detector_file import save_detector, tile_to_predict
+from shared.model.detector_file import LoadedDetector, save_detector, tile_to_predict
 from shared.signals import STOPPED, StopSignal, leave_marker
 from shared.training import checkpoint, distributed
 from shared.training.distributed import World
@@ -241,9 +245,13 @@ def _keep(
 def _validate(recipe: Recipe, training: TrainingState, data: AnnotatedData, run: Run, world: World) -> None:
     """Score the validation tiles, keep the best weights, draw the proposals."""
     results.draw_proposals(run, training.eval_model, data, world.device, training.step)
+    operating_point: dict[str, Any] = {}
     if data.validates:
         tiles = data.splits["val"]
-        scores = score_tiles(tiles, predict_tiles(training.eval_model, tiles, world.device), data)
+        found = predict_tiles(_as_loaded(recipe, training, data, world), tiles, data.mpp)
+        scores = score_tiles(tiles, [each.cells() for each in found], data)
+        curves = tile_curves(tiles, [each.cells(FLOOR) for each in found], data)
+        operating_point = as_metadata(curves[:-1])
         run.log(training.step, **{f"val/{name}": value for name, value in scores.as_dict().items()})
         tqdm.write(f"step {training.step}: validation {scores.summary()}")
         if scores.macro_f1 < training.best_f1:
@@ -251,10 +259,23 @@ def _validate(recipe: Recipe, training: TrainingState, data: AnnotatedData, run:
         # The untrained net is scored for the curve; any trained one takes its place.
         training.best_f1 = scores.macro_f1 if training.step else -1.0
     training.best_step = training.step
-    _save_weights(recipe, training, data, run, "best")
+    _save_weights(recipe, training, data, run, "best", operating_point)
 
 
-def _save_weights(recipe: Recipe, training: TrainingState, data: AnnotatedData, run: Run, name: str) -> None:
+def _as_loaded(recipe: Recipe, training: TrainingState, data: AnnotatedData, world: World) -> LoadedDetector:
+    """The detector in training as its file will be loaded."""
+    tile = tile_to_predict(training.eval_model.config, recipe.augment.crop)
+    return LoadedDetector(recipe.run_dir, training.eval_model, data.classes, data.mpp, world.device, tile)
+
+
+def _save_weights(
+    recipe: Recipe,
+    training: TrainingState,
+    data: AnnotatedData,
+    run: Run,
+    name: str,
+    operating_point: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
     """Write `NAME.pth`, weights with their metadata, into the run folder."""
     metadata = {
         "classes": list(data.classes),
@@ -267,6 +288,7 @@ def _save_weights(recipe: Recipe, training: TrainingState, data: AnnotatedData, 
         "best_step": training.best_step,
         "seed": recipe.seed,
         "run_id": run.id,
+        **operating_point,
         **provenance(),
     }
     save_detector(recipe.run_dir / f"{name}.pth", training.eval_model, metadata)

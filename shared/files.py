@@ -68,6 +68,41 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def own_path(path: Path) -> Iterator[Path]:
+    """`atomic_path` among files of users: one of that name from elsewhere, or edited since, is kept as NAME.bak.
+
+    The SHA-256 of what is written is recorded in the folder's hidden file `.written.sha256` before it is renamed.
+    """
+    record = path.with_name(".written.sha256")
+    with atomic_path(path) as temporary:
+        yield temporary
+        if path.exists() and path.stat().st_size and sha256(path) not in recorded(record):
+            keep_aside(path)
+        record_digest(temporary, record)
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def recorded(record: Path) -> set[str]:
+    """Digests in a record; empty if there is none."""
+    try:
+        return set(record.read_text(encoding="utf-8").split())
+    except (OSError, ValueError):
+        return set()
+
+
+def record_digest(path: Path, record: Path) -> None:
+    """Append a file's digest; lines are only added, so processes that share a record lose none of another's."""
+    with record.open("a", encoding="utf-8") as file:
+        file.write(f"{sha256(path)}\n")
+    sync(record)
+
+
 def keep_aside(path: Path) -> None:
     """Rename a file that is about to be replaced to NAME.bak, or .bak2, .bak3, ...: none of these is replaced."""
     names = itertools.chain([".bak"], (f".bak{number}" for number in itertools.count(2)))

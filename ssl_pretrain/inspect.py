@@ -13,7 +13,7 @@ from torch import Tensor
 
 from shared.cli import check_range, make_folder, run
 from shared.errors import UserError
-from shared.files import atomic_path
+from shared.files import own_path
 from ssl_pretrain.data.crops import Crop
 from ssl_pretrain.data.shard_set import ShardSet, open_shards
 from ssl_pretrain.data.views import Views, ViewsConfig
@@ -111,7 +111,7 @@ def _device() -> torch.device:
 
 
 def _saved(image: Image.Image, path: Path) -> Path:
-    with atomic_path(path) as temporary:
+    with own_path(path) as temporary:
         image.save(temporary, format="PNG")
     return path
 

@@ -1,1 +1,1 @@
-"""Whole slides and images to cells: tiles, cells without seams, files for QuPath and people."""
+"""Prediction of whole slides and images: tiles, cells without duplicates at seams, files for QuPath."""

@@ -1,4 +1,4 @@
-"""What a prediction is asked to do."""
+"""Options of a prediction."""
 
 import importlib
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from shared.wsi.resolution import MPP_RANGE
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig:
-    """Find the cells of slides and images; write them for QuPath, spreadsheets and people.
+    """Find the cells of slides and images; write them for QuPath, as tables and as pages to read.
 
-    The same command goes on where it was interrupted, and repeats nothing that is done.
+    Interrupted, the same command resumes and repeats nothing that is done.
     """
 
     detector: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DETECTOR")]
@@ -25,54 +25,62 @@ class PredictConfig:
     sources: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SLIDE_OR_IMAGE_OR_DIR ...")]
     """Slides that OpenSlide reads, PNG, JPEG or TIFF images, or folders of them."""
     out: Path = Path("cells")
-    """Where NAME.geojson, NAME.csv, NAME.summary.json, pictures and NAME.html are written."""
+    """Output folder: NAME.geojson, NAME.csv, NAME.summary.json, pictures and NAME.html of every slide."""
     slide_mpp: float | None = None
-    """um/px of level 0, for slides that do not say it or say it wrongly, and for images."""
+    """um/px of level 0, for slides and images that state none or a wrong one."""
     everywhere: bool = False
-    """Look at the whole slide, not just at its tissue (of an image always all is looked at)."""
+    """Predict on the whole slide instead of its tissue (images are always processed in full)."""
     regions: Path | None = None
-    """Look only inside the polygons of QuPath's GeoJSON; a folder of NAME.geojson for several slides."""
+    """Predict only inside the polygons of QuPath's GeoJSON; for several slides a folder of NAME.geojson."""
     region_class: str | None = None
-    """Take only the regions of this class."""
+    """Use only regions of this class."""
     annotations: Path | None = None
-    """Annotated cells (GeoJSON, or a folder of NAME.geojson), to be shown beside the predicted ones."""
+    """Annotated cells (GeoJSON, or a folder of NAME.geojson) to draw beside the predicted ones."""
     bounds: bool = True
-    """Count px from the corner of what was scanned, as QuPath does; off: from that of the slide."""
+    """Count px from the corner of the scanned area, as QuPath does; off: from the corner of the slide."""
     ratio: tuple[str, ...] = ()
-    """Such as "Ki-67 = positive / (positive + negative)", also of cells, mm2; classes like "1" in quotes."""
+    """Ratio to report, e.g. "Ki-67 = positive / (positive + negative)"; `cells` and `mm2` are known, too."""
+    threshold: str = "paper"
+    """Rule by which a proposal is a cell: paper (a class is more probable than background), a least probability of
+    its class, or best (the least probability that was best on validation, stored in the detector)."""
+    min_distance_um: float = 0.0
+    """Least distance of two cells of any class, um; the more probable one is kept."""
     tile: int | None = None
-    """Px that the network sees at a time along a side; the result hardly depends on it (default 1024)."""
+    """Side of a tile (px, default 1024); memory grows with it, the result hardly changes."""
     margin: int | None = None
-    """Px of a tile's sides that are only looked at, its neighbours answering for them (default 128)."""
+    """Overlap on each side of a tile (px, default 128): context, whose cells the neighbouring tile reports."""
     batch_size: int = 4
-    """Tiles at a time."""
+    """Tiles per batch."""
     workers: int = 2
-    """Processes that read ahead."""
+    """Processes that read tiles ahead."""
     precision: Precision = "auto"
-    """Of convolutions and matrix products: float32, bfloat16, or auto: bfloat16 on a GPU."""
+    """Precision of convolutions and matrix products; auto: bfloat16 on a GPU, else float32."""
     compress: Literal["no", "zip", "gzip"] = "no"
-    """The GeoJSON: to NAME.zip, which QuPath opens as it is, or to NAME.geojson.gz, which it does not."""
+    """Compress the GeoJSON to NAME.zip, which QuPath opens, or to NAME.geojson.gz, which it does not."""
     csv: bool = True
     """Write the table of cells."""
     parquet: bool = False
-    """Write the table of cells as Parquet, too (needs pyarrow)."""
+    """Also write the table of cells as Parquet (needs pyarrow)."""
+    probabilities: bool = False
+    """Add the probability of every class to the tables of cells."""
     report: bool = True
     """Write the pictures and the HTML report."""
     part: str | None = None
-    """I/N, as 3/16: look only at this part of the slides, other processes looking at the others."""
+    """Part of the slides for this process, I/N, e.g. 3/16; other processes take the others."""
 
 
 def check(config: PredictConfig) -> None:
-    """Refuse numbers and options that make no sense.
+    """Validate the options.
 
     Raises:
         UserError: names the option and what it takes.
     """
     if not config.sources:
-        raise UserError("there is nothing to look at; give slides, images or folders after the detector")
+        raise UserError("there is nothing to predict; give slides, images or folders after the detector")
     check_range("slide-mpp", config.slide_mpp, *MPP_RANGE)
     check_range("tile", config.tile, 64, 2**15)
     check_range("margin", config.margin, 0, 2**14)
+    check_range("min-distance-um", config.min_distance_um, 0, 100)
     check_range("batch-size", config.batch_size, 1, 4096)
     check_range("workers", config.workers, 0, 256)
     if config.everywhere and config.regions:
@@ -87,7 +95,7 @@ def check(config: PredictConfig) -> None:
 
 
 def import_parquet() -> tuple[Any, Any]:
-    """The two modules of pyarrow that are needed.
+    """Import the two modules of pyarrow that write Parquet.
 
     Raises:
         UserError: it is not installed.

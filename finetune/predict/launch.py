@@ -1,4 +1,4 @@
-"""A prediction as an array of Slurm jobs that the command itself submits: parts of the slides."""
+"""Prediction as an array of Slurm jobs, each with a part of the slides, that the command itself submits."""
 
 from pathlib import Path
 

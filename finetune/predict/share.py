@@ -1,4 +1,4 @@
-"""Which slides fall to this process: a part of an array of jobs, a rank of torchrun or Slurm, or all of them."""
+"""Share of this process in the slides: a part of an array of jobs, a rank of torchrun or Slurm, or all."""
 
 import os
 from collections.abc import Mapping
@@ -12,16 +12,16 @@ from shared.jobs.process_rank import numbering_of_process
 
 @dataclass(frozen=True)
 class Share:
-    """Each `size`-th slide, from the `rank`-th on. Processes need not talk to each other, so none waits."""
+    """Every `size`-th slide, from the `rank`-th on, so that processes need no communication."""
 
     rank: int
     size: int
     device: str | None = None
-    """The rank's GPU; None: choose."""
+    """GPU of the rank; None: the default device."""
 
 
 def share_of_process(part: str | None, environment: Mapping[str, str] = os.environ) -> Share:
-    """From `--part I/N` and the variables of torchrun, or of Slurm where the launcher set them.
+    """Read the share from `--part I/N` and the variables of torchrun, or of Slurm where the launcher set them.
 
     Raises:
         UserError: the part is not of that form.
@@ -32,6 +32,6 @@ def share_of_process(part: str | None, environment: Mapping[str, str] = os.envir
     if ranks is None:
         return Share(number, parts)
     gpus = torch.cuda.device_count()
-    # Where a task is shown just its own GPU, that is the first.
+    # If a task sees only its own GPU, that is the first.
     device = f"cuda:{ranks.local_rank % gpus}" if gpus else None
     return Share(number * ranks.size + ranks.rank, parts * ranks.size, device)

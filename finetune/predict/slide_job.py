@@ -1,6 +1,5 @@
-"""One slide from its pixels to its files: tiles, cells, seams, outputs; goes on where a process ended."""
+"""Prediction of one slide from pixels to files: tiles, cells, seams, outputs; resumes where a process ended."""
 
-import json
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -11,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from finetune.predict.config import PredictConfig
-from finetune.predict.outputs.file_names import GEOJSON, SUMMARY, file_of, work_folder
-from finetune.predict.outputs.write_all import Outputs, write_outputs
+from finetune.predict.outputs.file_names import GEOJSON, file_of, work_folder
+from finetune.predict.outputs.own_files import OwnFiles, read_summary
+from finetune.predict.outputs.write_all import Outputs, endings_of, write_outputs
 from finetune.predict.plan import PredictPlan, refuse_other_key
-from finetune.predict.search.area import Area, Everywhere, Regions, TissueArea
+from finetune.predict.search.area import Area, Everywhere, Regions, default_area, inside, touched
 from finetune.predict.search.cell_store import CellStore, StoredCells, read_progress
 from finetune.predict.search.inference import WindowReader, find_cells
 from finetune.predict.search.tiling import Tiling
@@ -22,86 +22,94 @@ from shared.annotations.qupath import read_objects, read_regions
 from shared.annotations.slide_annotations import annotation_for
 from shared.cli import make_folder
 from shared.errors import UserError
-from shared.files import file_lock
-from shared.model.cells import CellSet
+from shared.files import file_lock, printable
+from shared.model.cells import Cells
 from shared.signals import StopSignal
 from shared.training.run_folder import progress
-from shared.wsi.image_source import ImageSource, bounds_corner, is_slide, open_source, require_fine
-from shared.wsi.slide import Slide, SlideError
+from shared.wsi.image_source import ImageSource, bounds_corner, open_source, require_fine
+from shared.wsi.slide import SlideError
 
 
 @dataclass(frozen=True)
 class SlideJob:
-    """A slide that was asked for."""
+    """Slide to predict."""
 
     plan: PredictPlan
     path: Path
     name: Path
-    """Of its outputs, below --out and without suffix."""
+    """Path of its outputs below --out, without suffix."""
     several: bool = False
-    """Whether it is one of several."""
+    """True if there are other slides."""
 
     @property
     def stem(self) -> Path:
-        """What the names of its files begin with."""
+        """Beginning of the paths of its files."""
         return self.plan.config.out / self.name
 
     @property
     def work(self) -> Path:
-        """Folder of its cells as they are kept."""
+        """Folder of its cells."""
         return work_folder(self.stem)
 
     @property
-    def summary(self) -> Path:
-        """The file that is written last."""
-        return file_of(self.stem, SUMMARY)
-
-    @property
     def regions(self) -> Path | None:
-        """Where to look; None: not said."""
+        """File of its regions; None if none was given."""
         return annotation_for(self.plan.config.regions, self.name, self.several, "regions")
 
     @property
     def annotations(self) -> Path | None:
-        """Cells to show beside those found."""
+        """File of annotated cells to draw beside the predicted ones."""
         return annotation_for(self.plan.config.annotations, self.name, self.several, "annotations")
 
     @property
     def key(self) -> dict[str, Any]:
-        """What its cells depend on."""
+        """Settings and files that determine its cells."""
         return self.plan.key(self.path, self.regions)
 
     def check(self) -> None:
-        """Refuse to mix cells of different settings, and to write over what somebody has drawn.
+        """Refuse to mix cells of different settings, and to replace files of users.
 
         Raises:
-            UserError: there are cells of other settings, one file of regions for several slides, or --out is where
-                regions or annotations lie.
+            UserError: there are cells of other settings, one file of regions for several slides, or a file of a
+                user's in the place of an output.
         """
+        self._refuse_links()
         written = {file_of(self.stem, ending).resolve() for ending in GEOJSON.values()}
         for option, drawn in (("regions", self.regions), ("annotations", self.annotations)):
             if drawn is not None and drawn.resolve() in written:
                 raise UserError(f"--{option} {drawn} would be overwritten by the cells found; give another --out")
         if before := read_progress(self.work):
             refuse_other_key(before.key, self.key, self.work)
+        if not self.is_done():
+            OwnFiles(self.stem).refuse_others(endings_of(self.plan.config))
+
+    def _refuse_links(self) -> None:
+        """Refuse to write through a symbolic link that leads out of --out.
+
+        Raises:
+            UserError: names the link.
+        """
+        out = self.plan.config.out.resolve()
+        inside = [self.stem.parent, self.work, *(self.work.iterdir() if self.work.is_dir() else ())]
+        for path in inside:
+            if not path.resolve().is_relative_to(out):
+                raise UserError(f"{path} is a link out of --out {self.plan.config.out}; remove it")
 
     def is_done(self) -> bool:
-        """Whether all of its files are there as they are asked for now."""
-        try:
-            summary = json.loads(self.summary.read_text(encoding="utf-8"))
-            made, endings = summary["made_with"], summary["files"]
-        except (OSError, ValueError, KeyError):
+        """Check that all of its files exist and were made with these settings."""
+        summary = read_summary(self.stem)
+        if summary.get("made_with") != self.made_with:
             return False
-        return bool(made == self.made_with) and all(file_of(self.stem, each).is_file() for each in endings)
+        return all(file_of(self.stem, ending).is_file() for ending in summary["files"])
 
     @property
     def made_with(self) -> dict[str, Any]:
-        """Everything that its files depend on."""
+        """Settings and files that determine its output files."""
         return {"cells": self.key, "outputs": self.plan.output_key(self.annotations)}
 
 
 def predict_slide(job: SlideJob, stop: StopSignal) -> dict[str, Any] | None:
-    """Find and write the cells of one slide; returns its summary, or None if it was told to stop before the end.
+    """Find and write the cells of one slide; returns its summary, or None if it was stopped.
 
     Raises:
         UserError: the slide cannot be read, or nothing can be written.
@@ -113,9 +121,9 @@ def predict_slide(job: SlideJob, stop: StopSignal) -> dict[str, Any] | None:
         annotated = _annotated(job, corner)
         tiling, area = job.plan.tiling(source), _area(job, source, corner)
         batches = tiling.batches(
-            _touched(tiling, area, job.plan.detector.mpp / source.mpp), job.plan.config.batch_size
+            touched(tiling, area, job.plan.detector.mpp / source.mpp), job.plan.config.batch_size
         )
-        store = CellStore(job.work, job.key)
+        store = CellStore(job.work, job.key, job.plan.columns)
         try:
             if _fill(store, job, tiling, area, batches, source, stop):
                 return None
@@ -125,7 +133,7 @@ def predict_slide(job: SlideJob, stop: StopSignal) -> dict[str, Any] | None:
         asked = sum(map(len, batches))
         if asked and len(known.failures) == asked:
             raise SlideError(f"{job.path}: none of its {asked} tiles can be read ({known.failures[0]})")
-        cells = StoredCells(job.work, job.plan.detector.mpp)
+        cells = StoredCells(job.work, job.plan.detector.mpp, job.plan.config.min_distance_um)
         outputs = Outputs(
             job.plan.config,
             job.plan.detector,
@@ -150,7 +158,7 @@ def _fill(
     source: ImageSource,
     stop: StopSignal,
 ) -> bool:
-    """Do the batches that are not done; returns whether it was told to stop."""
+    """Predict the remaining batches; returns True if it was stopped."""
     config, detector = job.plan.config, job.plan.detector
     done = store.progress.batches
     reader = WindowReader(
@@ -162,9 +170,10 @@ def _fill(
     )
     first = sum(map(len, batches[:done]))
     left = range(done, len(batches))
-    with progress(sum(map(len, batches)), "tile", first, job.name.name) as bar:
-        for found in find_cells(detector, reader, left, config.precision, min(config.workers, len(left))):
-            store.append(_inside(found.cells, area, detector.mpp / source.mpp), found.failures)
+    with progress(sum(map(len, batches)), "tile", first, printable(job.name.name)) as bar:
+        workers = min(config.workers, len(left))
+        for found in find_cells(detector, reader, left, config.precision, workers, job.plan.selection):
+            store.append(inside(found.cells, area, detector.mpp / source.mpp), found.failures)
             bar.set_postfix(cells=f"{store.progress.owned:,}", refresh=False)
             bar.update(found.tiles)
             if stop.received and found.number + 1 < len(batches):
@@ -172,30 +181,12 @@ def _fill(
     return False
 
 
-def _inside(cells: np.ndarray, area: Area, scale: float) -> np.ndarray:
-    """The cells in the area; which tiles were looked at must not show in the result."""
-    points_N2 = np.stack([cells["x"], cells["y"]], axis=1) * scale
-    return cells[area.contains(points_N2)]
-
-
-def _touched(tiling: Tiling, area: Area, scale: float) -> list[int]:
-    """Tiles whose cores may hold some of the area, with what points may move beyond them."""
-    reach = tiling.step
-    found = []
-    for index in range(len(tiling)):
-        left, top, right, bottom = tiling.core_of(index)
-        box = ((left - reach) * scale, (top - reach) * scale, (right + reach) * scale, (bottom + reach) * scale)
-        if area.touches(*box):
-            found.append(index)
-    return found
-
-
 def _open(job: SlideJob) -> ImageSource:
     return open_source(job.path, job.plan.config.slide_mpp)
 
 
-def _annotated(job: SlideJob, corner: tuple[int, int]) -> CellSet | None:
-    """Cells to show beside those found, in px of level 0.
+def _annotated(job: SlideJob, corner: tuple[int, int]) -> Cells | None:
+    """Read annotated cells to draw beside the predicted ones, in px of level 0.
 
     Raises:
         UserError: the file cannot be read, or has a class that the detector does not know.
@@ -210,11 +201,11 @@ def _annotated(job: SlideJob, corner: tuple[int, int]) -> CellSet | None:
             "rename them"
         )
     labels_N = np.array([label_of[name] for name in objects.names], np.int64)
-    return CellSet(objects.points_N2, labels_N, np.ones(len(labels_N)))
+    return Cells(objects.points_N2, labels_N, np.ones(len(labels_N)))
 
 
 def _area(job: SlideJob, source: ImageSource, corner: tuple[int, int]) -> Area:
-    """Where to look.
+    """Area to search.
 
     Raises:
         UserError: there is no tissue, or no region for this slide.
@@ -224,10 +215,7 @@ def _area(job: SlideJob, source: ImageSource, corner: tuple[int, int]) -> Area:
         if job.regions is None:
             raise SlideError(f"{config.regions} has no {job.name}.geojson with the regions of {job.path}; add it")
         return _regions(job.regions, config, source, corner if config.bounds else (0, 0))
-    if config.everywhere or not is_slide(source):
-        return Everywhere(source)
-    assert isinstance(source, Slide)
-    return TissueArea(source)
+    return Everywhere(source) if config.everywhere else default_area(source)
 
 
 def _regions(path: Path, config: PredictConfig, source: ImageSource, offset: tuple[int, int]) -> Regions:
@@ -253,14 +241,14 @@ def _regions(path: Path, config: PredictConfig, source: ImageSource, offset: tup
 
 @contextmanager
 def _alone(job: SlideJob) -> Iterator[None]:
-    """One process at a slide at a time; the system lifts the lock when the process ends, however it does.
+    """Lock the slide for this process; the system releases the lock when the process ends in any way.
 
     Raises:
-        UserError: another process is at it.
+        UserError: another process predicts it.
     """
     with ExitStack() as held:
         try:
             held.enter_context(file_lock(job.work / ".lock"))
         except BlockingIOError as error:
-            raise UserError(f"another process looks at {job.path}, see {job.work}; wait for it") from error
+            raise UserError(f"another process predicts {job.path}, see {job.work}; wait for it") from error
         yield

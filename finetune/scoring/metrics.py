@@ -8,7 +8,8 @@ import numpy as np
 from scipy.spatial import KDTree
 
 from finetune.datasets.description import ANY_CELL
-from shared.model.cells import CellSet
+from shared.model.cells import Cells
+from shared.reporting.tables import table
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,10 @@ class Score:
 
 
 class OfficialScore(Protocol):
-    """What the data set's own challenge makes of the same predictions (`finetune.scoring.challenge`)."""
+    """Score of the data set's own challenge for the same predictions (`finetune.scoring.challenge`)."""
 
     def table(self) -> str:
-        """For people."""
+        """Table for the terminal."""
 
     def as_dict(self) -> dict[str, float]:
         """Values under the challenge's names."""
@@ -75,15 +76,12 @@ class Scores:
         )
 
     def table(self) -> str:
-        """One line per class, the macro mean and the class-agnostic detection, in percent; the official score."""
-        lines = [f"{'class':<20}{'cells':>8}{'found':>8}{'P':>8}{'R':>8}{'F1':>8}{'AP':>8}"]
-        rows = {**self.classes, ANY_CELL: self.detection}
-        for name, score in rows.items():
-            rates = (score.precision, score.recall, score.f1, score.average_precision)
-            percents = "".join(f"{100 * rate:>8.1f}" for rate in rates)
-            lines.append(f"{name:<20}{score.annotated:>8}{score.predicted:>8}{percents}")
-        lines.insert(-1, f"{'macro mean':<20}{'':>32}{100 * self.macro_f1:>8.1f}{100 * self.macro_ap:>8.1f}")
-        return "\n".join([*lines, "", self.official.table()] if self.official else lines)
+        """One line per class, macro mean, and detection regardless of class, in percent; the official score."""
+        rows = [_row(name, score) for name, score in self.classes.items()]
+        means = (f"{100 * mean:.1f}" for mean in (self.macro_f1, self.macro_ap))
+        rows += [("macro mean", "", "", "", "", *means), _row(ANY_CELL, self.detection)]
+        text = table(("class", "cells", "found", "P", "R", "F1", "AP"), rows)
+        return f"{text}\n\n{self.official.table()}" if self.official else text
 
     def as_dict(self) -> dict[str, float]:
         """Flat names and values for a log."""
@@ -95,8 +93,13 @@ class Scores:
         return values | {f"official/{name}": value for name, value in official.items()}
 
 
+def _row(name: str, score: Score) -> tuple[str, ...]:
+    rates = (score.precision, score.recall, score.f1, score.average_precision)
+    return name, str(score.annotated), str(score.predicted), *(f"{100 * rate:.1f}" for rate in rates)
+
+
 def score_cells(
-    predicted: Sequence[CellSet], annotated: Sequence[CellSet], classes: Sequence[str], radius: float
+    predicted: Sequence[Cells], annotated: Sequence[Cells], classes: Sequence[str], radius: float
 ) -> Scores:
     """Score predictions against annotations, image by image, within `radius` px (inclusive)."""
     found, cells = pool(predicted, annotated, radius)
@@ -104,19 +107,18 @@ def score_cells(
     return Scores(per_class, _score(found, cells, None, radius), _duplicates(found, cells, radius))
 
 
-def pool(predicted: Sequence[CellSet], annotated: Sequence[CellSet], radius: float) -> tuple[CellSet, CellSet]:
-    """All images as one: a third coordinate keeps those of different images too far apart to match.
+def pool(predicted: Sequence[Cells], annotated: Sequence[Cells], radius: float) -> tuple[Cells, Cells]:
+    """Pool all images into one: a third coordinate keeps their cells too far apart to match.
 
-    One search tree over everything is much faster than one per image, and a match within an image does not
-    depend on other images.
+    One search tree is much faster than one per image, and matches within an image do not depend on others.
     """
     if len(predicted) != len(annotated):
         raise ValueError(f"predictions for {len(predicted)} images, annotations for {len(annotated)}")
     return _stacked(predicted, 4 * radius + 1), _stacked(annotated, 4 * radius + 1)
 
 
-def match_greedily(predicted: CellSet, annotated: CellSet, radius: float) -> np.ndarray:
-    """For every prediction whether it is right: by falling score, each takes the nearest cell still free.
+def match_greedily(predicted: Cells, annotated: Cells, radius: float) -> np.ndarray:
+    """Mark right predictions (N,): by falling score, each claims the nearest cell that is still free.
 
     This is the rule of OCELOT's official score (Ryu et al. 2023), which the paper follows. Equal scores
     keep their order; of equally near cells the first is taken.
@@ -124,11 +126,11 @@ def match_greedily(predicted: CellSet, annotated: CellSet, radius: float) -> np.
     return _claim_free(len(predicted.labels_N), len(annotated.labels_N), *_near(predicted, annotated, radius))
 
 
-def match_nearest(predicted: CellSet, annotated: CellSet, radius: float) -> np.ndarray:
-    """For every prediction whether it is right under the rule of average precision.
+def match_nearest(predicted: Cells, annotated: Cells, radius: float) -> np.ndarray:
+    """Mark right predictions (N,) by the rule of average precision.
 
-    Each looks only at its nearest cell, taken or not (the detection challenge's VOC rule, which the
-    authors' public code uses for AP): right if that is within `radius` and no higher score claimed it.
+    Only the nearest cell counts, claimed or not (the VOC challenge's rule, which the authors' public code uses for
+    AP): a prediction is right if that is within `radius` and no higher score claimed it.
     """
     return _claim_nearest(len(predicted.labels_N), *_near(predicted, annotated, radius))
 
@@ -150,7 +152,7 @@ def average_precision(right_N: np.ndarray, scores_N: np.ndarray, annotated: int)
     return float(np.sum(np.diff(hits / annotated, prepend=0.0) * envelope))
 
 
-def _score(predicted: CellSet, annotated: CellSet, label: int | None, radius: float) -> Score:
+def _score(predicted: Cells, annotated: Cells, label: int | None, radius: float) -> Score:
     found, cells = predicted.of_class(label), annotated.of_class(label)
     count, annotations = len(found.labels_N), len(cells.labels_N)
     near = _near(found, cells, radius)
@@ -162,7 +164,7 @@ def _score(predicted: CellSet, annotated: CellSet, label: int | None, radius: fl
     )
 
 
-def _duplicates(found: CellSet, cells: CellSet, radius: float) -> float:
+def _duplicates(found: Cells, cells: Cells, radius: float) -> float:
     """Share of predictions within `radius` of a cell that get none because others took all of these."""
     count = len(found.labels_N)
     pairs = _near(found, cells, radius)
@@ -172,16 +174,16 @@ def _duplicates(found: CellSet, cells: CellSet, radius: float) -> float:
     return float((near_N & ~right_N).sum()) / max(count, 1)
 
 
-def _stacked(sets: Sequence[CellSet], gap: float) -> CellSet:
-    """The cells of all images, each image in a plane of its own."""
+def _stacked(sets: Sequence[Cells], gap: float) -> Cells:
+    """Cells of all images, each image in a plane of its own."""
     planes_N1 = np.repeat(np.arange(len(sets)) * gap, [len(each.labels_N) for each in sets])[:, None]
     points_N2 = np.concatenate([each.points_N2 for each in sets] or [np.empty((0, 2))])
     labels_N = np.concatenate([each.labels_N for each in sets] or [np.empty(0, int)])
     scores_N = np.concatenate([each.scores_N for each in sets] or [np.empty(0)])
-    return CellSet(np.hstack([points_N2, planes_N1]), labels_N, scores_N)
+    return Cells(np.hstack([points_N2, planes_N1]), labels_N, scores_N)
 
 
-def _near(predicted: CellSet, annotated: CellSet, radius: float) -> tuple[np.ndarray, np.ndarray]:
+def _near(predicted: Cells, annotated: Cells, radius: float) -> tuple[np.ndarray, np.ndarray]:
     """Pairs of a prediction and a cell within `radius`: by falling score, then by distance."""
     if not (len(predicted.labels_N) and len(annotated.labels_N)):
         return np.empty(0, int), np.empty(0, int)
@@ -194,7 +196,7 @@ def _near(predicted: CellSet, annotated: CellSet, radius: float) -> tuple[np.nda
 
 
 def _claim_free(predicted: int, annotated: int, index_M: np.ndarray, cell_M: np.ndarray) -> np.ndarray:
-    """Which predictions get a cell if each takes its first one that is still free; pairs as from `_near`."""
+    """Mark predictions that claim their first cell that is still free; pairs as from `_near`."""
     right, taken = bytearray(predicted), bytearray(annotated)
     for index, cell in zip(index_M.tolist(), cell_M.tolist(), strict=True):
         if not right[index] and not taken[cell]:
@@ -203,7 +205,7 @@ def _claim_free(predicted: int, annotated: int, index_M: np.ndarray, cell_M: np.
 
 
 def _claim_nearest(predicted: int, index_M: np.ndarray, cell_M: np.ndarray) -> np.ndarray:
-    """Which predictions get a cell if each asks for its first one only; pairs as from `_near`."""
+    """Mark predictions that are the first to claim their nearest cell; pairs as from `_near`."""
     right = np.zeros(predicted, bool)
     first_of_prediction = np.diff(index_M, prepend=-1) != 0
     claims, claimed = index_M[first_of_prediction], cell_M[first_of_prediction]
@@ -213,7 +215,7 @@ def _claim_nearest(predicted: int, index_M: np.ndarray, cell_M: np.ndarray) -> n
 
 
 def _inclusive(radius: float) -> float:
-    """The radius with room for rounding, so that a distance of exactly `radius` counts."""
+    """Radius with room for rounding, so that a distance of exactly `radius` counts."""
     return radius * (1 + 1e-9)
 
 

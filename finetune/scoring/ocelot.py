@@ -1,8 +1,8 @@
 """OCELOT's official score (Ryu et al. 2023; grand-challenge.org, "Evaluation metric"), to its four decimals.
 
-Where it differs from `metrics`: cells are whole pixels of images of 1024 x 1024 px, the radius is 15 px
-whatever the resolution, ratios have 1e-7 added below the line and are rounded to 4 decimals, and the mean of
-the F1 scores is one of rounded numbers over both classes, annotated or not.
+Differences from `metrics`: cells are whole pixels of images of 1024 x 1024 px, the radius is 15 px at any
+resolution, 1e-7 is added to denominators, ratios are rounded to 4 decimals, and the mean F1 is taken of rounded
+numbers over both classes, annotated or not.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,8 @@ import numpy as np
 
 from finetune.datasets.layouts.ocelot import SIDE
 from finetune.scoring.metrics import match_greedily, pool
-from shared.model.cells import CellSet
+from shared.model.cells import Cells
+from shared.reporting.tables import table
 
 RADIUS = 15  # px, inclusive
 EPSILON = 1e-7
@@ -49,13 +50,14 @@ class OcelotScore:
 
     def table(self) -> str:
         """One line per class, and the mean, with all decimals."""
-        lines = [f"{'OCELOT, official rule':<36}{'P':>8}{'R':>8}{'F1':>8}"]
-        for name, rates in (("BC, background cells", self.background), ("TC, tumour cells", self.tumour)):
-            lines.append(f"{name:<36}{rates.precision:>8.4f}{rates.recall:>8.4f}{rates.f1:>8.4f}")
-        return "\n".join([*lines, f"{'mF1':<52}{self.mean_f1:>8.4f}"])
+        named = (("BC, background cells", self.background), ("TC, tumour cells", self.tumour))
+        rows = [
+            (name, *(f"{rate:.4f}" for rate in (each.precision, each.recall, each.f1))) for name, each in named
+        ]
+        return table(("OCELOT, official rule", "P", "R", "F1"), [*rows, ("mF1", "", "", f"{self.mean_f1:.4f}")])
 
 
-def ocelot_score(predicted: Sequence[CellSet], annotated: Sequence[CellSet]) -> OcelotScore:
+def ocelot_score(predicted: Sequence[Cells], annotated: Sequence[Cells]) -> OcelotScore:
     """Score predictions against annotations, image by image.
 
     Args:
@@ -66,13 +68,13 @@ def ocelot_score(predicted: Sequence[CellSet], annotated: Sequence[CellSet]) -> 
     return OcelotScore(*(_rates(found.of_class(label), cells.of_class(label)) for label in (0, 1)))
 
 
-def as_submitted(cells: CellSet) -> CellSet:
-    """Cells as a submission holds them: the pixel that each lies in, scores in single precision."""
+def as_submitted(cells: Cells) -> Cells:
+    """Cells in the form of a submission: whole pixels, scores in single precision."""
     pixels_N2 = np.clip(np.floor(cells.points_N2), 0, SIDE - 1)
-    return CellSet(pixels_N2, cells.labels_N, cells.scores_N.astype(np.float32))
+    return Cells(pixels_N2, cells.labels_N, cells.scores_N.astype(np.float32))
 
 
-def _rates(predicted: CellSet, annotated: CellSet) -> Rates:
+def _rates(predicted: Cells, annotated: Cells) -> Rates:
     hits = int(match_greedily(predicted, annotated, RADIUS).sum())
     precision = hits / (len(predicted.labels_N) + EPSILON)
     recall = hits / (len(annotated.labels_N) + EPSILON)

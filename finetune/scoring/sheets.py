@@ -1,4 +1,4 @@
-"""What a detector sees: augmented tiles, proposals before and after deformation, predicted against true."""
+"""Contact sheets of training: augmented tiles, proposals before and after deformation, comparisons."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from finetune.datasets.dataset import Tile
-from shared.model.cells import CellSet
+from shared.model.cells import Cells
 from shared.reporting.pictures import contact_sheet, draw_lines, draw_points
 
 ZOOM = 2
@@ -15,7 +15,7 @@ ZOOM = 2
 def annotated_sheet(
     samples_KHWC: Sequence[np.ndarray], cells: Sequence[tuple[np.ndarray, np.ndarray]], classes: Sequence[str]
 ) -> Image.Image:
-    """Images as the network gets them, wider views first, with the cells it shall find."""
+    """Draw training images, wider fields of view first, with their annotated cells."""
     pictures = []
     for views_KHWC, (points_N2, labels_N) in zip(samples_KHWC, cells, strict=True):
         pictures += [_framed(view_HWC) for view_HWC in views_KHWC[:-1]]
@@ -33,7 +33,7 @@ def proposals_sheet(
     labels_N: np.ndarray,
     classes: Sequence[str],
 ) -> Image.Image:
-    """Proposals that became cells, on the grid | deformed | with their final points (the paper's Figure 2)."""
+    """Draw proposals that became cells: on the grid | deformed | final points (the paper's Figure 2)."""
     image = _zoomed(image_HWC)
     before = draw_points(image, proposals_N2 * ZOOM, labels_N, radius=3, filled=True)
     moves = draw_lines(image, proposals_N2 * ZOOM, deformed_N2 * ZOOM, colour="#FFFFFF")
@@ -45,9 +45,9 @@ def proposals_sheet(
 
 
 def comparison_sheet(
-    tiles: Sequence[Tile], predicted: Sequence[CellSet], classes: Sequence[str], most: int = 6
+    tiles: Sequence[Tile], predicted: Sequence[Cells], classes: Sequence[str], most: int = 6
 ) -> Image.Image:
-    """Annotated | predicted cells side by side (the paper's Figure 4)."""
+    """Draw annotated | predicted cells side by side (the paper's Figure 4)."""
     panels, captions = [], []
     for tile, cells in list(zip(tiles, predicted, strict=True))[:most]:
         image = _zoomed(tile.read())
@@ -58,7 +58,7 @@ def comparison_sheet(
 
 
 def _framed(view_HWC: np.ndarray) -> Image.Image:
-    """A wider view with what the next one shows of it in a frame."""
+    """Frame the part of a wider field of view that the next one covers."""
     image = _zoomed(view_HWC)
     left, top, right, bottom = image.width / 4, image.height / 4, image.width * 3 / 4, image.height * 3 / 4
     corners_42 = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])

@@ -9,7 +9,7 @@ from shared.signals import StopSignal
 
 
 def main() -> int:
-    """Run; returns 0, 2 (refused), 3 (some runs failed) or 85 (told to stop; the same command goes on)."""
+    """Run; returns 0, 2 (refused), 3 (some runs failed) or 85 (stopped; the same command goes on)."""
     stop = StopSignal(signal.SIGINT)  # before torch, as in finetune
     from finetune.sweep.config import SweepConfig
     from finetune.sweep.run import sweep

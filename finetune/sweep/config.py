@@ -1,4 +1,4 @@
-"""What a sweep is asked to do, and the training runs that follow from it."""
+"""Options of a sweep, and its training runs."""
 
 import dataclasses
 import json
@@ -24,34 +24,34 @@ from shared.jobs.tasks import Task
 from shared.training import checkpoint
 from shared.weights import weights_file as weights
 
-# What `--init` takes besides files.
+# Values of `--init` that are no files.
 NO_FILE = ("imagenet", "random", GIVEN)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CommonRecipe(Recipe):
-    """The recipe of all rows, but for what a row or a seed decides."""
+    """Recipe of all rows, apart from what rows and seeds decide."""
 
     name: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = "dpa_p2pnet"
-    """Of the recipe."""
+    """Recipe name."""
     run_dir: Path = Path("runs/sweeps")
-    """Where the runs lie, as TABLE/ROW/seed-N, and beside them the table; the same folder resumes the sweep."""
+    """Folder of the runs, TABLE/ROW/seed-N, and of the table; the same folder resumes the sweep."""
     out: Annotated[Path, tyro.conf.Fixed, tyro.conf.Suppress] = Path("detector.pth")
-    """In each run's folder."""
+    """Detector in the folder of each run."""
     folds: Annotated[int, tyro.conf.Fixed, tyro.conf.Suppress] = 0
-    """Not of sweeps."""
+    """Sweeps have no folds."""
     fold: Annotated[int, tyro.conf.Fixed, tyro.conf.Suppress] = 0
-    """Not of sweeps."""
+    """Sweeps have no folds."""
     seed: Annotated[int, tyro.conf.Fixed, tyro.conf.Suppress] = 0
-    """Of each run."""
+    """Seed of each run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
     """Train the rows of one of the paper's tables with several seeds each, and print it beside the paper's.
 
-    The same command goes on where it was stopped, and repeats nothing that is done. Options of a training run
-    (python -m finetune) hold for all rows; those that tell the rows apart are refused.
+    Stopped, the same command resumes and repeats nothing that is done. Options of a training run (python -m
+    finetune) apply to all rows; those that the rows differ in are refused.
     """
 
     table: tyro.conf.Positional[
@@ -60,21 +60,21 @@ class SweepConfig:
     """table6: MSD and DPP; table7: initial weights; table5: fields of view; table4: bilinear or transposed
     upsampling; table3: P2PNet, E2E and DPA-P2PNet; refinement: DPP or iterative refinement."""
     seeds: tuple[str, ...] = ("0,1,2",)
-    """Every row is trained once with each."""
+    """Seeds; every row is trained once with each."""
     rows: tuple[str, ...] = ()
-    """Names of rows to run; default: all."""
+    """Rows to run; default: all."""
     weights: tuple[str, ...] = ()
     """For table7: ROW=FILE ..., e.g. mae=mae.pth moco_v2=moco_v2_resnet50.pth; one without a file is left out."""
     launcher: Literal["local", "slurm"] = "local"
     """local: one run after another on this machine; slurm: all at once as an array of jobs."""
     slurm: Slurm = Slurm()
-    """What each job asks for."""
+    """Resources of each job."""
     recipe: Annotated[CommonRecipe, tyro.conf.arg(name="")] = CommonRecipe()
-    """What is the same in all rows."""
+    """Recipe of all rows."""
 
     @property
     def folder(self) -> Path:
-        """Where the table and its runs lie."""
+        """Folder of the table and its runs."""
         return self.recipe.run_dir / self.table
 
 
@@ -87,15 +87,15 @@ class SweepRun:
 
     @property
     def task(self) -> Task:
-        """The command that trains it, which is what a user would type."""
+        """Training command, as a user would type it."""
         words = (sys.executable, "-m", "finetune", *words_of(self.recipe))
-        folder = self.recipe.run_dir  # the log lies beside it: a run folder is begun empty
+        folder = self.recipe.run_dir  # the log is beside it: a run folder is empty at first
         name = f"{self.row.name}/seed-{self.recipe.seed}"
         return Task(name, words, folder.with_name(f"{folder.name}.log"))
 
     @property
     def is_finished(self) -> bool:
-        """Whether its test scores are there, and are not those of a shorter try-out."""
+        """Check that its test scores exist and are not those of a shorter try-out."""
         if not (self.recipe.run_dir / TEST_SCORES).exists():
             return False
         saved = read_kept(self.recipe.run_dir / "config.json")
@@ -103,7 +103,7 @@ class SweepRun:
 
 
 def read_kept(path: Path) -> dict[str, Any]:
-    """What a run left behind in a JSON file.
+    """Read a JSON file that a run wrote.
 
     Raises:
         UserError: it is missing or damaged.
@@ -117,7 +117,7 @@ def read_kept(path: Path) -> dict[str, Any]:
 
 
 def check(config: SweepConfig) -> AnnotatedData:
-    """Refuse what can be refused before the first run begins; returns the data.
+    """Validate everything before the first run begins; returns the data.
 
     Raises:
         UserError: an option, a weights file or the data cannot be used, or the folder has other runs.
@@ -148,22 +148,22 @@ def check(config: SweepConfig) -> AnnotatedData:
 
 
 def weights_files(config: SweepConfig) -> list[Path]:
-    """The files that runs start from."""
+    """Weights files that runs start from."""
     return sorted({Path(run.recipe.init) for run in planned_runs(config) if run.recipe.init not in NO_FILE})
 
 
 def planned_runs(config: SweepConfig) -> list[SweepRun]:
-    """Every row with every seed; every row once before any row twice, so that a first table stands early.
+    """Every row with every seed; every row once before any row twice, for a complete first table.
 
     Raises:
-        UserError: a word of --seeds, --rows or --weights means nothing.
+        UserError: --seeds, --rows or --weights cannot be parsed.
     """
     rows = [row for row in chosen_rows(config) if not is_skipped(row, config)]
     return [SweepRun(row, _recipe_of(row, seed, config)) for seed in seeds_of(config) for row in rows]
 
 
 def finished_runs(config: SweepConfig) -> list[SweepRun]:
-    """Every finished run in the folder, also of rows and seeds that are not asked for now."""
+    """All finished runs in the folder, also of rows and seeds that are not requested now."""
     found = [
         SweepRun(row, _recipe_of(row, int(folder.name.removeprefix("seed-")), config))
         for row in TABLES[config.table].rows
@@ -173,7 +173,7 @@ def finished_runs(config: SweepConfig) -> list[SweepRun]:
 
 
 def chosen_rows(config: SweepConfig) -> list[TableRow]:
-    """The rows that are asked for, in the order of the table."""
+    """Requested rows in the order of the table."""
     table = TABLES[config.table]
     if unknown := set(config.rows) - {row.name for row in table.rows}:
         raise UserError(f"{config.table} has no row {min(unknown)!r}; choose from: {_names(table)}")
@@ -181,15 +181,15 @@ def chosen_rows(config: SweepConfig) -> list[TableRow]:
 
 
 def is_skipped(row: TableRow, config: SweepConfig) -> bool:
-    """Whether the row wants a weights file and has none."""
+    """Check if the row needs a weights file and has none."""
     return row.settings.get("init") == GIVEN and row.name not in weights_of(config)
 
 
 def seeds_of(config: SweepConfig) -> list[int]:
-    """`--seeds 0,1,2`, or with spaces.
+    """Parse `--seeds 0,1,2`, or with spaces.
 
     Raises:
-        UserError: one is no number in range, or stands there twice.
+        UserError: one is no number in range, or is repeated.
     """
     words = [word for group in config.seeds for word in group.split(",")]
     try:
@@ -204,7 +204,7 @@ def seeds_of(config: SweepConfig) -> list[int]:
 
 
 def weights_of(config: SweepConfig) -> dict[str, str]:
-    """Row -> weights file, from `--weights`; a row may be named by its beginning.
+    """Parse `--weights` into row -> file; a row may be named by its beginning.
 
     Raises:
         UserError: no ROW=FILE, or no row or several by that name.
@@ -224,12 +224,12 @@ def weights_of(config: SweepConfig) -> dict[str, str]:
 
 
 def layout_of(config: SweepConfig) -> str:
-    """The name of the data's layout in `finetune.datasets.READERS`."""
+    """Name of the data's layout in `finetune.datasets.READERS`."""
     return next(name for name, reader in READERS.items() if reader.matches(config.recipe.source.data))
 
 
 def words_of(recipe: Recipe) -> list[str]:
-    """What to type after `python -m finetune` for a recipe: the options that differ from the named one's."""
+    """Arguments of `python -m finetune` for a recipe: the options that differ from the named recipe's."""
     default = dict(flat(as_plain(RECIPES[recipe.name])))
     words = [] if recipe.name == next(iter(RECIPES)) else [recipe.name]
     for name, value in flat(as_plain(recipe)):
@@ -244,7 +244,7 @@ def words_of(recipe: Recipe) -> list[str]:
 
 
 def _recipe_of(row: TableRow, seed: int, config: SweepConfig) -> Recipe:
-    """The common recipe with what the row and the seed decide."""
+    """Common recipe with the settings of row and seed."""
     common = {field.name: getattr(config.recipe, field.name) for field in dataclasses.fields(Recipe)}
     folder = config.folder / row.name / f"seed-{seed}"
     if file := weights_of(config).get(row.name):
@@ -254,7 +254,7 @@ def _recipe_of(row: TableRow, seed: int, config: SweepConfig) -> Recipe:
 
 
 def _refuse_what_rows_decide(config: SweepConfig) -> None:
-    """Options that the rows set would have no effect."""
+    """Refuse options that the rows set: they would have no effect."""
     default = CommonRecipe()
     for name in sorted(TABLES[config.table].decided):
         if getattr(config.recipe, name) != getattr(default, name):

@@ -1,4 +1,4 @@
-"""Multiply-adds of a detector, as the paper counts them."""
+"""Multiply-adds of a detector, counted as in the paper."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,13 +15,13 @@ NORMS = (nn.BatchNorm2d, nn.LayerNorm)
 
 
 def image_of(detector: DPAP2PNet, size: int) -> torch.Tensor:
-    """One empty image, or as many views of it as the detector takes."""
+    """Zero image with as many fields of view as the detector takes."""
     views = detector.config.views
     return torch.zeros((1, 3, size, size) if views == 1 else (1, views, 3, size, size))
 
 
 def multiply_adds(detector: DPAP2PNet, size: int) -> float:
-    """Billions for one image; nothing is computed."""
+    """Count the multiply-adds for one image, in billions, without computing them."""
     with torch.no_grad(), _norm_outputs(detector) as outputs, counted_operations() as operations:
         detector(image_of(detector, size))
     return (operations.get_total_flops() / 2 + NORM_OPERATIONS * sum(outputs)) / 1e9
@@ -29,7 +29,7 @@ def multiply_adds(detector: DPAP2PNet, size: int) -> float:
 
 @contextmanager
 def _norm_outputs(detector: nn.Module) -> Iterator[list[int]]:
-    """Collects the numbers of values that norms put out."""
+    """Collect the output sizes of norms."""
     counts: list[int] = []
     hooks = [
         module.register_forward_hook(lambda _module, _inputs, output: counts.append(output.numel()))

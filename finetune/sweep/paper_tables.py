@@ -1,4 +1,4 @@
-"""The paper's tables: which switches each row sets, and the F1 and AP the paper prints for it."""
+"""Tables of the paper: settings of each row, and the F1 and AP that the paper prints for it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,11 +8,11 @@ VIT = "vit_base_patch16_224"
 SINGLE = {"multi_scale": False, "deformable": False}
 # F1 and AP in percent, by the name of the data set.
 Printed = Mapping[str, tuple[float, float]]
-# Stands in a row for the weights file that `--weights` names.
+# Placeholder of the weights file that `--weights` names.
 GIVEN = ""
-# The names that a table's numbers go by, for the layouts of `finetune.datasets.READERS`.
+# Names of the data sets of a table, by the layouts of `finetune.datasets.READERS`.
 DATA_SETS = {"consep": "CoNSeP", "bcdata": "BCData", "ocelot": "OCELOT"}
-# What makes one detector of the family another: no table leaves these to the command line.
+# Switches between detectors of the family: no table leaves these to the command line.
 SWITCHES = ("multi_scale", "deformable", "summed", "refinements")
 
 
@@ -22,7 +22,7 @@ class Variant:
 
     name: str
     fields: Mapping[str, Any]
-    """Of the detector's config, besides classes and interval."""
+    """Fields of the detector's config, besides classes and interval."""
     paper_params_m: float = 0.0
     paper_macs_g: float = 0.0
     paper_fps: float = 0.0
@@ -46,34 +46,34 @@ VARIANTS = (
 
 @dataclass(frozen=True)
 class TableRow:
-    """One line of a table: a training that is repeated for every seed."""
+    """Row of a table: a training that is repeated with every seed."""
 
     name: str
-    """Its folder, and its name on the command line."""
+    """Name of its folder and on the command line."""
     label: str
-    """As printed."""
+    """Label in the printed table."""
     settings: Mapping[str, Any]
-    """Fields of the recipe that make it this row."""
+    """Fields of the recipe that this row sets."""
     printed: Printed = field(default_factory=dict)
-    """The paper's numbers."""
+    """Numbers of the paper."""
     variant: str = ""
     """Name in `finetune.sweep.paper_tables.VARIANTS`, where the table has sizes."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """One table of the paper."""
+    """Table of the paper."""
 
     title: str
     rows: tuple[TableRow, ...]
 
     @property
     def decided(self) -> set[str]:
-        """Fields of the recipe that the rows set and the command line may not."""
+        """Fields of the recipe that rows set, and the command line may not."""
         return set(SWITCHES).union(*(row.settings for row in self.rows))
 
     def data_set(self, layout: str) -> str:
-        """Whose numbers to print beside data of a layout: its own if the table has them, else the table's last."""
+        """Data set of the printed numbers for a layout: its own if the table has it, else the table's last."""
         printed = [name for row in self.rows for name in row.printed]
         return DATA_SETS[layout] if DATA_SETS.get(layout) in printed else printed[-1]
 

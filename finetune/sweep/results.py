@@ -1,4 +1,4 @@
-"""From the runs' test scores to the table: mean and spread over seeds, beside the paper's numbers."""
+"""Tables of the runs' test scores: mean and spread over seeds beside the paper's numbers."""
 
 import csv
 import statistics
@@ -13,17 +13,18 @@ from finetune.sweep.config import SweepRun, read_kept
 from finetune.sweep.detector_size import multiply_adds
 from finetune.sweep.paper_tables import VARIANTS, Table, TableRow
 from shared.errors import UserError
-from shared.files import atomic_path
+from shared.files import own_path
 from shared.model.dpa_p2pnet import DetectorConfig, DPAP2PNet
+from shared.reporting.tables import table as text_table
 
-# The best weights are those of the best validation score; the last are those of the last step.
+# Best weights are those of the best validation score, last weights those of the last step.
 COLUMNS = {
     "best_f1": "best F1",
     "best_ap": "best AP",
     "last_f1": "last F1",
     "last_ap": "last AP",
 }
-# Within what distance the paper scores (Table 2), in px of its images.
+# Matching distance of the paper (Table 2), px of its images.
 PAPER_RADII = {"CoNSeP": "6 px", "BCData": "10 px", "PD-L1": "12 px", "OCELOT": "9 px"}
 # Table 3 counts operations with the classes, the size and the interval of PD-L1.
 SIZE, CLASSES, INTERVAL = 1024, 10, 16
@@ -31,7 +32,7 @@ SIZE, CLASSES, INTERVAL = 1024, 10, 16
 
 @dataclass(frozen=True)
 class Result:
-    """What one run scored on the test tiles, in percent, and where it was trained."""
+    """Test scores of one run, in percent, and its provenance."""
 
     row: str
     seed: int
@@ -49,7 +50,7 @@ class Result:
 
 
 def read_result(run: SweepRun) -> Result:
-    """The scores and the provenance of a finished run.
+    """Read the scores and the provenance of a finished run.
 
     Raises:
         UserError: their files are missing or damaged.
@@ -77,12 +78,12 @@ def read_result(run: SweepRun) -> Result:
 
 
 def print_table(table: Table, runs: Sequence[SweepRun], layout: str, data: AnnotatedData) -> None:
-    """The table for people."""
+    """Print the table."""
     whose = table.data_set(layout)
     sized = any(row.variant for row in table.rows)
     head = ["", *COLUMNS.values(), "n", "paper F1", "paper AP"]
     head += ["params M", "paper", "MACs G", "paper"] if sized else []
-    lines = [head]
+    lines = []
     for row in table.rows:
         results = _results(row, runs)
         scores = [mean_and_spread([getattr(each, name) for each in results]) for name in COLUMNS]
@@ -90,12 +91,12 @@ def print_table(table: Table, runs: Sequence[SweepRun], layout: str, data: Annot
         lines.append([row.label, *scores, str(len(results)), *printed, *(_sizes(row) if sized else [])])
     ours = f"ours: {data.folder}, within {data.radius_um:.3g} um"
     paper = f"paper: {whose}, within {PAPER_RADII[whose]}"
-    print(f"\n{table.title}\n{ours}; {paper}\n{_aligned(lines)}\n")
+    print(f"\n{table.title}\n{ours}; {paper}\n{text_table(head, lines)}\n")
     print("test tiles; percent, mean +- standard deviation over n seeds; best: highest F1 on the validation tiles")
 
 
 def mean_and_spread(values: Sequence[float]) -> str:
-    """Mean and, from two values on, the sample's standard deviation (n - 1)."""
+    """Format the mean and, of two values or more, the sample standard deviation (n - 1)."""
     if not values:
         return "-"
     mean = f"{statistics.fmean(values):.1f}"
@@ -103,7 +104,7 @@ def mean_and_spread(values: Sequence[float]) -> str:
 
 
 def write_tables(folder: Path, name: str, table: Table, runs: Sequence[SweepRun], layout: str) -> None:
-    """`runs.csv`, a line per row and seed, and `NAME.csv`, a line per row."""
+    """Write `runs.csv`, a line per row and seed, and `NAME.csv`, a line per row."""
     each = [read_result(run) for run in runs]
     _write(folder / "runs.csv", [{"table": name, **vars(result)} for result in each])
     whose = table.data_set(layout)
@@ -121,7 +122,7 @@ def _results(row: TableRow, runs: Iterable[SweepRun]) -> list[Result]:
 
 
 def _summary(results: Sequence[Result]) -> dict[str, Any]:
-    """Seeds, mean and spread of a row, and where and when its runs were made."""
+    """Seeds, mean, spread and provenance of a row."""
     summary: dict[str, Any] = {"seeds": " ".join(str(each.seed) for each in results), "n": len(results)}
     for name in COLUMNS:
         values = [getattr(each, name) for each in results]
@@ -133,7 +134,7 @@ def _summary(results: Sequence[Result]) -> dict[str, Any]:
 
 
 def _sizes(row: TableRow) -> list[str]:
-    """Parameters and multiply-adds as `finetune.profile` counts them, each beside the paper's."""
+    """Parameters and multiply-adds, each beside the paper's."""
     variant = next(each for each in VARIANTS if each.name == row.variant)
     detector = DPAP2PNet(DetectorConfig(classes=CLASSES, interval=INTERVAL, **variant.fields)).eval()
     detector.samples_smoothing = False  # the paper's counter sees every output of every convolution
@@ -142,16 +143,8 @@ def _sizes(row: TableRow) -> list[str]:
     return [f"{params:.1f}", f"{variant.paper_params_m:g}", f"{macs:.0f}", f"{variant.paper_macs_g:g}"]
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Rows of words as columns: the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    first = [f"{line[0]:<{widths[0]}}" for line in lines]
-    rest = [[f"{word:>{width}}" for word, width in zip(line[1:], widths[1:], strict=True)] for line in lines]
-    return "\n".join("   ".join([left, *right]) for left, right in zip(first, rest, strict=True))
-
-
 def _write(path: Path, lines: Sequence[dict[str, Any]]) -> None:
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with own_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(lines[0]))
         writer.writeheader()
         writer.writerows(lines)

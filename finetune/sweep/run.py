@@ -1,4 +1,4 @@
-"""The sweep itself: check, train what is not yet trained, print and write the table."""
+"""Run a sweep: check, train what is missing, print and write the table."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ from shared.training.run_folder import provenance
 
 
 def sweep(config: SweepConfig, stop: StopSignal) -> int:
-    """Do what is left to do; returns the exit code of the process.
+    """Train the missing runs; returns the exit code of the process.
 
     Raises:
         UserError: something was refused before the first run.
@@ -56,7 +56,7 @@ def sweep(config: SweepConfig, stop: StopSignal) -> int:
 
 
 def _train(config: SweepConfig, runs: Sequence[SweepRun], stop: StopSignal) -> bool:
-    """Run what is left; returns whether it was told to stop."""
+    """Train the runs; returns True if the sweep was stopped."""
     by_name = {run.task.name: run for run in runs}
     if config.launcher == "slurm":
         return are_left(run_in_slurm([run.task for run in runs], config.folder / "submitit", config.slurm, stop))
@@ -69,7 +69,7 @@ def _train(config: SweepConfig, runs: Sequence[SweepRun], stop: StopSignal) -> b
 
 
 def _start_output(config: SweepConfig, digest: str) -> None:
-    """Write the settings, or go on with those of a sweep of the same data.
+    """Write the settings, or resume a sweep of the same data.
 
     Raises:
         UserError: the folder's runs were made from other tiles or cells, or it cannot be written.
@@ -97,7 +97,7 @@ def _start_output(config: SweepConfig, digest: str) -> None:
 
 
 def _saved(path: Path) -> dict[str, Any]:
-    """The settings that the folder has already, or nothing."""
+    """Read the settings in the folder; empty if there are none."""
     if not path.exists():
         return {}
     try:
@@ -108,11 +108,11 @@ def _saved(path: Path) -> dict[str, Any]:
 
 
 def _report(config: SweepConfig, data: AnnotatedData) -> None:
-    """The table for people and as CSV, of everything that is finished in the folder, and what is missing in it."""
+    """Print and write the table of all finished runs in the folder, and name the rows left out."""
     table, finished, layout = TABLES[config.table], finished_runs(config), layout_of(config)
     print_table(table, finished, layout, data)
     for row in table.rows:
         if is_skipped(row, config) and not any(run.row is row for run in finished):
-            print(f"left out: {row.name} (it wants a file: --weights {row.name}=FILE)")
+            print(f"left out: {row.name} (it needs a file: --weights {row.name}=FILE)")
     if finished:
         write_tables(config.folder, config.table, table, finished, layout)

@@ -64,9 +64,9 @@ class DetectorCounter:
         small = [Image.fromarray(image).resize(size, Image.Resampling.BICUBIC) for image in images]  # antialiased
         image_BHWC = torch.from_numpy(np.stack([np.asarray(image) for image in small])).to(_device())
         with torch.inference_mode():
-            cells = select_cells(detector(image_BHWC.permute(0, 3, 1, 2) / 255), size[1], size[0])
+            cells = select_cells(detector(image_BHWC.permute(0, 3, 1, 2)), size[1], size[0])
         scale_2 = (width / size[0], height / size[1])
-        return [each.points_N2.cpu().numpy().astype(float) * scale_2 for each in cells]
+        return [each.points_N2.astype(float) * scale_2 for each in cells]
 
 
 def _device() -> str:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,6 +30,8 @@ class LoadedDetector:
     device: torch.device
     tile: int | None = None
     """Fixed side of its input in px, where results depend on it (ViT-Adapter)."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """What else the file says."""
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device | None = None) -> Self:
@@ -42,7 +44,7 @@ class LoadedDetector:
         network, metadata = load_detector(path)
         classes, mpp, tile = _checked(path, network, metadata)
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return cls(path, network.to(chosen), classes, mpp, chosen, tile)
+        return cls(path, network.to(chosen), classes, mpp, chosen, tile, metadata)
 
 
 def save_detector(path: Path, detector: DPAP2PNet, metadata: Mapping[str, Any]) -> None:

@@ -132,7 +132,7 @@ class DPAP2PNet(nn.Module):
         self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
 
     def forward(self, image_BCHW: Tensor) -> Detections:
-        """RGB in 0..1, any height and width -> detections; proposals cover the image, not its padding.
+        """RGB, uint8 or float in 0..1, of any size -> detections; proposals cover the image, not its padding.
 
         With K views the input is B x K x 3 x H x W, widest first; detections are those in the last.
         """
@@ -175,6 +175,8 @@ class DPAP2PNet(nn.Module):
         height, width = image_BCHW.shape[-2:]
         step = PYRAMID_STRIDES[-1]
         padding = (left, -(left + width) % step, top, -(top + height) % step)
+        if image_BCHW.dtype == torch.uint8:
+            image_BCHW = image_BCHW.float() / 255
         padded_BCHW = F.pad((image_BCHW - self.mean) / self.std, padding)
         return padded_BCHW.contiguous(memory_format=torch.channels_last)
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from shared.errors import UserError
 from shared.files import printable
+from shared.wsi.resolution import ANISOTROPY, MPP_RANGE, UNITS
 from shared.wsi.rgb import open_rgb, to_rgb
 from shared.wsi.slide import MOST_UPSAMPLING, Slide, SlideError
 from shared.wsi.slide_files import find_slides
@@ -61,19 +62,27 @@ class Picture:
         self.size: tuple[int, int] = image.size
 
     @classmethod
-    def open(cls, path: Path, slide_mpp: float | None) -> "Picture":
+    def open(cls, path: Path, slide_mpp: float | None, default_mpp: float | None = None) -> "Picture":
         """Read a file.
+
+        Args:
+            path: The file.
+            slide_mpp: um/px, whatever the file states.
+            default_mpp: um/px of a file that states none.
 
         Raises:
             SlideError: it is not an image, is too large, its pixels do not have 8 bits, or its resolution is not
                 given.
         """
-        if slide_mpp is None:
-            raise SlideError(f"{path} does not state its resolution; give um/px with --slide-mpp")
         try:
-            return cls(open_rgb(path), slide_mpp, path)
+            image = open_rgb(path)
         except UserError as error:
             raise SlideError(str(error)) from error
+        with Image.open(path) as header:
+            mpp = slide_mpp or stated_mpp(header) or default_mpp
+        if mpp is None:
+            raise SlideError(f"{path} does not state its resolution; give um/px with --slide-mpp")
+        return cls(image, mpp, path)
 
     @classmethod
     def of_array(cls, image_HWC: np.ndarray, mpp: float) -> "Picture":
@@ -134,16 +143,31 @@ def _inside(start: float, count: int, factor: float, side: int) -> range:
     return range(max(0, math.floor(first)), min(count, math.ceil(end)))
 
 
-def open_source(path: Path, slide_mpp: float | None = None) -> ImageSource:
+def open_source(path: Path, slide_mpp: float | None = None, default_mpp: float | None = None) -> ImageSource:
     """Open a slide or an image.
+
+    Args:
+        path: The file.
+        slide_mpp: um/px of level 0, whatever the file states.
+        default_mpp: um/px of a picture that states none.
 
     Raises:
         SlideError: it is neither, or has no resolution.
     """
     suffix = path.suffix.lower()
     if suffix in PICTURES or (suffix in TIFFS and path.is_file() and not openslide.OpenSlide.detect_format(path)):
-        return Picture.open(path, slide_mpp)
+        return Picture.open(path, slide_mpp, default_mpp)
     return Slide(path, slide_mpp)
+
+
+def stated_mpp(image: Image.Image) -> float | None:
+    """um/px that a picture states as dots per inch; None for none, or for those of screens and prints."""
+    try:
+        x, y = (UNITS["inch"] / float(dots) for dots in image.info["dpi"])
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+    mpp = (x + y) / 2
+    return mpp if MPP_RANGE[0] <= mpp <= MPP_RANGE[1] and abs(x - y) <= ANISOTROPY * mpp else None
 
 
 def require_fine(source: ImageSource, mpp: float) -> None:

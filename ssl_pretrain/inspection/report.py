@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shared.files import atomic_path
+from shared.files import own_path
 from shared.reporting.tables import table
 
 # Name of a number -> head of its column.
@@ -50,7 +50,7 @@ def as_table(findings: Sequence[Finding]) -> str:
 
 def write_csv(path: Path, findings: Sequence[Finding]) -> None:
     """One row a backbone, columns by the names that `metrics.jsonl` has."""
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with own_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["name", "samples_seen", *COLUMNS])
         for finding in findings:
@@ -74,7 +74,7 @@ def write_html(path: Path, findings: Sequence[Finding], sample: str) -> None:
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Backbones side by side</title>'
         f"<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
     )
-    with atomic_path(path) as temporary:
+    with own_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from finetune.scoring.metrics import match_greedily, score_cells
 from finetune.scoring.ocelot import RADIUS, ocelot_score
-from shared.model.cells import CellSet
+from shared.model.cells import Cells
 from tests.benchmarks.measuring import Result, timed, write
 from tests.finetune.literal_rules import hits_by_distances, literal_ocelot
 
@@ -47,7 +47,7 @@ def compare_slide() -> dict[str, object]:
     predicted = detected(random, annotated, side)
     fast, right = shortest(lambda: match_greedily(predicted, annotated, RADIUS), repeats=3)
     surest = np.argsort(-predicted.scores_N, kind="stable")[: CELLS // SHARE]
-    some = CellSet(predicted.points_N2[surest], predicted.labels_N[surest], predicted.scores_N[surest])
+    some = Cells(predicted.points_N2[surest], predicted.labels_N[surest], predicted.scores_N[surest])
     slow, hits = timed(lambda: hits_by_distances(some, annotated, RADIUS))
     assert hits == right[surest].sum()
     everything, _ = shortest(lambda: score_cells([predicted], [annotated], ["BC", "TC"], RADIUS), repeats=3)
@@ -55,13 +55,13 @@ def compare_slide() -> dict[str, object]:
     return row("one slide", fast, whole, f"the surest {len(surest):,} of {len(predicted.labels_N):,}", everything)
 
 
-def scattered(random: np.random.Generator, count: int, side: float) -> CellSet:
+def scattered(random: np.random.Generator, count: int, side: float) -> Cells:
     """Cells at the centres of random pixels."""
     points_N2 = np.floor(random.uniform(0, side, (count, 2))) + 0.5
-    return CellSet(points_N2, random.integers(0, 2, count), np.ones(count))
+    return Cells(points_N2, random.integers(0, 2, count), np.ones(count))
 
 
-def detected(random: np.random.Generator, cells: CellSet, side: float) -> CellSet:
+def detected(random: np.random.Generator, cells: Cells, side: float) -> Cells:
     """What a detector makes of them: a few px off, a tenth of the classes wrong, a fifth of it made up."""
     count = len(cells.labels_N)
     shifted_N2 = np.clip(cells.points_N2 + random.normal(0, 5, (count, 2)), 0, side - 1)
@@ -69,7 +69,7 @@ def detected(random: np.random.Generator, cells: CellSet, side: float) -> CellSe
     labels_N = np.where(random.uniform(size=count) < 0.1, 1 - cells.labels_N, cells.labels_N)
     points_N2 = np.concatenate([np.floor(shifted_N2) + 0.5, extra.points_N2])
     scores_N = random.uniform(0, 1, len(points_N2)).astype(np.float32)
-    return CellSet(points_N2, np.concatenate([labels_N, extra.labels_N]), scores_N)
+    return Cells(points_N2, np.concatenate([labels_N, extra.labels_N]), scores_N)
 
 
 def shortest(work: Callable[[], Result], repeats: int) -> tuple[float, Result]:

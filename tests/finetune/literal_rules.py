@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from shared.model.cells import CellSet
+from shared.model.cells import Cells
 
 
-def literal_greedy(predicted: CellSet, annotated: CellSet, radius: float) -> np.ndarray:
+def literal_greedy(predicted: Cells, annotated: Cells, radius: float) -> np.ndarray:
     """The rule word by word: highest score first, nearest annotated cell not yet taken, within the radius."""
     right = np.zeros(len(predicted.points_N2), bool)
     taken = set()
@@ -23,7 +23,7 @@ def literal_greedy(predicted: CellSet, annotated: CellSet, radius: float) -> np.
     return right
 
 
-def literal_nearest(predicted: CellSet, annotated: CellSet, radius: float) -> np.ndarray:
+def literal_nearest(predicted: Cells, annotated: Cells, radius: float) -> np.ndarray:
     """Highest score first, each looks at its nearest cell only and fails if that is taken."""
     right = np.zeros(len(predicted.points_N2), bool)
     taken = set()
@@ -35,7 +35,7 @@ def literal_nearest(predicted: CellSet, annotated: CellSet, radius: float) -> np
     return right
 
 
-def hits_by_distances(predicted: CellSet, annotated: CellSet, radius: float) -> int:
+def hits_by_distances(predicted: Cells, annotated: Cells, radius: float) -> int:
     """How many predictions `literal_greedy` finds right, by a row of distances for each of them."""
     free = np.ones(len(annotated.points_N2), bool)
     hits = 0
@@ -49,7 +49,7 @@ def hits_by_distances(predicted: CellSet, annotated: CellSet, radius: float) -> 
     return hits
 
 
-def literal_ocelot(predicted: Sequence[CellSet], annotated: Sequence[CellSet]) -> dict[str, float]:
+def literal_ocelot(predicted: Sequence[Cells], annotated: Sequence[Cells]) -> dict[str, float]:
     """OCELOT's score as its page describes it: an image and a class at a time, counts added up."""
     scores = {}
     for label, name in enumerate(("BC", "TC")):

@@ -39,6 +39,7 @@ def test_table_picture_scores_and_comparison(command: Command, tiles: Path, tmp_
     assert done.returncode == 1
     assert "macro_f1" in json.loads((tmp_path / "evaluation/scores.json").read_text())["scores"]
     assert (tmp_path / "evaluation/comparison.png").exists()
+    assert (tmp_path / "evaluation/precision_recall.png").exists()
 
 
 def test_wrong_input_ends_in_one_sentence(command: Command, tiles: Path, tmp_path: Path) -> None:
@@ -63,7 +64,10 @@ def test_what_does_not_fit_is_refused(tiles: Path, tmp_path: Path) -> None:
         ({"detector": tmp_path / "no_detector.pth"}, "not a detector"),
         ({"detector": tmp_path / "empty.pth"}, "is no detector that this version can build"),
         ({"detector": tmp_path / "nameless.pth"}, "nameless.pth lack classes and mpp"),
-        ({"source": DataOptions(data=tiles, slide_mpp=0.25)}, "was trained at 0.5 um/px, but .* has 0.25"),
+        ({"source": DataOptions(data=tiles, slide_mpp=0.7)}, "was trained at 0.5 um/px, but .* has only 0.7"),
+        ({"threshold": "best"}, "a.pth stores no best threshold .*--threshold"),
+        ({"threshold": "1.5"}, "--threshold 1.5"),
+        ({"threshold": "most"}, "--threshold most"),
         ({"min_gain": 0.1}, "--min-gain needs a detector to compare with"),
         ({"min_gain": 5.0, "baseline": detector}, "--min-gain 5.0 is out of range"),
         ({"baseline": other}, "detects tumour, stroma"),
@@ -74,3 +78,28 @@ def test_what_does_not_fit_is_refused(tiles: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=sentence):
             evaluate(dataclasses.replace(right, **changes))
     assert not (tmp_path / "evaluation").exists()
+
+
+def test_images_of_another_resolution_are_resampled(
+    tiles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    detector = untrained(tmp_path / "a.pth", ["negative", "positive"])
+    finer = DataOptions(data=tiles, slide_mpp=0.25)
+    assert evaluate(EvaluateConfig(detector=detector, source=finer, out=tmp_path / "finer", threshold="0.1")) == 0
+    assert "resampled from 0.25 to 0.5 um/px" in capsys.readouterr().out
+    written = json.loads((tmp_path / "finer/scores.json").read_text())
+    assert written["threshold"] == 0.1 and "macro_f1" in written["scores"]
+
+
+def test_tables_and_pictures_of_users_are_kept_aside(tiles: Path, tmp_path: Path) -> None:
+    detector = untrained(tmp_path / "a.pth", ["negative", "positive"])
+    config = EvaluateConfig(detector=detector, source=DataOptions(data=tiles), out=tmp_path)
+    for name in ("scores.json", "comparison.png", "precision_recall.png"):
+        (tmp_path / name).write_text("a user's")
+    for _ in range(2):
+        assert evaluate(config) == 0
+    assert {path.name for path in tmp_path.glob("*.bak*")} == {
+        "scores.json.bak",
+        "comparison.png.bak",
+        "precision_recall.png.bak",
+    }

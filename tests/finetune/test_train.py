@@ -90,6 +90,7 @@ def test_a_run_leaves_weights_scores_curves_and_pictures(undisturbed: Path) -> N
     metadata = json.loads(torch.load(undisturbed / "detector.pth", weights_only=True)["metadata"])
     assert metadata["classes"] == ["negative", "positive"]
     assert {"mpp", "recipe", "git_commit", "versions", "seed", "config"} <= metadata.keys()
+    assert 0 < metadata["operating_point"]["threshold"] < 1
     assert not list(undisturbed.rglob("*.tmp"))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.files import NO_LOCKS, atomic_path, file_lock, write_json
+from shared.files import NO_LOCKS, atomic_path, file_lock, own_path, write_json
 from tests.conftest import ENVIRONMENT, locked_elsewhere
 
 
@@ -77,3 +77,23 @@ def test_all_stages_lock_this_way() -> None:
     stages = ("shared", "patch_extraction", "ssl_pretrain", "finetune")
     users = [path.name for stage in stages for path in (root / stage).rglob("*.py") if "fcntl" in path.read_text()]
     assert users == ["files.py"]
+
+
+def test_own_files_are_replaced_and_those_of_users_kept(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+
+    def write(text: str) -> None:
+        with own_path(path) as temporary:
+            temporary.write_text(text)
+
+    path.write_text("a user's")
+    write("first")
+    write("second")
+    assert (tmp_path / "table.csv.bak").read_text() == "a user's"
+    path.write_text("second, edited")
+    write("third")
+    assert (tmp_path / "table.csv.bak2").read_text() == "second, edited"
+    path.write_text("")  # an empty file is no loss
+    write("fourth")
+    assert sorted(each.name for each in tmp_path.glob("[!.]*")) == ["table.csv", "table.csv.bak", "table.csv.bak2"]
+    assert path.read_text() == "fourth"

@@ -69,7 +69,7 @@ def test_report_holds_its_pictures(tmp_path: Path, inspect):
     dino, mae = trained("dino_vitb", tmp_path), trained("mae_vitb", tmp_path)
     code, out, _ = inspect(dino.run_dir, mae.run_dir, "--shards", dino.shards, "--out", tmp_path / "out")
     assert code == 0
-    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    names = sorted(path.name for path in (tmp_path / "out").glob("[!.]*"))
     assert names == [
         *("1-run-attention.png", "2-run-attention.png", "2-run-reconstruction.png"),
         *("report.csv", "report.html"),

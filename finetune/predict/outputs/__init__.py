@@ -1,1 +1,1 @@
-"""What a prediction writes: cells, summaries, pictures, the report."""
+"""Output files of a prediction: cells, summaries, pictures, reports."""

@@ -1,4 +1,4 @@
-"""What a slide holds in numbers: cells per class, per mm2, and the ratios that were asked for."""
+"""Numbers of a slide: cells per class and per mm2, and ratios."""
 
 import csv
 import json
@@ -13,12 +13,13 @@ from finetune.predict.outputs.file_names import SUMMARY
 from finetune.predict.outputs.ratios import Ratio
 from finetune.predict.outputs.writers import Rows
 from finetune.predict.search.area import Area
-from shared.files import atomic_path
+from shared.files import own_path
+from shared.wsi.image_source import visible_files
 
 
 @dataclass(frozen=True)
 class ClassCount:
-    """Cells of one class."""
+    """Number, density and mean probability of the cells of one class."""
 
     cells: int
     per_mm2: float | None
@@ -26,7 +27,7 @@ class ClassCount:
 
 
 def count_cells(chunks: Iterable[Rows], classes: Sequence[str], mm2: float) -> dict[str, ClassCount]:
-    """Cells per class."""
+    """Count the cells of every class."""
     counts = np.zeros(len(classes), np.int64)
     sums = np.zeros(len(classes))
     for rows in chunks:
@@ -43,7 +44,7 @@ def count_cells(chunks: Iterable[Rows], classes: Sequence[str], mm2: float) -> d
 
 
 def results(counts: Mapping[str, ClassCount], area: Area, ratios: Sequence[Ratio]) -> dict[str, Any]:
-    """The numbers of a slide, all on the same area."""
+    """Numbers of a slide, all on the same area."""
     cells = {name: count.cells for name, count in counts.items()}
     total = sum(cells.values())
     return {
@@ -57,13 +58,19 @@ def results(counts: Mapping[str, ClassCount], area: Area, ratios: Sequence[Ratio
     }
 
 
+def columns_of(classes: Sequence[str]) -> list[str]:
+    """Columns of `summary.csv` apart from ratios."""
+    of_classes = [f"{name} {what}" for what in ("cells", "per mm2") for name in classes]
+    return ["slide", "area", "mm2", "cells", *of_classes, "unreadable tiles"]
+
+
 def write_overview(folder: Path) -> Path:
-    """`summary.csv`: a line for each finished slide below the folder, from the slides' own files."""
-    summaries = {path: _read(path) for path in sorted(folder.rglob(f"*.{SUMMARY}"))}
+    """Write `summary.csv`: a line for each finished slide below the folder, from the slides' summaries."""
+    summaries = {path: _read(path) for path in visible_files(folder) if path.name.endswith(f".{SUMMARY}")}
     lines = [_line(path.relative_to(folder), summary) for path, summary in summaries.items() if summary]
     columns = list(dict.fromkeys(name for line in lines for name in line))
     path = folder / "summary.csv"
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with own_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(lines)
@@ -71,7 +78,7 @@ def write_overview(folder: Path) -> Path:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """A slide's numbers; None if another program has written the file."""
+    """Read a slide's numbers; None if another program has written the file."""
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -8,6 +8,7 @@ import numpy as np
 import shapely
 from scipy import ndimage
 
+from finetune.predict.search.tiling import Tiling
 from shared.annotations.polygons import Polygon, PolygonIndex, areas_of, merge, subtract
 from shared.wsi.image_source import ImageSource
 from shared.wsi.slide import Slide, SlideError
@@ -72,6 +73,33 @@ class TissueArea:
         height, width = self.mask.shape
         cells_N2 = (points_N2 / self.px).astype(np.int64)
         return self.mask[cells_N2[:, 1].clip(0, height - 1), cells_N2[:, 0].clip(0, width - 1)]
+
+
+def default_area(source: ImageSource) -> Area:
+    """Tissue of a slide, the whole of a picture.
+
+    Raises:
+        SlideError: the slide cannot be read, or shows no tissue.
+    """
+    return TissueArea(source) if isinstance(source, Slide) else Everywhere(source)
+
+
+def inside(cells: np.ndarray, area: Area, scale: float) -> np.ndarray:
+    """Records in the area, so that the result does not depend on which tiles were read."""
+    points_N2 = np.stack([cells["x"], cells["y"]], axis=1) * scale
+    return cells[area.contains(points_N2)]
+
+
+def touched(tiling: Tiling, area: Area, scale: float) -> list[int]:
+    """Tiles whose cores may overlap the area; cells can be up to a step beyond the core of their tile."""
+    reach = tiling.step
+    found = []
+    for index in range(len(tiling)):
+        left, top, right, bottom = tiling.core_of(index)
+        box = ((left - reach) * scale, (top - reach) * scale, (right + reach) * scale, (bottom + reach) * scale)
+        if area.touches(*box):
+            found.append(index)
+    return found
 
 
 class Regions:

@@ -1,43 +1,63 @@
-"""Seams between tiles, where two tiles may disagree: a cell that both found is one cell, and none is lost.
+"""Deduplication at seams: a cell that two tiles found counts once, and no cell is lost.
 
-Each proposal is asked by one tile, its owner. Beside its own cells a tile reports those of proposals close to
-its core, as a witness. Two tiles may disagree on which of two proposals, one on each side of the seam, holds a
-cell. If each names its own, the cell is there twice; if each names the other's, it is nowhere.
+Each proposal belongs to one tile, its owner. Tiles also report cells just outside their core as witnesses, so that
+disagreements across a seam can be resolved: two tiles may assign one cell to two proposals, one on each side. If
+each reports its own, the cell is there twice; if each reports the other's, it is missing.
 """
 
 import numpy as np
 from scipy.spatial import KDTree
 
-# Cells of two tiles that are closer are one, unless the tiles themselves see two. In CoNSeP 1 % of annotated
-# cells are closer than 1.6 um to another.
+from shared.model.distinct import distinct
+
+# Cells of two tiles closer than this are one, unless both tiles report two. In CoNSeP 1 % of annotated cells are
+# closer than 1.6 um to another.
 SAME_CELL_UM = 1.5
-# Reports of two tiles within so many px are reports of one proposal.
+# Reports of two tiles within this distance (px) are of one proposal.
 SAME_PLACE = 1.0
-# Where a cell's proposal stands: in its tile's core, there but close to its border, or outside but close to it.
-INNER, BORDER, WITNESS = 0, 1, 2
-# How close, px: points and proposals are less far apart.
+# Zone of a cell's proposal: inside its tile's core, in its border, or outside of it but close.
+INNER, BORDER, OVERLAP = 0, 1, 2
+# Width of border and overlap, px: more than the distance of a point from its proposal.
 BAND = 32
 
 
 def without_seams(cells: np.ndarray, mpp: float) -> np.ndarray:
-    """Indices of the cells to keep: those of the owners but for what is mended. In order.
+    """Indices of the cells to keep, in order: those of the owners, except where tiles disagree.
 
-    Symmetric: nothing depends on the order of cells or tiles. Of two reports of one cell the more probable one
-    counts (of equal ones the upper, then the left one), and the closest reports are judged first.
+    The result does not depend on the order of cells or tiles. Of two reports of one cell the more probable one is
+    kept (of equal ones the upper, then the left one); the closest reports are resolved first.
 
     Args:
-        cells: Of dtype `windows.CELL`, with those that tiles report as witnesses.
+        cells: Records of `inference.CELL`, witnesses included.
         mpp: um/px of their coordinates.
     """
     near = np.flatnonzero(cells["zone"] != INNER)
-    kept = cells["zone"] != WITNESS
+    kept = cells["zone"] != OVERLAP
     if len(near):
-        kept[near] = _mended(cells[near], kept[near], SAME_CELL_UM / mpp)
+        kept[near] = _resolve(cells[near], kept[near], SAME_CELL_UM / mpp)
     return np.flatnonzero(kept)
 
 
-def _mended(cells: np.ndarray, kept: np.ndarray, reach: float) -> np.ndarray:
-    """Which of the reports near seams to keep, given those of the owners."""
+def final_cells(cells: np.ndarray, mpp: float, min_distance_um: float = 0.0) -> np.ndarray:
+    """Indices of the cells of a whole image, in order: without seams, and none closer to another than a distance.
+
+    Of two cells that are too close the more probable one counts, of equal ones the upper, then the left one.
+
+    Args:
+        cells: Records of `inference.CELL`, witnesses included.
+        mpp: um/px of their coordinates.
+        min_distance_um: Least distance, um; 0: any.
+    """
+    kept = without_seams(cells, mpp)
+    if not min_distance_um or not len(kept):
+        return kept
+    kept = kept[np.lexsort((cells["x"][kept], cells["y"][kept]))]  # of equal ones the first is kept
+    points_N2 = np.stack([cells["x"][kept], cells["y"][kept]], axis=1)
+    return np.sort(kept[distinct(points_N2, cells["probability"][kept], min_distance_um / mpp)])
+
+
+def _resolve(cells: np.ndarray, kept: np.ndarray, reach: float) -> np.ndarray:
+    """Mask of the reports near seams to keep, given those of the owners."""
     points_N2 = np.stack([cells["x"], cells["y"]], axis=1)
     tree = KDTree(points_N2)
     pairs_M2 = tree.query_pairs(reach, output_type="ndarray")
@@ -57,7 +77,7 @@ def _mended(cells: np.ndarray, kept: np.ndarray, reach: float) -> np.ndarray:
 
 
 def _both_seen(tile_N: np.ndarray, points_N2: np.ndarray, tree: KDTree, one: int, two: int) -> bool:
-    """Whether each of the two tiles reports the other's cell at its place, too: then there are two cells."""
+    """Test if each of two tiles also reports the other's cell: then there are two cells."""
     for own, other in ((one, two), (two, one)):
         there = tree.query_ball_point(points_N2[other], SAME_PLACE)
         if not any(tile_N[index] == tile_N[own] and index != own for index in there):

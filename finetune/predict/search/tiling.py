@@ -1,9 +1,9 @@
-"""Tiles that cover an image: what each looks at, and which proposals it alone answers for.
+"""Tiles that cover an image: the window that each reads, and the proposals that it owns.
 
-A tile looks at a window: its core and a margin around it. Cores cover the image without overlap, and a cell
-belongs to the tile in whose core its *proposal* stands. Proposals stand on one grid over the whole image, since
-windows begin at multiples of 64 px (the coarsest stride) and of the interval: the same proposal is asked in
-every tiling, and with enough margin it gives the same answer. Positions are px of the detector's um/px.
+The window of a tile is its core and a margin around it. Cores cover the image without overlap, and a cell belongs
+to the tile whose core contains its *proposal*. All proposals are on one grid over the whole image, since windows
+begin at multiples of 64 px (the coarsest stride) and of the interval: every tiling has the same proposals, and
+with enough margin they get the same result. Positions are px of the detector's um/px.
 """
 
 import math
@@ -17,11 +17,11 @@ from shared.errors import UserError
 from shared.model.decoders import PYRAMID_STRIDES
 from shared.model.dpa_p2pnet import DetectorConfig
 
-# What a ResNet-50 sees beyond a point, as far as it matters. Of 8,663 cells that it finds in one piece of
+# Context of a point that matters to a ResNet-50. Of 8,663 cells that it finds in one piece of
 # 4096 x 4096 px, 99.96 % are the same in tiles of 512 px with this margin, and 99.78 % with 64 px (seams.csv
 # among the benchmarks); probabilities change by less than 0.01, and by 0.02 with 64 px.
 MARGIN = 128
-# A ViT looks at its whole tile; what a wider margin would cost is not worth it.
+# The context of a ViT is its whole tile; a wider margin is not worth its cost.
 FIXED_MARGIN = 64
 TILE = 1024
 # Least side of a core where the margins are wide: an interval of 9 px meets the levels' grids every 576 px only.
@@ -36,19 +36,19 @@ class Tiling:
     """Tiles of one image, numbered row by row."""
 
     width: float
-    """Of the image, which need not end with a px of the detector's."""
+    """Width of the image, which need not be a whole number of px."""
     height: float
     tile: int
-    """Most px that a window has along a side."""
+    """Longest side of a window, px."""
     margin: int
     step: int
-    """What windows begin at multiples of."""
+    """Windows begin at multiples of this, px."""
     fixed: bool = False
-    """Every window has `tile` px along both sides, even where it reaches beyond the image."""
+    """All windows have `tile` px along both sides, even where they reach beyond the image."""
 
     @property
     def whole(self) -> bool:
-        """Whether the image is looked at in one piece, just as large as it is unless the size is fixed."""
+        """True if the image is one window, of its own size unless the size is fixed."""
         return max(self.width, self.height) <= self.tile
 
     @property
@@ -70,7 +70,7 @@ class Tiling:
         return self.rows * self.columns
 
     def core_of(self, index: int) -> Box:
-        """The part of the image that a tile answers for; at the right and bottom it may end beyond it."""
+        """Core of a tile; at the right and bottom it may reach beyond the image."""
         if self.whole:
             width, height = (self.tile if self.fixed else math.ceil(side) for side in (self.width, self.height))
             return (0, 0, width, height)
@@ -78,7 +78,7 @@ class Tiling:
         return (column * self.core, row * self.core, (column + 1) * self.core, (row + 1) * self.core)
 
     def owners(self, proposals_N2: np.ndarray) -> np.ndarray:
-        """The tiles in whose cores proposals stand; -1 beyond all cores."""
+        """Tiles whose cores contain the proposals (N, 2); -1 beyond all cores."""
         if self.whole:
             return np.zeros(len(proposals_N2), np.int32)
         column_N, row_N = np.floor(proposals_N2 / self.core).astype(np.int32).T
@@ -86,19 +86,19 @@ class Tiling:
         return np.where(there_N, row_N * self.columns + column_N, -1)
 
     def window_of(self, index: int) -> Box:
-        """What a tile looks at."""
+        """Window of a tile."""
         left, top, right, bottom = self.core_of(index)
         if self.whole:
             return (left, top, right, bottom)
         window = (left - self.margin, top - self.margin, right + self.margin, bottom + self.margin)
         if self.fixed:
             return window
-        # Beyond the image there is nothing to see, and no more than whole cells of every level need.
+        # Nothing beyond the image is read except what completes the coarsest cells of every level.
         width, height = (math.ceil(side / self.step) * self.step for side in (self.width, self.height))
         return (max(window[0], 0), max(window[1], 0), min(window[2], width), min(window[3], height))
 
     def batches(self, tiles: Iterable[int], size: int) -> list[list[int]]:
-        """Tiles in batches of windows of one size, nearly in order."""
+        """Group tiles into batches of windows of one size, nearly in order."""
         done: list[list[int]] = []
         waiting: dict[tuple[int, int], list[int]] = defaultdict(list)
         for index in tiles:
@@ -118,16 +118,16 @@ def tiling_of(
     tile: int | None = None,
     margin: int | None = None,
 ) -> Tiling:
-    """The tiles for a detector.
+    """Tiling of an image for a detector.
 
     Args:
-        width: Of the image, px of the detector's um/px.
-        height: As `width`.
-        network: The detector.
-        trained_tile: Size of image that the detector must be given, from its metadata; None: any.
-        tile: Side of a window; default that, or 1024, or more where the detector's grids meet so seldom that
-            the margins would leave nothing of it.
-        margin: Default 128, or 64 where the detector decides the size.
+        width: Width of the image, px of the detector's um/px.
+        height: Its height.
+        network: Config of the detector.
+        trained_tile: Image size that the detector requires, from its metadata; None: any.
+        tile: Side of a window, px; default `trained_tile`, or 1024, or more if the detector's grids coincide so
+            rarely that the margins would leave nothing of it.
+        margin: Overlap on each side, px; default 128, or 64 with `trained_tile`.
 
     Raises:
         UserError: a size that the detector cannot have, or margins that leave nothing of the tile.
@@ -135,8 +135,8 @@ def tiling_of(
     step = math.lcm(PYRAMID_STRIDES[-1], network.interval)
     if trained_tile is not None and tile not in (None, trained_tile):
         raise UserError(
-            f"--tile {tile} does not fit the detector, which was trained on {trained_tile} px and answers "
-            "differently on others; leave --tile out"
+            f"--tile {tile} does not fit the detector, which was trained on {trained_tile} px and gives "
+            "other results on others; leave --tile out"
         )
     if margin is None:
         margin = math.ceil((MARGIN if trained_tile is None else FIXED_MARGIN) / step) * step

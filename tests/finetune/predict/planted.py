@@ -32,6 +32,7 @@ class SquareNetwork(nn.Module):
 
     def forward(self, image_BCHW: Tensor) -> Detections:
         self.after()
+        image_BCHW = image_BCHW.float() / 255
         own_BCHW = image_BCHW[:, -1] if self.config.views > 1 else image_BCHW
         height, width = own_BCHW.shape[-2:]
         padded = nn.functional.pad(own_BCHW, (0, -width % CELL, 0, -height % CELL), value=1.0)

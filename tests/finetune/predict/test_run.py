@@ -20,9 +20,9 @@ from finetune.datasets import DataOptions, load_data
 from finetune.datasets.import_qupath import Import, import_annotations
 from finetune.predict.outputs.file_names import drawn_by_prediction
 from finetune.predict.share import Share, share_of_process
-from finetune.scoring.tile_scores import predict_image
 from shared.errors import UserError
 from shared.model import dpa_p2pnet as core
+from shared.model.cells import select_cells
 from shared.model.decoders import Detections
 from shared.model.detector_file import save_detector
 from shared.model.proposals import proposal_grid
@@ -531,7 +531,8 @@ def test_from_python(tmp_path: Path) -> None:
     cells = detector.predict(image_HWC)
     with torch.inference_mode():  # it is given images of the size that it was trained on
         tile_HWC = np.pad(image_HWC, ((0, 92), (0, 72), (0, 0)), constant_values=255)
-        expected = predict_image(detector.network, tile_HWC[None], torch.device("cpu"))
+        image_BCHW = torch.from_numpy(tile_HWC).permute(2, 0, 1)[None] / 255
+        (expected,) = select_cells(detector.network(image_BCHW), 192, 192)
     inside_N = (expected.points_N2 < (120, 100)).all(axis=1)
     assert len(cells.labels_N) == inside_N.sum() > 0
     assert np.allclose(cells.points_N2, expected.points_N2[inside_N], atol=1e-3)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 from finetune.datasets import DataOptions, load_data
 from finetune.evaluate import EvaluateConfig, evaluate
 from finetune.scoring.tile_scores import score_tiles
-from shared.model.cells import CellSet
+from shared.model.cells import Cells
 from shared.samples.sample_slides import write_tiles
 from tests.finetune.datasets.layouts.test_ocelot import write_patch
 from tests.finetune.test_train import TINY, start
@@ -30,10 +31,10 @@ def ocelot(tmp_path: Path) -> Path:
     return folder
 
 
-def found_by(order: str) -> CellSet:
+def found_by(order: str) -> Cells:
     """FOUND, from a detector whose classes have the values in `order`."""
     x, y, values, scores = zip(*FOUND, strict=True)
-    return CellSet(np.stack([x, y], 1), np.array([order.index(str(value)) for value in values]), np.array(scores))
+    return Cells(np.stack([x, y], 1), np.array([order.index(str(value)) for value in values]), np.array(scores))
 
 
 def official(folder: Path, order: str = "12", **said: tuple[str, ...]) -> tuple[dict[str, float], str]:
@@ -76,7 +77,7 @@ def test_where_it_cannot_be_had_a_line_says_why(ocelot: Path) -> None:
 def test_other_data_have_none(tmp_path: Path) -> None:
     write_tiles(tmp_path, tiles=(1, 1, 1), side=96)
     data = load_data(DataOptions(data=tmp_path))
-    nothing = CellSet(np.zeros((0, 2)), np.zeros(0, int), np.zeros(0))
+    nothing = Cells(np.zeros((0, 2)), np.zeros(0, int), np.zeros(0))
     scores = score_tiles(data.splits["test"], [nothing], data)
     assert "official" not in scores.table() and not any("official" in name for name in scores.as_dict())
 
@@ -85,7 +86,9 @@ def test_training_and_evaluation_print_and_keep_it(
     ocelot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("finetune.scoring.tile_scores.predict_image", lambda *_: found_by("12"))
+    found = SimpleNamespace(cells=lambda *_: found_by("12"))
+    for module in ("train", "results", "evaluate"):
+        monkeypatch.setattr(f"finetune.{module}.predict_tiles", lambda _, tiles, __: [found] * len(tiles))
     assert start(*TINY, "--data", ocelot, "--epochs", 0) == 0
     printed = [capsys.readouterr().out]
     kept = json.loads(Path("runs/finetune/test_scores.json").read_text())

@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 
 from finetune.scoring.metrics import average_precision, match_greedily, match_nearest, score_cells
-from shared.model.cells import CellSet
+from shared.model.cells import Cells
 from tests.finetune.literal_rules import hits_by_distances, literal_greedy, literal_nearest
 
 
-def cell_set(points, labels=None, scores=None) -> CellSet:
+def cell_set(points, labels=None, scores=None) -> Cells:
     points = np.asarray(points, float).reshape(-1, 2)
     count = len(points)
     labels = np.zeros(count, int) if labels is None else np.asarray(labels)
-    return CellSet(points, labels, np.ones(count) if scores is None else np.asarray(scores, float))
+    return Cells(points, labels, np.ones(count) if scores is None else np.asarray(scores, float))
 
 
-def random_cells(random: np.random.Generator, count: int, side: float = 100, classes: int = 3) -> CellSet:
-    return CellSet(
+def random_cells(random: np.random.Generator, count: int, side: float = 100, classes: int = 3) -> Cells:
+    return Cells(
         random.uniform(0, side, (count, 2)), random.integers(0, classes, count), random.uniform(0, 1, count)
     )
 
@@ -39,7 +39,7 @@ def test_ties_in_distance_and_score_follow_the_order_of_rows(seed: int) -> None:
     random = np.random.default_rng(seed)
     sets = [random_cells(random, count, side=20) for count in (80, 60)]
     predicted, annotated = (
-        CellSet(np.floor(c.points_N2), c.labels_N, np.round(c.scores_N, 1)) for c in sets
+        Cells(np.floor(c.points_N2), c.labels_N, np.round(c.scores_N, 1)) for c in sets
     )  # whole pixels and ten scores: nearly everything is tied
     np.testing.assert_array_equal(match_greedily(predicted, annotated, 3), literal_greedy(predicted, annotated, 3))
     np.testing.assert_array_equal(match_nearest(predicted, annotated, 3), literal_nearest(predicted, annotated, 3))
@@ -65,13 +65,13 @@ def test_a_slide_of_cells_takes_seconds() -> None:
     random = np.random.default_rng(0)
     annotated = random_cells(random, 116_000, side=26_000)
     moved = annotated.points_N2 + random.normal(0, 5, (116_000, 2))
-    predicted = CellSet(moved, annotated.labels_N, random.uniform(0, 1, 116_000))
+    predicted = Cells(moved, annotated.labels_N, random.uniform(0, 1, 116_000))
     start = time.monotonic()
     scores = score_cells([predicted], [annotated], ["a", "b", "c"], 15)
     assert time.monotonic() - start < 20  # one second on a quiet machine, minutes by comparing all with all
     assert scores.macro_f1 > 0.9
     surest = np.argsort(-predicted.scores_N)[:200]
-    some = CellSet(moved[surest], predicted.labels_N[surest], predicted.scores_N[surest])
+    some = Cells(moved[surest], predicted.labels_N[surest], predicted.scores_N[surest])
     right = match_greedily(predicted, annotated, 15)
     assert hits_by_distances(some, annotated, 15) == right[surest].sum()
 
@@ -158,12 +158,12 @@ def test_the_paper_s_number_for_published_predictions(real_data: Path) -> None:
         assert again.macro_ap == pytest.approx(scores.macro_ap, abs=1e-9)
 
 
-def shuffled(cells: CellSet, random: np.random.Generator) -> CellSet:
+def shuffled(cells: Cells, random: np.random.Generator) -> Cells:
     order = random.permutation(len(cells.labels_N))
-    return CellSet(cells.points_N2[order], cells.labels_N[order], cells.scores_N[order])
+    return Cells(cells.points_N2[order], cells.labels_N[order], cells.scores_N[order])
 
 
-def read(path: Path) -> CellSet:
+def read(path: Path) -> Cells:
     with path.open() as file:
         rows = list(csv.DictReader(file))
     points = [(float(row["x"]), float(row["y"])) for row in rows]

@@ -4,19 +4,19 @@ import numpy as np
 import pytest
 
 from finetune.scoring.ocelot import Rates, as_submitted, ocelot_score
-from shared.model.cells import CellSet
+from shared.model.cells import Cells
 from tests.finetune.literal_rules import literal_greedy, literal_ocelot
 
 BC, TC = 0, 1
 
 
-def cells(*rows: tuple[float, float, int, float]) -> CellSet:
+def cells(*rows: tuple[float, float, int, float]) -> Cells:
     """Rows of x, y (pixel indices), label, score."""
     table = np.array(rows, float).reshape(-1, 4)
-    return CellSet(table[:, :2] + 0.5, table[:, 2].astype(int), table[:, 3])
+    return Cells(table[:, :2] + 0.5, table[:, 2].astype(int), table[:, 3])
 
 
-def rates(predicted: CellSet, annotated: CellSet, label: int = BC) -> Rates:
+def rates(predicted: Cells, annotated: Cells, label: int = BC) -> Rates:
     score = ocelot_score([predicted], [annotated])
     return (score.background, score.tumour)[label]
 
@@ -68,10 +68,10 @@ def test_a_class_without_any_cell_counts_as_zero() -> None:
 
 
 def test_points_become_the_pixels_that_a_submission_has() -> None:
-    given = CellSet(np.array([(0.0, 0.99), (511.999, 1024.0), (-0.2, 3.5)]), np.zeros(3, int), np.ones(3))
+    given = Cells(np.array([(0.0, 0.99), (511.999, 1024.0), (-0.2, 3.5)]), np.zeros(3, int), np.ones(3))
     assert as_submitted(given).points_N2.tolist() == [[0, 0], [511, 1023], [0, 3]]
     # 15.9 px apart, but 15 px between their pixels.
-    found = CellSet(np.array([(115.95, 100.5)]), np.zeros(1, int), np.ones(1))
+    found = Cells(np.array([(115.95, 100.5)]), np.zeros(1, int), np.ones(1))
     assert rates(found, cells((100, 100, BC, 1))).f1 == 1.0
 
 
@@ -80,7 +80,7 @@ def test_equals_the_literal_version(seed: int) -> None:
     random = np.random.default_rng(seed)
     predicted, annotated = (
         [
-            CellSet(
+            Cells(
                 random.integers(0, 300, (count, 2)) + 0.5,
                 random.integers(0, 2, count),
                 np.round(random.uniform(0, 1, count), 2),  # some tied
@@ -95,7 +95,7 @@ def test_equals_the_literal_version(seed: int) -> None:
 def test_the_literal_versions_agree() -> None:
     random = np.random.default_rng(9)
     predicted, annotated = (
-        CellSet(random.integers(0, 150, (count, 2)) * 1.0, np.zeros(count, int), random.uniform(0, 1, count))
+        Cells(random.integers(0, 150, (count, 2)) * 1.0, np.zeros(count, int), random.uniform(0, 1, count))
         for count in (80, 70)
     )
     hits = int(literal_greedy(predicted, annotated, 15).sum())

@@ -132,7 +132,7 @@ def test_a_detector_counts_at_the_resolution_it_was_trained_at(detector_file):
     detector, _ = load_detector(detector_file)
     with torch.inference_mode():
         image_BCHW = torch.from_numpy(np.array(half)).permute(2, 0, 1)[None] / 255
-        expected = select_cells(detector(image_BCHW), 96, 128)[0].points_N2.numpy()
+        expected = select_cells(detector(image_BCHW), 96, 128)[0].points_N2
     assert len(found_N2) == len(expected)
     np.testing.assert_allclose(found_N2, 2 * expected, atol=1e-3)
     each = counter.find_each([image_HW3, image_HW3[::-1].copy()], 0.25)

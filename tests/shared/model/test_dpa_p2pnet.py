@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -415,7 +416,19 @@ def test_cells_are_proposals_that_win_over_background_inside_the_image():
     assert cells.points_N2.tolist() == points[0, [0, 2]].tolist()
     assert cells.labels_N.tolist() == [0, 1]
     expected = [torch.tensor([3.0, 1, 0]).softmax(0)[0], torch.tensor([1.0, 2, 0]).softmax(0)[1]]
-    torch.testing.assert_close(cells.scores_N, torch.stack(expected))
+    np.testing.assert_allclose(cells.scores_N, torch.stack(expected), rtol=1e-6)
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_bytes_are_images_in_0_to_1(views):
+    torch.manual_seed(0)
+    detector = DPAP2PNet(
+        DetectorConfig(arch="regnetx_002", interval=8, channels=16, hidden=16, views=views)
+    ).eval()
+    image = torch.randint(0, 256, (1, 3, 64, 96) if views == 1 else (1, views, 3, 64, 96), dtype=torch.uint8)
+    with torch.inference_mode():
+        for one, two in zip(detector(image), detector(image / 255), strict=True):
+            assert torch.equal(one, two)
 
 
 def test_a_saved_detector_predicts_the_same(tmp_path):

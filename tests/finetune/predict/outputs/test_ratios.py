@@ -2,7 +2,8 @@
 
 import pytest
 
-from finetune.predict.outputs.ratios import parse_ratio
+from finetune.predict.outputs.ratios import parse_ratio, parse_ratios
+from finetune.predict.outputs.summary import columns_of
 from shared.errors import UserError
 
 CLASSES = ("positive", "negative", "PD-L1+ tumour", "2+")
@@ -56,14 +57,29 @@ def test_a_class_that_could_be_something_else_must_be_quoted(expression: str, wo
         ("a = ", "is not of the form"),
         ("a = positiv", "'positiv' is no class of the detector; it knows positive, negative, PD-L1.*, cells, mm2"),
         ("a = positives", "'positives' is no class"),
-        ("a = positive / ", "lacks a class or a number at its end"),
-        ("a = / positive", "lacks a class or a number before /"),
-        ("a = (positive + negative", "lacks a closing parenthesis"),
-        ("a = positive negative", "has 'negative' where an operator should stand"),
-        ("a = positive)", r"has '\)' where an operator should stand"),
+        ("a = positive / ", "--ratio .* at its end"),
+        ("a = / positive", "--ratio .* at position 1$"),
+        ("a = (positive + negative", "--ratio .* at position 1$"),
+        ("a = positive negative", "--ratio .* at position 10$"),
+        ("a = positive)", "--ratio .* at position 9$"),
+        ("a = positive(negative)", "--ratio .* at position 1$"),
+        ("a = - positive", "--ratio .* at position 1$"),
+        ("a = 2 * * 3", "--ratio .* at position 5$"),
+        ("a = " + "(" * 5_000, "--ratio"),
         ("a = __import__('os')", "is no class"),
     ],
 )
 def test_what_cannot_be_understood(line: str, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         parse_ratio(line, CLASSES)
+
+
+@pytest.mark.parametrize("name", ["cells", "slide", "positive cells", "positive per mm2", "unreadable tiles"])
+def test_a_ratio_is_not_called_like_a_column(name: str) -> None:
+    with pytest.raises(UserError, match=f"--ratio '{name}'"):
+        parse_ratios([f"{name} = positive / negative"], CLASSES, columns_of(CLASSES))
+
+
+def test_ratios_have_names_of_their_own() -> None:
+    with pytest.raises(UserError, match="--ratio 'R'"):
+        parse_ratios(["R = positive / negative", "R = negative / positive"], CLASSES, columns_of(CLASSES))

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from finetune.predict.in_memory import cells_of
-from finetune.predict.search.deduplicate import BORDER, INNER, WITNESS, without_seams
+from finetune.predict.search.deduplicate import BORDER, INNER, OVERLAP, without_seams
 from finetune.predict.search.inference import CELL
 from finetune.predict.search.tiling import tiling_of
 from shared.model.decoders import Detections
@@ -28,7 +28,7 @@ def reports(*rows: tuple[float, float, int, int]) -> np.ndarray:
     for cell, (x, probability, tile, zone) in zip(cells, rows, strict=True):
         cell["x"], cell["y"], cell["probability"], cell["tile"], cell["zone"] = x, 50.0, probability, tile, zone
         cell["owner"] = (
-            sum(tiles) - tile if zone == WITNESS and len(tiles) == 2 else 2 if zone == WITNESS else tile
+            sum(tiles) - tile if zone == OVERLAP and len(tiles) == 2 else 2 if zone == OVERLAP else tile
         )
     return cells
 
@@ -38,21 +38,21 @@ def reports(*rows: tuple[float, float, int, int]) -> np.ndarray:
     [
         # Both tiles see both proposals: two cells, however close.
         (
-            [(99, 0.9, A, BORDER), (101, 0.8, B, BORDER), (101.1, 0.8, A, WITNESS), (98.9, 0.9, B, WITNESS)],
+            [(99, 0.9, A, BORDER), (101, 0.8, B, BORDER), (101.1, 0.8, A, OVERLAP), (98.9, 0.9, B, OVERLAP)],
             [99, 101],
         ),
         # Each tile sees only its own: one cell, the more probable.
         ([(99, 0.8, A, BORDER), (101, 0.9, B, BORDER)], [101]),
         # One of them sees both: they do not agree that there are two.
-        ([(99, 0.9, A, BORDER), (101, 0.8, B, BORDER), (101.1, 0.8, A, WITNESS)], [99]),
+        ([(99, 0.9, A, BORDER), (101, 0.8, B, BORDER), (101.1, 0.8, A, OVERLAP)], [99]),
         # Each sees only the other's: nobody would keep it.
-        ([(101, 0.6, A, WITNESS), (99, 0.7, B, WITNESS)], [99]),
+        ([(101, 0.6, A, OVERLAP), (99, 0.7, B, OVERLAP)], [99]),
         # Two tiles' reports of a proposal of a third, which sees no cell there.
-        ([(101, 0.6, A, WITNESS), (101, 0.7, B, WITNESS), (300, 0.9, 2, INNER)], [300]),
+        ([(101, 0.6, A, OVERLAP), (101, 0.7, B, OVERLAP), (300, 0.9, 2, INNER)], [300]),
         # A witness alone is not believed; its proposal's owner sees no cell.
-        ([(101, 0.6, A, WITNESS)], []),
+        ([(101, 0.6, A, OVERLAP)], []),
         # Witnesses do not add to a cell that is kept.
-        ([(100, 0.6, A, BORDER), (101, 0.6, A, WITNESS), (99, 0.7, B, WITNESS)], [100]),
+        ([(100, 0.6, A, BORDER), (101, 0.6, A, OVERLAP), (99, 0.7, B, OVERLAP)], [100]),
         # Too far apart to be one; inner cells are not looked at; within a tile nothing is merged.
         ([(95, 0.9, A, BORDER), (101, 0.9, B, BORDER)], [95, 101]),
         ([(99, 0.8, A, INNER), (101, 0.9, B, INNER)], [99, 101]),
@@ -88,7 +88,7 @@ class Contextual(planted.SquareNetwork):
 
     def forward(self, image_BCHW: torch.Tensor) -> Detections:
         found = super().forward(image_BCHW)
-        ink_B1HW = 1 - image_BCHW.mean(1, keepdim=True)
+        ink_B1HW = 1 - (image_BCHW.float() / 255).mean(1, keepdim=True)
         for kernel, padding in (((129, 1), (64, 0)), ((1, 129), (0, 64))):
             ink_B1HW = torch.nn.functional.avg_pool2d(ink_B1HW, kernel, 1, padding)
         x_N, y_N = found.proposals_N2.long().unbind(-1)
