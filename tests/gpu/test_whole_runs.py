@@ -135,12 +135,24 @@ def test_from_slides_to_cells(command: Command, tmp_path: Path):
     """The public commands on sample data, all on the GPU."""
     gpu = {"CUDA_VISIBLE_DEVICES": "0"}
     folder = tmp_path / "demo"
+    weights, detector = folder / "mae.pth", folder / "detector.pth"
+    mae = ("--out", weights)
     for module, *words in (
         ("shared.samples.sample_slides", folder),
         ("patch_extraction", "--wsi-dir", folder / "slides", "--out", folder / "shards"),
-        ("ssl_pretrain", "mae_demo", "--shards", folder / "shards", "--max-steps", 30, "--loader.decode", "gpu"),
-        ("finetune", "demo", "--data", folder / "tiles", "--epochs", 2, "--out", folder / "detector.pth"),
-        ("finetune.predict", folder / "detector.pth", folder / "slides", "--out", folder / "cells"),
+        (
+            "ssl_pretrain",
+            "mae_demo",
+            "--shards",
+            folder / "shards",
+            *mae,
+            "--max-steps",
+            30,
+            "--loader.decode",
+            "gpu",
+        ),
+        ("finetune", "demo", "--data", folder / "tiles", "--init", weights, "--epochs", 2, "--out", detector),
+        ("finetune.predict", detector, folder / "slides", "--out", folder / "cells"),
     ):
         done = command(module, *words, timeout=1200, **gpu)
         assert done.returncode == 0, done.stderr[-2000:]
