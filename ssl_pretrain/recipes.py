@@ -67,6 +67,7 @@ SWAV = swav.SwAVConfig(
     temperature=0.1,
     epsilon=0.05,
     sinkhorn_iterations=3,
+    batch_norm_ranks=8,  # --syncbn_process_group_size 8: the GPUs of a node; VISSL's groups are of 8, too
     frozen_samples=IMAGENET_EPOCH,  # --freeze_prototypes_niters 313, of 4096 images
     queue_length=0,
 )
@@ -129,6 +130,7 @@ DINO = dino.DINOConfig(
     temperature_samples=0,
     centre_momentum=0.9,
     momentum=0.996,
+    batch_norm_ranks=8,  # official: all, which are 8 in the README
     frozen_samples=IMAGENET_EPOCH,  # --freeze_last_layer 1
 )
 DINO_RESNET50 = Recipe(

@@ -77,6 +77,21 @@ def test_each_gradient_is_shortened_by_itself():
     assert parameters[3].grad is None
 
 
+def test_gradients_are_shortened_in_few_launches(monkeypatch: pytest.MonkeyPatch):
+    """torch multiplies lists of tensors at once only if shapes and strides are the same, channels last as well."""
+    given = []
+    multiply = torch._foreach_mul_
+    monkeypatch.setattr(torch, "_foreach_mul_", lambda *lists: given.append(lists) or multiply(*lists))
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(memory_format=torch.channels_last)
+    network(torch.ones(2, 3, 8, 8)).square().sum().backward()
+    clip_gradients(network.parameters(), 1e-3)
+    ((gradients, factors),) = given
+    assert len(gradients) == 4
+    for gradient, factor in zip(gradients, factors, strict=True):
+        assert (gradient.shape, gradient.stride()) == (factor.shape, factor.stride())
+        assert gradient.norm() < 1.001e-3
+
+
 def larc_by_hand(lr: float, decay: float, momentum: float, trust: float) -> Callable:
     """One step of apex's LARC over SGD for a tensor: (weights, gradient, velocity) -> (weights, velocity)."""
 
