@@ -150,7 +150,7 @@ def _write(config: EvaluateConfig, threshold: float | None, scores: Scores, base
     }
     with own_path(config.out / "scores.json") as temporary:
         write_json(temporary, result)
-    print(f"\npicture: {config.out / 'comparison.png'}\nscores: {config.out / 'scores.json'}")
+    print(f"\npictures: {config.out}/comparison.png, precision_recall.png\nscores: {config.out}/scores.json")
 
 
 def _compare(config: EvaluateConfig, scores: Scores, baseline: Scores) -> int:
