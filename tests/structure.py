@@ -28,6 +28,8 @@ LIMITS = {
     "modules in the fullest folder": 12,
     "import circles": 0,
     f"functions over {LONGEST_FUNCTION} lines": 0,
+    "README words": 1500,
+    "README lines": 150,
 }
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
