@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import shapely
 import tyro
 from tqdm import tqdm
 
 from finetune.datasets.description import NAME, class_values
-from finetune.datasets.tile_cutting import Cutter, TilePlace
-from shared.annotations.polygons import Polygon, merge, subtract
+from finetune.datasets.tile_cutting import Cutter, TilePlace, annotated_areas
+from shared.annotations.polygons import Polygon
 from shared.annotations.qupath import SUFFIXES, Objects, Outlines, read_objects
 from shared.cli import check_range, make_folder
 from shared.errors import NOTHING_FAILED, SOME_FAILED, UserError
@@ -79,7 +78,7 @@ class Import:
 
 @dataclass(frozen=True)
 class Annotated:
-    """A slide and the objects of its annotation file."""
+    """Slide with the objects of its annotation file."""
 
     objects: Objects
     slide: Path
@@ -219,7 +218,9 @@ def _cut_slide(
     if note := objects.note():
         _report(note)
     _refuse_strays(objects, source)
-    areas, ignored = _areas(config, objects)
+    areas, ignored, warnings = annotated_areas(objects, config.region_class)
+    for warning in warnings:
+        _report(warning)
     cells_alone = not objects.regions and not config.region_class
     cutter = Cutter(source, config.mpp, config.tile, ignored)
     value_of = {value: number for number, value in enumerate(values.values(), 1)}
@@ -252,38 +253,6 @@ def _refuse_strays(objects: Objects, source: ImageSource) -> None:
             f"{objects.path} has a cell at ({x:.0f}, {y:.0f}), outside {source.path} ({source.size[0]}x"
             f"{source.size[1]} px); give the slide it was made on, or try --no-bounds"
         )
-
-
-def _areas(config: Import, objects: Objects) -> tuple[list[Polygon], list[Polygon]]:
-    """Return disjoint areas to cut, and those of ignored classes; warns about overlaps and empty regions."""
-    regions, ignored = objects.choose(config.region_class)
-    regions = [region for region in regions if region.polygon.area]
-    if config.region_class and not regions:
-        names = ", ".join(sorted({region.name or "(no class)" for region in objects.regions})) or "none"
-        _report(f"warning: {objects.path} has no region of --region-class; its regions: {names}")
-    merged = merge([region.polygon for region in regions])
-    if len(merged) < len(regions):
-        names = ", ".join(sorted({region.name or "(no class)" for region in regions}))
-        _report(
-            f"warning: some regions ({names}) overlap in {objects.path}; each place is cut once, and all of it "
-            "counts as annotated. If only regions of some classes are annotated completely, choose them with "
-            "--region-class"
-        )
-    areas = subtract(merged, ignored)
-    if empty := len(areas) - _holding_cells(areas, objects.points_N2):
-        _report(
-            f"warning: {empty} of {len(areas)} regions in {objects.path} have no cell and become background in "
-            "training; if their cells are not annotated, delete them or leave them out with --region-class"
-        )
-    return areas, ignored
-
-
-def _holding_cells(areas: Sequence[Polygon], points_N2: np.ndarray) -> int:
-    """Count the areas that hold a point."""
-    if not areas:
-        return 0
-    tree = shapely.STRtree([shapely.Point(point) for point in points_N2])
-    return len(np.unique(tree.query(areas, predicate="intersects")[0]))
 
 
 def _places(

@@ -23,8 +23,8 @@ class Summary(Overrides):
 
 def summarise(config: Summary) -> None:
     """Print the summary."""
-    said = {field.name: getattr(config, field.name) for field in dataclasses.fields(Overrides)}
-    print(table(load_data(DataOptions(data=config.data, **said))))
+    stated = {field.name: getattr(config, field.name) for field in dataclasses.fields(Overrides)}
+    print(table(load_data(DataOptions(data=config.data, **stated))))
 
 
 def table(data: AnnotatedData) -> str:

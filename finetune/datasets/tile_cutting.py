@@ -9,7 +9,8 @@ import numpy as np
 import shapely
 from PIL import Image
 
-from shared.annotations.polygons import Polygon, areas_of, mask, subtract
+from shared.annotations.polygons import Polygon, areas_of, mask, merge, subtract
+from shared.annotations.qupath import Objects
 from shared.errors import UserError
 from shared.wsi.image_source import ImageSource
 
@@ -23,7 +24,7 @@ RIM_UM = 10.0
 
 @dataclass(frozen=True)
 class TilePlace:
-    """A tile: its corner in px of level 0, its size in px, and the part that is annotated (None: all of it)."""
+    """Tile: its corner in px of level 0, its size in px, and the part that is annotated (None: all of it)."""
 
     x: float
     y: float
@@ -34,6 +35,44 @@ class TilePlace:
     def box(self, scale: float) -> Polygon:
         """Return its outline in px of level 0, each `scale` px of the tile."""
         return shapely.box(self.x, self.y, self.x + self.width / scale, self.y + self.height / scale)
+
+
+def annotated_areas(objects: Objects, classes: Sequence[str]) -> tuple[list[Polygon], list[Polygon], list[str]]:
+    """Return disjoint areas to cut, areas of ignored classes, and warnings about overlaps and empty regions.
+
+    Args:
+        objects: Content of an annotation file.
+        classes: Classes of the regions to cut; empty: all.
+    """
+    regions, ignored = objects.choose(classes)
+    regions = [region for region in regions if region.polygon.area]
+    merged = merge([region.polygon for region in regions])
+    areas = subtract(merged, ignored)
+    warnings = []
+    if classes and not regions:
+        names = ", ".join(sorted({region.name or "(no class)" for region in objects.regions})) or "none"
+        warnings.append(f"warning: {objects.path} has no region of --region-class; its regions: {names}")
+    if len(merged) < len(regions):
+        names = ", ".join(sorted({region.name or "(no class)" for region in regions}))
+        warnings.append(
+            f"warning: some regions ({names}) overlap in {objects.path}; each place is cut once, and all of it "
+            "counts as annotated. If only regions of some classes are annotated completely, choose them with "
+            "--region-class"
+        )
+    if empty := len(areas) - _holding_cells(areas, objects.points_N2):
+        warnings.append(
+            f"warning: {empty} of {len(areas)} regions in {objects.path} have no cell and become background in "
+            "training; if their cells are not annotated, delete them or leave them out with --region-class"
+        )
+    return areas, ignored, warnings
+
+
+def _holding_cells(areas: Sequence[Polygon], points_N2: np.ndarray) -> int:
+    """Count the areas that hold a point."""
+    if not areas:
+        return 0
+    tree = shapely.STRtree([shapely.Point(point) for point in points_N2])
+    return len(np.unique(tree.query(areas, predicate="intersects")[0]))
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ def is_ignored(name: str) -> bool:
 def rings_as_arrays(entry: dict[str, Any]) -> dict[str, Any]:
     """Replace an outline's nested lists by arrays, as `read_json` parses it: a tenth of the memory."""
     if entry.get("type") in OUTLINES:
-        with suppress(*MALFORMED):  # whoever uses the outline reports it
+        with suppress(*MALFORMED):  # reported by the caller that uses the outline, with its place
             entry["coordinates"] = polygons_of(entry)
             entry["type"] = "MultiPolygon"
     return entry

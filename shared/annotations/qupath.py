@@ -38,7 +38,7 @@ REGION_CLASS = "Region*"
 
 @dataclass(frozen=True)
 class Region:
-    """An annotated area and its class, which may be empty."""
+    """Annotated area and its class, which may be empty."""
 
     name: str
     polygon: Polygon

@@ -229,6 +229,16 @@ def test_nested_and_overlapping_regions_give_every_cell_once(
     assert all(word in warnings[0] for word in ("Edge, Tissue, Tumor", "overlap", "--region-class"))
 
 
+def test_a_cell_on_the_line_between_two_regions_is_in_one_of_them(imported: Callable[..., AnnotatedData]) -> None:
+    regions = [
+        feature(polygon((x, 200), (x + 301, 200), (x + 301, 600), (x + 150, 700), (x, 600))) for x in (200, 501)
+    ]
+    cells = [feature(point(501, y), "a") for y in range(220, 600, 20)]
+    data = imported([*regions, *cells])
+    assert len(tiles_of(data)) == 2
+    assert sum(len(tile.labels_N) for tile in tiles_of(data)) == len(cells)
+
+
 def test_regions_of_one_class(imported: Callable[..., AnnotatedData], capsys: pytest.CaptureFixture[str]) -> None:
     regions = [
         feature(rectangle(200, 200, 800, 800), "Tissue"),
