@@ -6,7 +6,6 @@ to OpenSlide.
 """
 
 import logging
-import math
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,8 +15,6 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 import tifffile
-
-from shared.wsi.subpixel_blend import Canvas
 
 # Vendors whose levels are plain grids of tiles: Aperio, and converters, which OpenSlide calls generic.
 VENDORS = ("aperio", "generic-tiff")
@@ -88,18 +85,17 @@ class TiledTiff:
         """Read px of a level, uint8 RGB, white outside of it; `place` (the corner) and `size` are in its px.
 
         Raises:
-            NotReadError: a tile is missing or damaged, or the level does not consist of JPEG tiles.
+            NotReadError: a tile is missing or damaged, the level has no JPEG tiles, or `place` is between
+                its px.
         """
         grid = self._grids[level]
         if grid is None:
             raise NotReadError(f"level {level} holds no JPEG tiles")
         corner = (round(place[0]), round(place[1]))
-        distance = max(abs(place[0] - corner[0]), abs(place[1] - corner[1]))
-        if abs(distance - WHOLE) < DOUBT:
-            raise NotReadError("too close to the distance up to which OpenSlide copies px")
-        if distance < WHOLE:
-            return self._copied(level, grid, corner, size)
-        return self._blended(level, grid, place, size)
+        if max(abs(place[0] - corner[0]), abs(place[1] - corner[1])) > WHOLE - DOUBT:
+            # Blending px bit by bit like cairo saved 2 % of the harvest of four real slides, 8 % with the screen.
+            raise NotReadError("OpenSlide blends px at such a position")
+        return self._copied(level, grid, corner, size)
 
     def _copied(self, level: int, grid: TileGrid, corner: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
         """Copy px from the tiles."""
@@ -116,23 +112,6 @@ class TiledTiff:
                 part_HW3 = tile_HW3[y - tile_y : end_y - tile_y, x - tile_x : end_x - tile_x]
                 pixels_HW3[y - top : end_y - top, x - left : end_x - left] = part_HW3
         return pixels_HW3
-
-    def _blended(
-        self, level: int, grid: TileGrid, place: tuple[float, float], size: tuple[int, int]
-    ) -> np.ndarray:
-        """Interpolate between px of the tiles, painted from the last tile to the first like OpenSlide."""
-        canvas = Canvas(size)
-        left, top = (math.floor(value) for value in place)
-        # Interpolated, a tile extends one px further.
-        rows = list(_spans(max(top - 1, 0), min(top + size[1] + 2, grid.height), grid.tile_height))
-        columns = list(_spans(max(left - 1, 0), min(left + size[0] + 2, grid.width), grid.tile_width))
-        for row, _, _ in reversed(rows):
-            for column, _, _ in reversed(columns):
-                tile_HW3 = self._tile(level, grid, row * grid.columns + column)
-                x, y = column * grid.tile_width, row * grid.tile_height
-                inside_HW3 = tile_HW3[: grid.height - y, : grid.width - x]
-                canvas.paint(inside_HW3, x - place[0], y - place[1])
-        return canvas.pixels()
 
     def _tile(self, level: int, grid: TileGrid, index: int) -> np.ndarray:
         """Return a decoded tile, from the cache if possible."""

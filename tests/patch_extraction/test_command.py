@@ -74,7 +74,7 @@ def test_more_workers_give_the_same_bytes(undisturbed, command, wsi_dir, tmp_pat
     [
         (("--wsi-dir", "nowhere"), "there is no folder nowhere; check the path"),
         (("--wsi-dir", "empty"), "empty holds no slides; files with one of these endings are read: .bif, .czi"),
-        (("--wsi-dir", "text/a.svs"), "text/a.svs is a file; give the folder that it lies in"),
+        (("--wsi-dir", "text/a.svs"), "text/a.svs is a file; give its folder"),
         (("--wsi-dir", "text"), "no patch was harvested from text; see the reasons above"),
         (
             ("--wsi-dir", "text", "--out", "text/a.svs"),

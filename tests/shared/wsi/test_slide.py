@@ -346,7 +346,7 @@ def test_find_slides_in_a_wrong_place(tmp_path):
     with pytest.raises(UserError, match=r"there is no folder .*nowhere"):
         find_slides(tmp_path / "nowhere")
     (tmp_path / "a.svs").touch()
-    with pytest.raises(UserError, match="is a file; give the folder"):
+    with pytest.raises(UserError, match="is a file; give its folder"):
         find_slides(tmp_path / "a.svs")
 
 
