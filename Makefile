@@ -18,7 +18,7 @@ help:
 
 setup: $(READY)
 $(READY): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed; say which with: make PYTHON=python3.12"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed; choose it with: make PYTHON=python3.12"; exit 2; }
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "error: $(PYTHON) cannot make a virtual environment; on Debian or Ubuntu: apt-get install python3-venv"; exit 2; }
 	$(VENV)/bin/pip install --quiet --editable '.[dev]'
 	@touch $@
@@ -48,7 +48,7 @@ bench-gpu: setup
 	$(PY) -m tests.benchmarks.on_gpu $(SHARDS)
 
 # The three stages by their public commands, each reading what the one before it wrote. Run again, it goes on
-# where it was interrupted; `make clean` starts anew.
+# where it was interrupted; `make clean` starts from scratch.
 demo: setup
 	$(PY) -m shared.samples.sample_slides $(DEMO)
 	$(PY) -m patch_extraction --wsi-dir $(DEMO)/slides --out $(DEMO)/shards
@@ -60,7 +60,7 @@ demo: setup
 	$(PY) -m finetune.evaluate $(DEMO)/detector.pth --data $(DEMO)/tiles --out $(DEMO)/evaluation \
 	    --baseline $(DEMO)/untrained.pth --min-gain 0.4
 	@echo
-	@echo "The whole pipeline ran. Pictures to look at:"
+	@echo "The whole pipeline ran. Pictures:"
 	@echo "  harvested patches, counted cells marked     $(DEMO)/shards/contact_sheet.png"
 	@echo "  masked | reconstructed | original           $(DEMO)/runs/mae/pictures/"
 	@echo "  proposals before and after deformation      $(DEMO)/runs/finetune/pictures/"
