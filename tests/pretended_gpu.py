@@ -21,7 +21,8 @@ from torch.utils._pytree import tree_leaves
 Network = TypeVar("Network", bound=nn.Module)
 GPU = torch.device("cuda:0")
 aten = torch.ops.aten
-COPIES = {aten._to_copy.default: 0, aten.copy_.default: 1}  # place of what is copied
+# Place of what is copied; `to` is a whole operation in inference mode.
+COPIES = {aten._to_copy: 0, aten.copy_: 1, aten.to: 0}
 VIEWS = {aten._unsafe_view.default}  # launches nothing either
 PRODUCTS = {aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.convolution}
 
@@ -45,8 +46,9 @@ class Watch(TorchDispatchMode):
         given, made = _devices((args, kwargs)), _devices(result)
         if "cuda" in given | made and not func.is_view and func.namespace != "prim" and func not in VIEWS:
             self.launches += 1
-        if func in COPIES and given | made == {"cpu", "cuda"}:
-            self._copied(args[COPIES[func]], bool((kwargs or {}).get("non_blocking", args[2:] == (True,))))
+        if func.overloadpacket in COPIES and given | made == {"cpu", "cuda"}:
+            goes_on = (kwargs or {}).get("non_blocking", any(each is True for each in args))
+            self._copied(args[COPIES[func.overloadpacket]], goes_on)
         elif given == {"cpu", "cuda"} and any(each.ndim and not each.is_cuda for each in _tensors((args, kwargs))):
             self._copied(next(each for each in _tensors((args, kwargs)) if each.ndim and not each.is_cuda), False)
         self.casts += func is aten._to_copy.default and given == made == {"cuda"}

@@ -1,6 +1,7 @@
-"""The detector's family on a GPU that is not there: in training, in evaluation, in prediction, as a counter."""
+"""The detector's family on a GPU that is not there: in training, in inference, as a counter."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,6 @@ from torch import Tensor, nn
 
 from finetune import step
 from finetune.predict.search import inference
-from finetune.scoring import tile_scores
 from finetune.training import matching
 from finetune.training.criterion import CriterionConfig, Targets
 from finetune.training.tile_loader import Batch
@@ -107,29 +107,20 @@ def test_a_step_waits_once_a_pass(variant: str, solved: list):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_evaluation_and_prediction_stay_on_the_device(variant: str, monkeypatch: pytest.MonkeyPatch):
-    """Up to the detections, of which the host then reads which are cells."""
+def test_inference_stays_on_the_device(variant: str, monkeypatch: pytest.MonkeyPatch):
+    """In evaluation and prediction, up to the detections, of which the host then reads which are cells."""
     detector, seen = detector_of(variant).eval(), []
-    views = VARIANTS[variant].get("views", 1)
-    tiles = np.zeros((views, SIDE, SIDE, 3), np.uint8)
+    monkeypatch.setattr(inference, "reported_cells", lambda found, *_: seen.append(found))
+    reader = SimpleNamespace(tiling=None, batches=[[0, 1]], bytes_of=lambda _: 0)
     with pretended_gpu() as gpu:
         moved(detector)
-        monkeypatch.setattr(tile_scores, "select_cells", lambda found, *_: [seen.append(found)])
-        monkeypatch.setattr(tile_scores, "to_cell_set", lambda _: None)
-        tile_scores.predict_image(detector, tiles, GPU)
-        waits = len(gpu.waits)
-        monkeypatch.setattr(inference, "reported_cells", lambda found, *_: seen.append(found))
         windows = [inference.WindowBatch(0, [0, 1], images(variant), [])]
-        monkeypatch.setattr(inference, "DataLoader", lambda *_, **__: windows)
-        reader = SimpleNamespace(tiling=None, batches=[[0, 1]])
-        loaded = SimpleNamespace(network=detector, device=GPU)
-        list(inference.find_cells(loaded, reader, [0]))
-    assert waits == 1  # an image from memory that is not page-locked
-    assert len(gpu.waits) == waits
-    for found in seen:
-        assert isinstance(found, Detections)
-        assert all(tensor.device == GPU and tensor.dtype == torch.float32 for tensor in found)
-    assert [len(found.points_BN2) for found in seen] == [1, 2]
+        monkeypatch.setattr(inference, "BatchWorkers", lambda *_, **__: nullcontext(windows))
+        list(inference.find_cells(SimpleNamespace(network=detector, device=GPU, classes=()), reader, [0]))
+    (found,) = seen
+    assert not gpu.waits and len(gpu.uploads) == 1
+    assert isinstance(found, Detections) and len(found.points_BN2) == 2
+    assert all(tensor.device == GPU and tensor.dtype == torch.float32 for tensor in found)
 
 
 def test_a_counter_counts_on_the_device(monkeypatch: pytest.MonkeyPatch):
