@@ -17,7 +17,7 @@ command -v "$PYTHON" >/dev/null || refuse "there is no $PYTHON here; make setup 
 JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 JOB=${JOB:-$SLURM_JOB_ID}
 
-# One task a GPU is what the stages expect. CUDA_VISIBLE_DEVICES set to nothing asks for the CPU.
+# One task a GPU is what the stages expect. An empty CUDA_VISIBLE_DEVICES selects the CPU.
 one_task_a_gpu() {
   local gpus=${SLURM_GPUS_ON_NODE:-0} tasks=${SLURM_NTASKS_PER_NODE:-1}
   if [ "$gpus" = 0 ] && [ -n "${CUDA_VISIBLE_DEVICES-unset}" ]; then
@@ -27,10 +27,10 @@ one_task_a_gpu() {
   fi
 }
 
-# launch MODULE [WORD...]: `python -m MODULE WORD...` on every task, until it ends or is told to stop at a
+# launch MODULE [WORD...]: `python -m MODULE WORD...` on every task, until it ends or stops at a
 # checkpoint. Does not return: the job's exit code is the stage's.
 launch() {
-  # Where the ranks meet: the first node. The port differs between jobs that share a node, and lies below those
+  # The ranks meet on the first node. The port differs between jobs that share a node, and is below those
   # that Linux gives to outgoing connections. What torchrun left in the user's shell is not of this job.
   unset RANK WORLD_SIZE LOCAL_RANK
   MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
@@ -43,7 +43,7 @@ launch() {
   unset SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU SLURM_MEM_PER_NODE
   # srun no longer takes this over from sbatch by itself (since Slurm 22.05).
   export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
-  # Made by a run that stopped at a checkpoint because it was told to, and only then; it says where. A file for
+  # Written by a run that a signal stopped at a checkpoint, and only then; it holds the step. A file for
   # each attempt, so that none is taken for another's.
   export REQUEUE_MARKER=$PWD/.requeue-$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}
   rm -f "$PWD/.requeue-$SLURM_JOB_ID"-*

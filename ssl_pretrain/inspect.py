@@ -1,4 +1,4 @@
-"""`python -m ssl_pretrain.inspect PLACE... --shards DIR`: what backbones make of patches, side by side."""
+"""`python -m ssl_pretrain.inspect PLACE... --shards DIR`: compare the features of backbones."""
 
 import functools
 import re
@@ -93,7 +93,7 @@ def _examine(
 def _pictures(
     subject: LoadedBackbone, shard_set: ShardSet, views: Views, device: torch.device
 ) -> dict[str, Image.Image]:
-    """What a ViT's class token looks at, and what the method has to show."""
+    """Make the pictures of a method, and attention maps of a ViT's class token."""
     view_BCHW: Tensor = views.normalise(sample_patches(shard_set, subject.crop, SAMPLES).to(device))
     networks = subject.method or subject.trunk
     shown: dict[str, Image.Image] = {}

@@ -1,4 +1,4 @@
-"""Pre-training as a Slurm job that the command itself submits: what can be refused is refused before it queues."""
+"""Submit pre-training as a Slurm job, after all checks that are possible before queueing."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""`python -m ssl_pretrain.plan`: what a run will take, so that it is known before the job is queued."""
+"""`python -m ssl_pretrain.plan`: estimate time, memory, disk space and bandwidth of a run before submitting it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ REACHED = {"vit": 0.36, "resnet": 0.20}
 # Bytes of a patch of 512 px as it is stored, where no shards are given: the mean over harvested tissue.
 PATCH_BYTES = 60_000
 KEPT_CHECKPOINTS = 2
-DESCRIPTION = """What a pre-training run comes to: batch, steps, hours, memory, disk, whether the shards suffice.
+DESCRIPTION = """Estimate a pre-training run: batch, steps, hours, memory, disk space, number of shards.
 
 Takes the options of `python -m ssl_pretrain`, too. Times are estimates unless the speed is given, and
 leave out what GPUs wait for each other: little on one node, most of a step that is shorter than some 30 ms."""
@@ -31,7 +31,7 @@ leave out what GPUs wait for each other: little on one node, most of a step that
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterSpec:
-    """The machine that a run is planned for."""
+    """Nodes and GPUs that a run is planned for."""
 
     nodes: tuple[int, ...] = (1,)
     """Nodes; several numbers make a table."""
@@ -42,12 +42,12 @@ class ClusterSpec:
     cpus: int = 12
     """CPU cores of a GPU, of which all but one load patches."""
     images_per_second: float | None = None
-    """Of one GPU, as measured; default: estimated from the operations an image takes."""
+    """Measured speed of one GPU; default: estimated from the operations per image."""
 
 
 @dataclass(frozen=True)
 class CostEstimate:
-    """What a recipe takes on a number of GPUs, if they do not slow each other down."""
+    """Time and GPU-hours of a recipe, if GPUs do not slow each other down."""
 
     plan: BatchPlan
     speed: float
@@ -55,17 +55,17 @@ class CostEstimate:
 
     @property
     def hours(self) -> float:
-        """From the first step to the last."""
+        """Hours from the first step to the last."""
         return self.plan.samples(self.plan.last_step) / (self.speed * self.plan.ranks) / 3600
 
     @property
     def gpu_hours(self) -> float:
-        """What is paid for."""
+        """Hours times GPUs."""
         return self.hours * self.plan.ranks
 
     @property
     def step_seconds(self) -> float:
-        """Of one optimiser step."""
+        """Seconds of one optimiser step."""
         return self.plan.recipe.batch_size / (self.speed * self.plan.ranks)
 
 
@@ -78,7 +78,7 @@ class Sizes:
 
 
 def main() -> int:
-    """Print the bill."""
+    """Print the estimate."""
     recipe, asked = parse_beside(RECIPES, "mae_vitb", "python -m ssl_pretrain.plan", DESCRIPTION, ClusterSpec())
     check(recipe)
     check_asked(asked)
@@ -100,7 +100,7 @@ def main() -> int:
 
 
 def check_asked(asked: ClusterSpec) -> None:
-    """Refuse numbers that make no sense.
+    """Check ranges.
 
     Raises:
         UserError: names the option and what it takes.
@@ -131,7 +131,7 @@ def speed_of(recipe: Recipe, asked: ClusterSpec) -> tuple[float, str]:
 
 
 def sizes_of(recipe: Recipe) -> Sizes:
-    """What a checkpoint and the exported weights take on the disk."""
+    """Sizes of a checkpoint and of the exported weights."""
     method = recipe.method.build()
     trained = sum(weight.numel() for weight in method.parameters() if weight.requires_grad)
     moments = 2 if isinstance(recipe.optimiser, AdamW) else 1  # AdamW keeps two numbers a weight, SGD and LARC one
@@ -156,7 +156,7 @@ def describe(bill: CostEstimate, sizes: Sizes) -> str:
 
 
 def describe_reading(bill: CostEstimate, asked: ClusterSpec) -> str:
-    """What the shards have to deliver, and whether there are enough of them for all who read."""
+    """Describe the bandwidth the shards must deliver, and whether they suffice for all readers."""
     recipe, ranks = bill.plan.recipe, bill.plan.ranks
     workers = min(asked.cpus - 1, MOST_WORKERS) if recipe.loader.workers is None else recipe.loader.workers
     rate = bill.speed * ranks
@@ -164,7 +164,7 @@ def describe_reading(bill: CostEstimate, asked: ClusterSpec) -> str:
         if recipe.shards != RECIPES[recipe.name].shards:
             raise UserError(f"there is no folder --shards {recipe.shards}; check the path")
         text = f"{rate * PATCH_BYTES / 1e6:,.0f} MB/s to read, at {PATCH_BYTES / 1000:.0f} kB a patch of 512 px"
-        return f"shards  {text}; with --shards DIR those there are looked at"
+        return f"shards  {text}; give --shards DIR to check those there"
     shard_set = open_shards(recipe.shards)
     bytes_each = sum(shard_set.path(n).stat().st_size for n in range(len(shard_set.shards))) / shard_set.samples
     return (
@@ -177,7 +177,7 @@ def describe_reading(bill: CostEstimate, asked: ClusterSpec) -> str:
 
 
 def _enough(plan: BatchPlan, shard_set: ShardSet, workers: int) -> str:
-    """Whether the shards suffice for everybody who reads."""
+    """Compare numbers of shards and patches with the number of readers."""
     samples, shards = shard_set.samples, len(shard_set.shards)
     readers = plan.ranks * max(workers, 1)
     batches = samples // plan.images_at_once

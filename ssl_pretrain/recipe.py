@@ -1,4 +1,4 @@
-"""What a pre-training run is made of."""
+"""Settings of a pre-training run."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,25 +29,25 @@ class Recipe:
     """A pre-training run."""
 
     name: Annotated[str, tyro.conf.Fixed]
-    """Of the recipe."""
+    """Recipe name."""
     shards: Path = Path("shards")
-    """Folder of shards, as `python -m patch_extraction` makes it."""
+    """Folder of shards, as written by `python -m patch_extraction`."""
     run_dir: Path
-    """Where checkpoints, metrics and pictures go; the same command goes on from what is there."""
+    """Folder of checkpoints, metrics and pictures; the same command resumes from it."""
     out: Path
-    """Where the weights are copied to in the end."""
+    """File to which the weights are copied at the end."""
     method: Method
     """Networks and loss."""
     views: ViewsConfig = field(default_factory=ViewsConfig)
-    """What is varied in a view, beyond its crop."""
+    """Augmentation of views after cropping."""
     normalisation: Literal["shards", "imagenet"] = "shards"
-    """Whose channel means and deviations normalise the images: the shards' own or ImageNet's."""
+    """Channel means and standard deviations for normalisation: those of the shards or of ImageNet."""
     optimiser: Optimiser
     """Optimiser and learning rate."""
     batch_size: int
     """Images an optimiser step sees, on all ranks together."""
     micro_batch: int = 256
-    """Most images a rank handles at once; the rest of its share is accumulated. Lower it if memory runs out."""
+    """Maximum images of a rank in one pass; the rest of its share is accumulated. Lower it if memory runs out."""
     samples_seen: int
     """Length of the run in images."""
     max_steps: int | None = None
@@ -61,11 +61,11 @@ class Recipe:
     """Compute activations again in the backward pass instead of keeping them: less memory, slower steps. Batch
     norms count such a pass twice in their running statistics."""
     loader: LoaderConfig = field(default_factory=LoaderConfig)
-    """How the shards are read. Unless told, a resumed run keeps its number of workers."""
+    """Loading of the shards. A resumed run keeps its number of workers unless another is given."""
     verify: bool = True
     """Compare each shard's SHA-256 with the index before the first step."""
     seed: int = 0
-    """Of everything random."""
+    """Random seed."""
     deterministic: bool = False
     """Prefer GPU kernels that always give the same bits, and no TF32: runs can be repeated, but are slower. torch
     warns of operations that have no other kernel."""
@@ -83,7 +83,7 @@ class Recipe:
 
 
 def check(recipe: Recipe) -> None:
-    """Refuse numbers that make no sense.
+    """Check ranges.
 
     Raises:
         UserError: names the option and what it takes.
@@ -111,7 +111,7 @@ def check(recipe: Recipe) -> None:
 
 
 def _check_blur(recipe: Recipe) -> None:
-    """A blur mirrors a view at its edges, once."""
+    """Refuse a blur wider than a view, whose edges are mirrored once."""
     reach = recipe.views.blur_reach
     for crop in recipe.method.crops:
         if crop.count and crop.blur and reach >= crop.size:

@@ -1,4 +1,4 @@
-"""The one training loop of all self-supervised methods, to be read from top to bottom."""
+"""Training loop of all self-supervised methods."""
 
 import contextlib
 from collections.abc import Callable
@@ -74,7 +74,7 @@ def _train(plan: BatchPlan, shard_set: ShardSet, run: Run, world: World, stop: S
 def _loop(
     plan: BatchPlan, state: TrainingState, shard_set: ShardSet, run: Run, world: World, stop: StopSignal
 ) -> bool:
-    """Steps until the end, or until any rank is told to stop; returns whether it was the latter."""
+    """Take steps until the end or a stop signal on any rank; returns True if it was stopped."""
     recipe, method = plan.recipe, state.method
     views = _views(recipe, shard_set).to(world.device)
     with together(world):
@@ -130,7 +130,7 @@ def _keep(
 
 
 def _views(recipe: Recipe, shard_set: ShardSet) -> Views:
-    """What is done to crops on the device."""
+    """Make the augmentation, which runs on the device."""
     views = Views(recipe.views, recipe.method.crops, *normalisation(recipe, shard_set))
     if recipe.compile:
         views.compile()
@@ -164,7 +164,7 @@ def update(
 def _add_gradients(
     plan: BatchPlan, step: Step, model: nn.Module, views: Views, take: Batches, world: World
 ) -> Tensor:
-    """Forward and backward passes of one step, one for each micro-batch; returns this rank's loss (scalar)."""
+    """Run forward and backward passes of one step, one per micro-batch; returns this rank's loss (scalar)."""
     loss = torch.zeros((), device=world.device)
     for part in range(plan.accumulation):
         crops = [crop.to(world.device, non_blocking=True) for crop in take()]
@@ -178,7 +178,7 @@ def _add_gradients(
 
 
 def _stopped(when: str, world: World, stop: StopSignal) -> int:
-    """Say that the run is to be continued; returns the exit code."""
+    """Request a requeue and report where the run stopped; returns the exit code."""
     if world.is_main:
         leave_marker(when)
     wait_for_all()  # a rank that left before the others are done would have them killed
@@ -188,4 +188,4 @@ def _stopped(when: str, world: World, stop: StopSignal) -> int:
 
 
 def _silence(*_words: object, **_options: object) -> None:
-    """`print` of the ranks that say nothing."""
+    """Print nothing, on all ranks but the first."""

@@ -1,1 +1,1 @@
-"""Running commands as tasks: locally or as Slurm jobs, in parts, and reports on them."""
+"""Commands as tasks, run here or as Slurm jobs, and reports of them."""

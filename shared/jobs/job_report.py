@@ -1,4 +1,4 @@
-"""What Slurm jobs came to: a table, and of each that failed the line that says why."""
+"""Report of Slurm jobs: a table of states, and the reason of each failure."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import NamedTuple
 from shared.jobs.slurm_states import ENDED, SUCCEEDED
 from shared.jobs.tasks import Task, last_line
 
-# How a rank says why it failed; that another rank has ended, which it also says, is no reason.
+# Lines in which a rank reports its failure; that another rank has ended is not the cause.
 REASON = re.compile(
     r"^(?:\[rank\d+\]: )?(error: (?!another rank has).*|[\w.]+(?:Error|Exception)\b.*)$", re.MULTILINE
 )
@@ -23,12 +23,12 @@ class Job(NamedTuple):
 
 
 def log_of_rank(task: Task, rank: int) -> Path:
-    """Where a rank's output goes: the first one's is the task's log."""
+    """Log file of a rank; the first rank's is the task's log."""
     return task.log if not rank else task.log.with_name(f"{task.log.stem}-rank{rank}{task.log.suffix}")
 
 
 def report(jobs: Sequence[Job], states: Mapping[str, str], folder: Path) -> str:
-    """Name, number, state and log of every job, and the telling line of those that failed.
+    """Format name, number, state and log of every job, and the reason of failed ones.
 
     Args:
         jobs: At least one.
@@ -49,9 +49,9 @@ def report(jobs: Sequence[Job], states: Mapping[str, str], folder: Path) -> str:
 
 
 def _telling_log(job: Job, folder: Path) -> tuple[Path, str]:
-    """The log of the rank that failed, and its reason, empty if none says one.
+    """Log of the rank that failed and the reason in it; empty if there is none.
 
-    What Slurm and submitit say instead, if the job ended before the task began.
+    If the job ended before the task began, the log of Slurm and submitit.
     """
     log = job.task.log
     around = folder.absolute() / f"{job.number}_0_log.err"
@@ -62,7 +62,7 @@ def _telling_log(job: Job, folder: Path) -> tuple[Path, str]:
 
 
 def _reason(log: Path) -> str:
-    """The last reason in what the last attempt printed, each of which begins with its command."""
+    """Last reason in the output of the last attempt; each attempt begins with its command."""
     text = log.read_bytes()[-8192:].decode(errors="replace").replace("\r", "\n") if log.exists() else ""
     found = REASON.findall(text.rpartition("\n$ ")[2])
     return found[-1] if found else ""

@@ -1,4 +1,4 @@
-"""`--launcher slurm`: the command that was typed, as one job or as parts, and this process waits for it."""
+"""`--launcher slurm`: submit this command as one job or as parts, and wait for it."""
 
 import signal
 import sys
@@ -17,24 +17,24 @@ from shared.signals import STOPPED, StopSignal
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """Where a stage runs."""
+    """Launcher options of a stage."""
 
     launcher: Literal["local", "slurm"] = "local"
     """local: in this process; slurm: as a job, which this process submits and waits for."""
     slurm: Slurm = Slurm()
-    """What a job asks for."""
+    """Resources of a job."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PartsLaunch(Launch):
-    """Where a stage runs whose slides can be divided among jobs."""
+    """Launcher options of a stage whose slides can be divided among jobs."""
 
     parts: int = 16
-    """With `launcher slurm`: jobs that the slides are divided among, at most."""
+    """With `launcher slurm`: maximum number of jobs that share the slides."""
 
 
 def typed_command(module: str, words: Sequence[str] | None = None) -> tuple[str, ...]:
-    """The command line of this process, or these words, without the options of `Launch` and its kin."""
+    """Command line of this process, or of `words`, without the launcher options."""
     kept, skips = [], False
     for word in sys.argv[1:] if words is None else words:
         if word.startswith("--"):
@@ -46,7 +46,7 @@ def typed_command(module: str, words: Sequence[str] | None = None) -> tuple[str,
 
 
 def part_tasks(command: tuple[str, ...], folder: Path, parts: int, slides: int) -> list[Task]:
-    """The command once for each part, with `--part I/N`; logs in the folder. No more parts than slides.
+    """Make a task with `--part I/N` for each part, at most one per slide; logs go to `folder`.
 
     Raises:
         UserError: the number of parts is out of range.

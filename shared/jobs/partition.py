@@ -1,6 +1,6 @@
-"""A share of the slides, for one of several tasks that write into one output folder.
+"""Share of the slides for one of several tasks that write to one output folder.
 
-The parts divide the sorted list of slides like cards dealt round, so every task can tell its own slides without
+The parts divide the sorted list of slides in turn, so that every task knows its own slides without
 asking the others.
 """
 
@@ -37,5 +37,5 @@ class Part:
         return f"{self.number}/{self.of}"
 
     def share(self, slides: Sequence[Slide]) -> list[Slide]:
-        """This part's slides of a list that all parts see alike."""
+        """Select this part's slides from a list that is the same in all parts."""
         return list(slides[self.number - 1 :: self.of])

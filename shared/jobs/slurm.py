@@ -1,4 +1,4 @@
-"""Tasks as an array of Slurm jobs through submitit: submitted, waited for, reported; accounting is not needed."""
+"""Submit tasks as an array of Slurm jobs, wait for them and report; works without accounting."""
 
 import dataclasses
 import json
@@ -23,21 +23,21 @@ from shared.signals import MARKER, STOPPED, StopSignal
 
 # From the warning to the end of a job: a step, its checkpoint and the scores may take as long.
 WARNING_S = 180
-# How long a rank may go on when another has ended.
+# Seconds that ranks may continue after another has ended.
 GRACE_S = 120
 JOBS = "jobs.json"
-# The controller may be busy, or away for minutes.
+# Attempts to query the controller, which may be busy or away for minutes.
 ASKED_AT_MOST = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Slurm:
-    """What every Slurm job asks for."""
+    """Resources of a Slurm job."""
 
     partition: str | None = None
-    """Default: the cluster's."""
+    """Partition; default: the cluster's."""
     account: str | None = None
-    """Default: the user's."""
+    """Account; default: the user's."""
     nodes: int = 1
     """Nodes of a job."""
     gpus: int = 1
@@ -45,7 +45,7 @@ class Slurm:
     cpus: int = 4
     """CPU cores of each task."""
     hours: float = 24.0
-    """Time limit; a job that needs longer is queued again and goes on from its checkpoint."""
+    """Time limit; a job that needs longer is requeued and resumes from its checkpoint."""
     parallel: int = 16
     """Jobs that run at the same time, at most."""
     options: tuple[str, ...] = ()
@@ -53,25 +53,25 @@ class Slurm:
 
     @property
     def tasks_per_node(self) -> int:
-        """One rank a GPU, or one without GPUs."""
+        """Number of tasks: one a GPU, or one without GPUs."""
         return max(self.gpus, 1)
 
     @property
     def ranks(self) -> int:
-        """Of a job."""
+        """Ranks of a job."""
         return self.nodes * self.tasks_per_node
 
 
 @dataclass(frozen=True)
 class InJob:
-    """What submitit calls inside a job."""
+    """Run a task inside a Slurm job, under submitit."""
 
     task: Task
 
     def __call__(self) -> None:
-        """Run the task and end this process with its exit code; stopped at a checkpoint, be queued again.
+        """Run the task and exit with its code; requeue the job if it stopped at a checkpoint.
 
-        The command says that it stopped by `leave_marker`: its exit code is lost if a second signal comes while
+        The command reports by `leave_marker` that it stopped: its exit code is lost if a second signal comes while
         its interpreter shuts down, which takes seconds after torch. Of several ranks the first leaves the marker;
         the others must then end well, or srun would kill the first on its way to requeue the job.
         """
@@ -95,7 +95,7 @@ class InJob:
 
 
 def check(slurm: Slurm) -> None:
-    """Refuse numbers and words that make no sense.
+    """Check ranges and options.
 
     Raises:
         UserError: names the option and what it takes, or Slurm is not there.
@@ -121,7 +121,7 @@ def run_in_slurm(
         tasks: In any order; each by a name of its own.
         folder: For the list of jobs and submitit's files; must be seen by all nodes.
         slurm: What each job asks for.
-        stop: The wish to stop waiting.
+        stop: Stop signal, which ends the waiting.
         then: A task of one process that begins when all others have ended, however they did.
 
     Raises:
@@ -148,12 +148,12 @@ def run_in_slurm(
 
 
 def are_left(states: Mapping[str, str]) -> bool:
-    """Whether jobs are still queued or run, because the waiting was ended."""
+    """True if jobs are still queued or running because waiting was interrupted."""
     return any(state not in ENDED for state in states.values())
 
 
 def _still_queued(tasks: Iterable[Task], folder: Path) -> list[Job]:
-    """Jobs of an earlier call that have not ended."""
+    """Find jobs of an earlier call that have not ended."""
     path = folder / JOBS
     if not path.exists():
         return []
@@ -174,7 +174,7 @@ def _still_queued(tasks: Iterable[Task], folder: Path) -> list[Job]:
 
 
 def _submit(tasks: Sequence[Task], folder: Path, slurm: Slurm, after: Sequence[Job] = ()) -> list[Job]:
-    """One array of all tasks, to begin after the end of other jobs."""
+    """Submit all tasks as one array, to begin after the end of other jobs."""
     if not tasks:
         return []
     import submitit  # takes a second, and only this needs it
@@ -198,7 +198,7 @@ def _submit(tasks: Sequence[Task], folder: Path, slurm: Slurm, after: Sequence[J
 
 
 def _parameters(slurm: Slurm) -> dict[str, Any]:
-    """What submitit makes the head of the batch script of."""
+    """Parameters from which submitit writes the header of the batch script."""
     asked: dict[str, Any] = {
         "name": "dpa-p2pnet",
         "timeout_min": round(60 * slurm.hours),
@@ -233,7 +233,7 @@ def _options(slurm: Slurm) -> dict[str, str]:
 
 
 def _wait(jobs: Sequence[Job], stop: StopSignal) -> dict[str, str]:
-    """Wait until all jobs have ended or a signal comes, saying what changes; the last state of each."""
+    """Wait until all jobs have ended or a signal comes, printing changes; returns the last states."""
     states = dict.fromkeys([job.number for job in jobs], "PENDING")
     began = time.monotonic()
     while not stop.received:
@@ -250,14 +250,14 @@ def _wait(jobs: Sequence[Job], stop: StopSignal) -> dict[str, str]:
 
 
 def _sleep(seconds: float, stop: StopSignal) -> None:
-    """Sleep that a signal cuts short (Python goes on sleeping after a handler returns)."""
+    """Sleep until a signal arrives (Python resumes sleeping after a handler returns)."""
     end = time.monotonic() + seconds
     while not stop.received and time.monotonic() < end:
         time.sleep(0.2)
 
 
 def _is_in_vain(task: Task, place: str) -> bool:
-    """Whether three attempts of this job in a row stopped at the same place; the log says so then."""
+    """True if three attempts of this job in a row stopped at the same step; the log records it."""
     with _attempts(task).open("a", encoding="utf-8") as attempts:
         attempts.write(f"{os.environ.get('SLURM_JOB_ID')} {place}\n")
     last = _attempts(task).read_text(encoding="utf-8").splitlines()[-3:]
@@ -273,7 +273,7 @@ def _attempts(task: Task) -> Path:
 
 
 def _let_ranks_meet() -> None:
-    """Tell several ranks where: on the first node, at a port that differs between jobs that share it."""
+    """Set MASTER_ADDR to the first node, and a port that differs between jobs that share it."""
     environment = os.environ
     if int(environment.get("SLURM_NTASKS", 1)) == 1:
         return
@@ -286,7 +286,7 @@ def _let_ranks_meet() -> None:
 
 
 def _requeue_this_job() -> bool:
-    """Queue the job again that this process runs in; not if it is being cancelled or preempted: Slurm decides."""
+    """Requeue this job, unless Slurm is cancelling or preempting it."""
     environment = os.environ
     if "SLURM_JOB_ID" not in environment:
         return False

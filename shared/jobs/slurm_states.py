@@ -1,4 +1,4 @@
-"""In which state Slurm jobs are, on clusters with accounting and without."""
+"""States of Slurm jobs, on clusters with and without accounting."""
 
 import shutil
 import subprocess
@@ -7,15 +7,15 @@ from collections.abc import Iterable, Sequence
 # For an answer of the controller, s.
 PATIENCE_S = 20
 SUCCEEDED = "COMPLETED"
-# States in which a job stays; GONE is ours: nobody knows of it any more, so it ended long ago.
+# Final states; GONE is ours: Slurm no longer knows the job, so it ended long ago.
 ENDED = {SUCCEEDED, "BOOT_FAIL", "CANCELLED", "DEADLINE", "FAILED", "GONE", "NODE_FAIL", "OUT_OF_MEMORY"}
 ENDED |= {"PREEMPTED", "TIMEOUT"}
 
 
 def job_states(numbers: Iterable[str]) -> dict[str, str]:
-    """States of jobs, empty if the controller cannot be asked now.
+    """Query states of jobs; empty if the controller does not respond.
 
-    squeue knows them without accounting, but forgets them minutes after their end; then accounting is asked, if
+    squeue knows them without accounting, but forgets them minutes after their end; then accounting is queried, if
     there is any.
     """
     wanted = list(numbers)
@@ -30,7 +30,7 @@ def job_states(numbers: Iterable[str]) -> dict[str, str]:
 
 
 def _accounted(numbers: Sequence[str]) -> dict[str, str]:
-    """States from the accounting; empty where there is none, or it does not answer."""
+    """Query states from the accounting; empty without it or if it does not respond."""
     if shutil.which("sacct") is None:
         return {}
     options = ("--allocations", "--noheader", "--parsable2", "--format=JobID,State")

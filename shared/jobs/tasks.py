@@ -19,21 +19,21 @@ class Task:
     name: str
     words: tuple[str, ...]
     log: Path
-    """What the command prints is appended here."""
+    """File to which the command's output is appended."""
 
     def __str__(self) -> str:
-        """The command line as one would type it."""
+        """Command line for display."""
         own = self.words[0] == sys.executable
         return shlex.join(["python", *self.words[1:]] if own else self.words)
 
 
 def run_task(task: Task, stop: StopSignal) -> int:
-    """Run a command to its end, passing on the order to stop; returns its exit code (negative: its signal)."""
+    """Run a command and forward a stop signal; returns its exit code (negative: signal)."""
     make_folder(task.log.parent, "of logs")
     with task.log.open("ab") as log:
         log.write(f"$ {task}\n".encode())
         log.flush()
-        # Ctrl-C reaches the whole group, but is meant for us: the command gets TERM and checkpoints.
+        # Ctrl-C reaches the whole process group; the command gets TERM instead and checkpoints.
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             process = subprocess.Popen(task.words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -50,12 +50,12 @@ def run_task(task: Task, stop: StopSignal) -> int:
 
 
 def run_here(tasks: Sequence[Task], stop: StopSignal, ended: Callable[[Task, int], None]) -> bool:
-    """Run tasks one after another; returns whether a signal ended that, in which case the rest was not begun.
+    """Run tasks one after another; returns True if a signal stopped them, the rest not begun.
 
     Args:
         tasks: In order.
-        stop: The wish to stop.
-        ended: Told of each task and its exit code, but not of one that was stopped.
+        stop: Stop signal.
+        ended: Called with each task and its exit code, except one that was stopped.
     """
     for number, task in enumerate(tasks, 1):
         if stop.received:
@@ -69,14 +69,14 @@ def run_here(tasks: Sequence[Task], stop: StopSignal, ended: Callable[[Task, int
 
 
 def failed_line(task: Task, code: int = 0) -> str:
-    """Why a task failed: the signal that killed it, or the last line of its log; and where the log is."""
+    """Reason of a failed task: the signal that killed it, or the last line of its log."""
     if code < 0:
         return f"killed by {signal.Signals(-code).name} ({task.log})"
     return f"{last_line(task.log) or 'it printed nothing'} ({task.log})"
 
 
 def last_line(path: Path) -> str:
-    """The last line that says something, without the progress bars that were drawn over it."""
+    """Last line that is not empty, without the progress bars drawn over it."""
     if not path.exists():
         return ""
     lines = path.read_bytes()[-8192:].decode(errors="replace").replace("\r", "\n").split("\n")

@@ -1,1 +1,1 @@
-"""What training runs share: run folder, checkpoints, ranks, seeds, precision, schedules."""
+"""Parts of a training run: run folder, checkpoints, ranks, batch workers, seeds, precision, schedules."""

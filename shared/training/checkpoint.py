@@ -37,7 +37,7 @@ def save(
     try:
         with atomic_path(path) as temporary:
             torch.save({"format": FORMAT, "recipe": recipe, "step": step, **state}, temporary)
-    except (OSError, RuntimeError) as error:  # torch's writer says RuntimeError when the disk is full
+    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError if the disk is full
         raise UserError(
             f"cannot write {path} ({str(error).splitlines()[0]}); the checkpoints before it are kept: "
             "make room, and the same command goes on from them"

@@ -1,4 +1,4 @@
-"""Ranks: the process group from SLURM, torchrun or a single process, and the wish to stop."""
+"""Process group of the ranks that SLURM or torchrun started, or of a single process."""
 
 import contextlib
 import datetime
@@ -17,7 +17,7 @@ from shared.errors import UserError
 from shared.jobs.process_rank import Numbering, numbering_of_process
 from shared.signals import StopSignal, ignore_signals_in_worker
 
-# How long ranks wait for each other before they give up: the first one scores, draws and writes alone.
+# Time limit of collective operations; the first rank scores, draws and writes while the others wait.
 PATIENCE = datetime.timedelta(minutes=30)
 
 __all__ = [
@@ -45,7 +45,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this rank writes files and draws the progress bar."""
+        """True on the rank that writes files and draws the progress bar."""
         return self.rank == 0
 
 
@@ -68,7 +68,7 @@ def start() -> World:
     rank, local_rank, size = numbering or Numbering(rank=0, local_rank=0, size=1)
     device = _device(local_rank)
     if size > 1:
-        # Data-loader workers and libraries look for the rank in torchrun's variables.
+        # Data-loader workers and libraries read the rank from torchrun's variables.
         environment.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(local_rank))
         backend = "nccl" if device.type == "cuda" else "gloo"
         gpu = device if device.type == "cuda" else None
@@ -88,13 +88,13 @@ def stop() -> None:
 
 
 def wait_for_all() -> None:
-    """Go on only when every rank has come here."""
+    """Wait for all ranks (barrier)."""
     if dist.is_initialized():
         dist.barrier()
 
 
 def mean_over_ranks(value: torch.Tensor) -> torch.Tensor:
-    """The mean of a tensor over all ranks (itself in a single process)."""
+    """Average a tensor over all ranks; in a single process, return it unchanged."""
     if dist.is_initialized():
         value = value.clone()
         dist.all_reduce(value)
@@ -103,7 +103,7 @@ def mean_over_ranks(value: torch.Tensor) -> torch.Tensor:
 
 
 def replicated(module: nn.Module, world: World, some_unused: bool = False, send_buffers: bool = True) -> nn.Module:
-    """The module as a training loop calls it: averaging gradients among the ranks, if there are several.
+    """Wrap a module so that its gradients are averaged over the ranks, if there are several.
 
     `some_unused`: parameters may get no gradient; looking for them takes time. `send_buffers`: the first rank's
     buffers replace the others' before every pass; not needed where ranks keep equal ones or use none of them.
@@ -124,14 +124,14 @@ def replicated(module: nn.Module, world: World, some_unused: bool = False, send_
 
 
 def exchange_gradients(module: nn.Module, only_if: bool) -> AbstractContextManager[None]:
-    """Lets the ranks of a `replicated` module exchange gradients in the last of the accumulated passes only."""
+    """Exchange gradients of a `replicated` module only in the last of the accumulated passes."""
     if isinstance(module, DistributedDataParallel) and not only_if:
         return module.no_sync()
     return contextlib.nullcontext()
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is up on any rank; every rank gets the same answer."""
+    """Return True on all ranks if the flag is set on any."""
     if not dist.is_initialized():
         return flag
     value = torch.tensor(float(flag), device=device)
@@ -151,7 +151,7 @@ def _why_no_meeting(error: Exception) -> str:
 
 
 def _device(local_rank: int) -> torch.device:
-    """The rank's GPU; the only one if the launcher shows each task just its own."""
+    """Select the rank's GPU; the only visible one if the launcher gives each task its own."""
     if not torch.cuda.is_available():
         asked_for_cpu = os.environ.get("CUDA_VISIBLE_DEVICES") == ""
         if os.environ.get("SLURM_GPUS_ON_NODE", "0") != "0" and not asked_for_cpu:

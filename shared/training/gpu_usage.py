@@ -1,4 +1,4 @@
-"""How much of a GPU a run uses: model FLOPs utilisation and memory."""
+"""GPU usage of a run: model FLOPs utilisation (MFU) and memory."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,7 +44,7 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def utilisation(flops: float, images_per_second: float, ranks: int, device: torch.device) -> dict[str, float]:
-    """What to log of a GPU's use: `mfu_percent` of `ranks` equal ones, if theirs is known, and `memory_gb`.
+    """Metrics of GPU usage: `mfu_percent`, if the GPU's peak is known, and `memory_gb`.
 
     Args:
         flops: Operations for one image.
@@ -61,7 +61,7 @@ def utilisation(flops: float, images_per_second: float, ranks: int, device: torc
 
 
 def memory_gb(device: torch.device) -> float | None:
-    """The most memory (1e9 bytes) that tensors took on a GPU so far."""
+    """Peak memory of tensors on a GPU so far, in 1e9 bytes."""
     return torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None
 
 

@@ -1,4 +1,4 @@
-"""In which precision, and by which kernels, matrix products and convolutions are computed."""
+"""Precision and kernels of matrix products and convolutions."""
 
 import os
 from typing import Literal
@@ -26,7 +26,7 @@ def processor_computes_bfloat16() -> bool:
 
 
 def set_backends(deterministic: bool) -> None:
-    """Choose the GPU's kernels for a training; `backends` says what was chosen.
+    """Choose the GPU's kernels for a training; `backends` returns the choice.
 
     By default cuDNN tries its kernels for every new shape and keeps the fastest, as in the official codes of
     MoCo v2, SwAV, DINO and MAE. What stays in float32 is multiplied as TF32, which the releases of torch that

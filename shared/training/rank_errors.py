@@ -1,4 +1,4 @@
-"""What several ranks do as one: they see the same files, and what fails on one fails on all, with one sentence."""
+"""Raise an error of one rank on all ranks, so that all end with one message and none hangs."""
 
 import atexit
 import os
@@ -14,26 +14,26 @@ from shared.errors import UserError
 from shared.training import distributed
 from shared.training.distributed import World
 
-# How gloo says that the process at the other end is gone (NCCL's watchdog ends the process itself).
+# Gloo's errors for a peer that has ended (NCCL's watchdog ends the process itself).
 GONE = re.compile(r"gloo/transport.*(closed by peer|reset by peer|Broken pipe)")
 
 
 class AllRanksError(UserError):
-    """An error that every rank raises at the same place: all can leave, and one says why."""
+    """Error raised at the same place on every rank; the first rank reports it."""
 
 
 def on_all_ranks(train: Callable[[World], int]) -> int:
     """Join the process group, train, leave it; returns the exit code of this rank.
 
     Raises:
-        AllRanksError: on the first rank, which says it; the others just end with code 2.
+        AllRanksError: on the first rank, which reports it; the others end with code 2.
         UserError: on a rank that alone found a reason to end; and on the ranks that were left waiting for it.
     """
     try:
         world = distributed.start()
         code = train(world)
     except AllRanksError:
-        # Only where all ranks leave: one that left the group alone would wait for the others' goodbye.
+        # Only if all ranks leave the group: a single one would wait for the others.
         distributed.stop()
         if world.is_main:
             raise
@@ -56,12 +56,12 @@ def _explained(error: RuntimeError) -> str:
     if "Duplicate GPU detected" in str(error):  # NCCL
         return "two ranks were given the same GPU; start one task for each GPU"
     if GONE.search(str(error)):
-        return "another rank has ended, and says why; this one cannot go on without it"
+        return "another rank has ended and reports the reason; this one cannot continue without it"
     return ""
 
 
 def _leave_at_once() -> None:
-    """End with code 2 before Python clears up: of a group that is still up, gloo's threads could abort that."""
+    """End with code 2 without Python's clean-up, which gloo's threads of a live group could abort."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(2)
@@ -69,7 +69,7 @@ def _leave_at_once() -> None:
 
 @contextmanager
 def together(world: World) -> Iterator[None]:
-    """Around what each rank does by itself, without waiting for others: nobody goes on if it fails on one.
+    """Run a block without collective operations on every rank; raise a UserError of one rank on all.
 
     Raises:
         AllRanksError: on every rank, with the sentence of the first rank that failed.
@@ -79,13 +79,13 @@ def together(world: World) -> Iterator[None]:
         yield
     except UserError as error:
         sentence = str(error)
-    for said in texts_of_ranks(sentence, world):
-        if said:
-            raise AllRanksError(said)
+    for message in texts_of_ranks(sentence, world):
+        if message:
+            raise AllRanksError(message)
 
 
 def refuse_differences(mine: str, world: World, sentence: str) -> None:
-    """Compare what the ranks found.
+    """Require the same text on all ranks.
 
     Raises:
         AllRanksError: on every rank, with `sentence`, if `mine` is not the same on all.
@@ -95,7 +95,7 @@ def refuse_differences(mine: str, world: World, sentence: str) -> None:
 
 
 def texts_of_ranks(text: str, world: World) -> list[str]:
-    """What each rank passes here, by rank; all get the same list."""
+    """Gather a text from every rank; all get the same list, ordered by rank."""
     if not dist.is_initialized():
         return [text]
     content = torch.tensor(list(text.encode()), dtype=torch.uint8, device=world.device)

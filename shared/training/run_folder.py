@@ -1,4 +1,4 @@
-"""A run's folder: what was asked for, with which versions, what was measured, what it looked like."""
+"""Folder of a training run: settings, provenance, metrics and pictures."""
 
 import datetime
 import functools
@@ -25,7 +25,7 @@ PACKAGES = ("torch", "torchvision", "timm", "lightly", "webdataset", "openslide-
 
 @functools.cache
 def git_commit() -> str:
-    """The commit of the code that runs, `-dirty` if it was changed since; "unknown" outside a checkout."""
+    """Commit of the running code, with `-dirty` if files have changed; "unknown" outside a checkout."""
     command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     try:
         here = Path(__file__).parent
@@ -36,7 +36,7 @@ def git_commit() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages whose behaviour shows in the numbers."""
+    """Versions of Python and of the packages that influence results."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -47,7 +47,7 @@ def versions() -> dict[str, str]:
 
 
 def provenance() -> dict[str, Any]:
-    """Where an output comes from: command, commit, versions, machine, UTC time; of a training, its backends."""
+    """Collect the provenance of an output: command, commit, versions, machine, UTC time, backends of a training."""
     precision = sys.modules.get("shared.training.precision")  # a harvest may do without torch
     return {
         "command": sys.orig_argv,
@@ -76,7 +76,7 @@ def progress(total: int, unit: str, initial: int = 0, description: str = "", hid
 
 
 class Run:
-    """The folder of one training run; only the first rank writes and speaks.
+    """Folder of one training run; only the first rank writes and prints.
 
     Files: `config.json` (the resolved config), `provenance.json`, `metrics.jsonl` (one JSON object a step),
     `tensorboard/`, `pictures/`. Opened again by a resumed run it is continued: lines of steps that the
@@ -106,14 +106,14 @@ class Run:
 
     @property
     def id(self) -> str:
-        """What tells this run's exports from another's; kept when the run is resumed."""
+        """Identifier of the run in exported weights, kept on resume."""
         try:
             return str(self._provenance()["run_id"])
         except KeyError as error:
             raise UserError(f"{self.folder} is no run folder, but a harvest's; give another --run-dir") from error
 
     def _provenance(self) -> dict[str, Any]:
-        """What an earlier attempt recorded; {} before the first."""
+        """Provenance of the attempt before; {} in the first."""
         path = self.folder / PROVENANCE
         try:
             return dict(json.loads(path.read_text(encoding="utf-8")))
@@ -123,7 +123,7 @@ class Run:
             raise UserError(f"{path} is damaged; give another run folder with --run-dir") from error
 
     def _changed(self, config: object) -> list[dict[str, Any]]:
-        """The settings in which this attempt differs from the one before, with the step of its last checkpoint."""
+        """Settings that differ from those of the attempt before, with the step of its last checkpoint."""
         from shared.training.checkpoint import newest_step  # imports torch, which a harvest does without
 
         path, step = self.folder / CONFIG, newest_step(self.folder)
@@ -136,7 +136,7 @@ class Run:
         return [{"after_step": step, "setting": name, "before": before[name], "now": now[name]} for name in names]
 
     def rewind(self, step: int) -> None:
-        """Forget what was logged after `step` (-1: everything); the run will log it again."""
+        """Remove metrics of steps after `step` (-1: all), which the run logs again."""
         self._begins = max(step + 1, 0)
         path = self.folder / "metrics.jsonl"
         if not self.writes or not path.exists():
@@ -164,7 +164,7 @@ class Run:
         return path
 
     def close(self) -> None:
-        """Flush TensorBoard and let other processes into the folder."""
+        """Flush TensorBoard and release the lock of the folder."""
         if self._board is not None:
             self._board.close()
         if self.writes:
@@ -174,13 +174,13 @@ class Run:
         if self._board is None:  # imported here: it takes 1-2 s, and a harvest never logs
             from torch.utils.tensorboard import SummaryWriter
 
-            # What an earlier attempt wrote for steps after the one it goes on from is hidden.
+            # Hides what an earlier attempt wrote for later steps than the one it resumes from.
             self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._begins)
         return self._board
 
 
 def _refuse_other_contents(folder: Path) -> None:
-    """A folder of slides, shards or tiles is not written into."""
+    """Refuse a folder that holds anything but a run."""
     names = sorted(path.name for path in folder.glob("[!.]*"))
     if names and PROVENANCE not in names:
         raise UserError(f"{folder} is no run folder (it holds {', '.join(names[:3])}); give another --run-dir")
@@ -203,7 +203,7 @@ def _only_process(folder: Path) -> ExitStack:
 
 
 def _step_of(line: str) -> float:
-    """The step of a logged line; infinite for a line that a dying process cut short."""
+    """Step of a line of metrics; infinite for one that a killed process left incomplete."""
     try:
         return json.loads(line)["step"]
     except (json.JSONDecodeError, KeyError, TypeError):

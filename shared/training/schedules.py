@@ -1,13 +1,13 @@
-"""Numbers that change over a run, as functions of a share of it."""
+"""Schedules: values as functions of the completed share of a run."""
 
 import math
 
 
 def linear(start: float, end: float, share: float) -> float:
-    """A straight line from `start` at share 0 to `end` at share 1."""
+    """Interpolate linearly from `start` at share 0 to `end` at share 1."""
     return start + (end - start) * share
 
 
 def cosine(start: float, end: float, share: float) -> float:
-    """Half a cosine wave from `start` at share 0 to `end` at share 1."""
+    """Interpolate along half a cosine wave from `start` at share 0 to `end` at share 1."""
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * share))

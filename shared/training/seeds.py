@@ -1,4 +1,4 @@
-"""Random numbers that depend on where a run is, not on how it came there."""
+"""Seeds that depend on the position in a run, so that a resumed run draws the same numbers."""
 
 import numpy as np
 import torch

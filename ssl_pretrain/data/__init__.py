@@ -1,1 +1,1 @@
-"""From shards to augmented batches: shard set, epoch order, loader, crops, views."""
+"""Shards to augmented batches: shard set, epoch order, loader, crops, views."""

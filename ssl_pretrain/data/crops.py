@@ -148,7 +148,7 @@ def random_box(
 ) -> tuple[int, int, int, int]:
     """Top, left, height, width (px) of a random resized crop: Inception's, as torchvision draws it.
 
-    Ten tries for a box of a random share of the area and a random aspect ratio that lies inside the image;
+    Ten tries for a box of a random share of the area and a random aspect ratio that fits into the image;
     then the largest central box whose aspect ratio is allowed.
     """
     for _ in range(10):

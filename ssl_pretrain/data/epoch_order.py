@@ -1,4 +1,4 @@
-"""How an epoch is ordered and divided: a permutation of the shards, cut into runs, each shuffled by a buffer."""
+"""Order and partition of an epoch: a permutation of the shards, cut into streams, each shuffled in a buffer."""
 
 from bisect import bisect_right
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ SHARD_ORDER, BUFFER, CROPS = range(3)
 
 @dataclass(frozen=True)
 class EpochPartition:
-    """How an epoch is divided among processes; a position means something only within one layout."""
+    """Division of an epoch among processes; a position is valid only within one division."""
 
     batch: int
     """Images in a batch of one rank."""
@@ -28,7 +28,7 @@ class EpochPartition:
 
 @dataclass(frozen=True)
 class Position:
-    """What has been read: whole epochs, and batches (of each rank) of the epoch under way."""
+    """Position in the data: completed epochs, and batches (of each rank) of the current epoch."""
 
     epoch: int = 0
     batch: int = 0

@@ -22,7 +22,7 @@ from ssl_pretrain.data.crops import Crop, CropBatch, UndecodableError, decode, e
 
 # Colours that nvJPEG converts to RGB.
 CONVERTED = ("YCbCr", "RGB", "Gray")
-# torchvision wraps what nvJPEG says of an image; what CUDA says is no matter of images.
+# torchvision wraps nvJPEG's errors about an image; CUDA's errors have other causes.
 OF_AN_IMAGE = re.compile(r"jpeg", re.IGNORECASE)
 OF_THE_GPU = re.compile(r"CUDA|cuda|out of memory|not compiled")
 
@@ -33,11 +33,11 @@ class Drawn(NamedTuple):
     image: EncodedImage
     shard: Path
     seed: tuple[int, ...]
-    """Of its crops."""
+    """Seed of its crops."""
 
 
 class Header(NamedTuple):
-    """What an image says of itself; nothing, if it is no JPEG."""
+    """Header of an image; None for one that is no JPEG."""
 
     size: tuple[int, int] = (0, 0)
     """Height and width in px."""
@@ -55,7 +55,7 @@ class Packed(NamedTuple):
     seeds: list[tuple[int, ...]]
     headers: list[Header]
     box_BK4: Tensor
-    """Of each crop of each image whose header is known: top, left, height, width in px."""
+    """Boxes of the crops of each image whose header is known: top, left, height, width in px."""
 
 
 def pack(batch: list[Drawn], crops: tuple[Crop, ...]) -> Packed:
@@ -98,7 +98,7 @@ def require_gpu_decoder(device: torch.device) -> None:
 
 
 class GpuDecoder:
-    """Decodes and cuts batches on a device; says once if images are of a kind that only the CPU can decode."""
+    """Decode and cut batches on a device; a note is printed once if some images can only be decoded on the CPU."""
 
     def __init__(self, crops: tuple[Crop, ...], device: torch.device) -> None:
         self._kinds, self._device = each_crop(crops), device

@@ -1,4 +1,4 @@
-"""From shards to batches of uint8 crops, in an order that is random, exact and can be resumed anywhere.
+"""Load batches of uint8 crops from shards, in an order that is random, exact and resumable anywhere.
 
 An epoch is a permutation of the shards drawn from (seed, epoch). Their images in that order form one
 sequence, which is cut into equal runs, one for each rank, and each rank's into one for each of its workers.
@@ -42,7 +42,7 @@ from ssl_pretrain.data.epoch_order import (
 from ssl_pretrain.data.gpu_decoding import Drawn, GpuDecoder, Packed, pack
 from ssl_pretrain.data.shard_set import ShardSet
 
-# Of a rank, unless told: more than the 4-5 that MAE on an A100 needs (estimated).
+# Default maximum of a rank: more than the 4-5 that MAE on an A100 needs (estimated).
 MOST_WORKERS = 12
 # Share of the patches that may be replaced because they cannot be decoded.
 MOST_UNDECODABLE = 0.01
@@ -52,7 +52,7 @@ MOST_NAMES = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderConfig:
-    """How the shards are read."""
+    """Options of loading shards."""
 
     workers: int | None = None
     """Loader processes a rank; None: one CPU core of the rank's is kept for the training, at most 12."""
@@ -61,7 +61,7 @@ class LoaderConfig:
     batches_ahead: int = 2
     """Batches that each worker prepares in advance."""
     decode: Literal["cpu", "gpu"] = "cpu"
-    """Who decodes and crops: the workers, or the training GPU, where its node has too few cores for that. Pixels
+    """Decode and crop in the loader workers (cpu) or on the training GPU, for nodes with few cores. Pixels
     differ by a grey level here and there."""
 
     def resolved_workers(self) -> int:
@@ -73,7 +73,7 @@ class LoaderConfig:
         return layout.workers if self.resolved_workers() else 0
 
     def check(self) -> None:
-        """Refuse numbers that make no sense, with a UserError."""
+        """Refuse numbers out of range, with a UserError."""
         check_range("loader.workers", self.workers, 0)
         check_range("loader.buffer", self.buffer, 1)
         check_range("loader.batches-ahead", self.batches_ahead, 1)
@@ -141,7 +141,7 @@ class ShardStream(IterableDataset):
             yield Drawn(image, self.shard_set.path(shard), (CROPS, self.seed, epoch, begin + place))
 
     def _begin_of_rank(self, epoch: int) -> int:
-        """Where the rank's share of the sequence begins; what is left out lies before and behind all shares."""
+        """Begin of the rank's share of the sequence; the samples left out are before and after all shares."""
         share = self.an_epoch * self.layout.batch
         left_out = self.shard_set.samples - share * self.layout.ranks
         offset = np.random.default_rng((SHARD_ORDER, self.seed, epoch, 1)).integers(left_out + 1)

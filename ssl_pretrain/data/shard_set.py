@@ -32,14 +32,14 @@ class Shard:
     name: str
     """File name inside the folder."""
     samples: int
-    """How many images it holds."""
+    """Number of images."""
     sha256: str
-    """Of the whole file; empty for a foreign shard, whose images were counted instead."""
+    """SHA-256 of the file; empty for a foreign shard."""
 
 
 @dataclass(frozen=True)
 class ShardSet:
-    """The shards of a folder, with what their index says about them."""
+    """Shards of a folder, with the content of their index."""
 
     folder: Path
     shards: tuple[Shard, ...]
@@ -47,17 +47,17 @@ class ShardSet:
     """Channel means (RGB, 0..1) over the patches."""
     std: tuple[float, ...]
     settings: dict[str, Any]
-    """How the patches were harvested."""
+    """Settings of the harvest."""
     indexed: bool
     """False for foreign shards without `index.json`: counted here, normalised with ImageNet's values."""
     slides: int = 0
-    """How many slides the patches are from; 0: unknown."""
+    """Number of slides; 0: unknown."""
     biomarkers: Mapping[str, dict[str, int]] = field(default_factory=dict)
     """`patches` and `slides` of each biomarker, as far as known."""
 
     @property
     def samples(self) -> int:
-        """How many images there are in all."""
+        """Number of images."""
         return sum(shard.samples for shard in self.shards)
 
     @property
@@ -71,7 +71,7 @@ class ShardSet:
         return sum(self.path(n).stat().st_size for n in range(len(self.shards))) // max(self.samples, 1)
 
     def path(self, number: int) -> Path:
-        """Where the shard of this number lies."""
+        """Path of the shard of this number."""
         return self.folder / self.shards[number].name
 
 
@@ -156,7 +156,7 @@ def remember(shard_set: ShardSet, path: Path) -> None:
 
 
 def same_as_remembered(shard_set: ShardSet, path: Path) -> bool:
-    """Whether the shards are those of `remember`, wherever the folder lies now.
+    """Return True if the shards are those of `remember`, in whatever folder.
 
     Raises:
         UserError: what was written down is damaged.
@@ -169,7 +169,7 @@ def same_as_remembered(shard_set: ShardSet, path: Path) -> bool:
 
 
 def fingerprint(shard_set: ShardSet) -> str:
-    """What differs if the shards do, wherever the folder lies."""
+    """Hash of the shards' contents, independent of the folder."""
     return hashlib.sha256(json.dumps(_contents(shard_set)).encode()).hexdigest()
 
 

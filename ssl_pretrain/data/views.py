@@ -1,4 +1,4 @@
-"""From uint8 crops to the float views a network sees: everything per pixel or per sample, on the training device.
+"""Augment uint8 crops to normalised float views, per sample, on the training device.
 
 Every operation draws its parameters for each sample of the batch by itself (torchvision's transforms draw
 one set for a whole batch) from torch's generators, which the training loop seeds for every batch. Order and
@@ -21,14 +21,14 @@ from ssl_pretrain.data.crops import Crop
 
 @dataclass(frozen=True, kw_only=True)
 class ViewsConfig:
-    """What is varied in a view, beyond its crop."""
+    """Augmentation of views after cropping."""
 
     horizontal_flip: float = 0.5
     """Probability of a left-right flip."""
     vertical_flip: float = 0.0
     """Probability of an up-down flip."""
     quarter_turns: bool = False
-    """Whether a view is turned by a random multiple of 90 degrees."""
+    """Rotate views by a random multiple of 90 degrees."""
     jitter: float = 0.8
     """Probability that the colours are changed, by as much as the next four say. 0.8: MoCo v2, SwAV, DINO."""
     brightness: float = 0.0
@@ -48,7 +48,7 @@ class ViewsConfig:
 
     @property
     def changes_colours(self) -> bool:
-        """Whether there is any colour jitter."""
+        """True if there is any colour jitter."""
         return self.jitter > 0 and max(self.brightness, self.contrast, self.saturation, self.hue) > 0
 
     @property
@@ -57,7 +57,7 @@ class ViewsConfig:
         return math.ceil(3 * self.blur_sigma[1])
 
     def check(self) -> None:
-        """Refuse numbers that make no sense, with a UserError."""
+        """Refuse numbers out of range, with a UserError."""
         for name in ("horizontal_flip", "vertical_flip", "jitter", "grayscale", "solarise_threshold"):
             check_range(f"views.{name.replace('_', '-')}", getattr(self, name), 0, 1)
         for name in ("brightness", "contrast", "saturation"):
@@ -69,22 +69,22 @@ class ViewsConfig:
 
 
 class AugmentParams(NamedTuple):
-    """What was drawn for the samples of a batch; None: this recipe does not do it."""
+    """Sampled augmentation parameters of a batch; None if the augmentation is off."""
 
     transpose_B: Tensor | None = None
-    """Whether rows become columns."""
+    """True where rows and columns are swapped."""
     horizontal_B: Tensor | None = None
-    """Whether the image is flipped left-right, after that."""
+    """True where the image is then flipped left-right."""
     vertical_B: Tensor | None = None
-    """Whether the image is flipped up-down."""
+    """True where the image is flipped up-down."""
     jitter: Jitter | None = None
     """Changes of colour."""
     gray_B: Tensor | None = None
-    """Whether the colours are removed."""
+    """True where colours are removed."""
     sigma_B: Tensor | None = None
-    """Of the blur in px; 0: none."""
+    """Sigma of the blur in px; 0: none."""
     threshold_B: Tensor | None = None
-    """From which on values are inverted; above 1: none."""
+    """Threshold of solarisation; above 1: none."""
 
 
 class Views(nn.Module):
@@ -157,7 +157,7 @@ class Views(nn.Module):
 
 
 def _moved(image_BCHW: Tensor, lots: AugmentParams) -> Tensor:
-    """Turned and flipped, still in uint8."""
+    """Rotate and flip, still in uint8."""
     if lots.transpose_B is not None:
         image_BCHW = _where(lots.transpose_B, image_BCHW.transpose(-1, -2), image_BCHW)
     if lots.horizontal_B is not None:
@@ -168,7 +168,7 @@ def _moved(image_BCHW: Tensor, lots: AugmentParams) -> Tensor:
 
 
 def _with_quarter_turns(lots: AugmentParams, quarters_B: Tensor) -> AugmentParams:
-    """Counter-clockwise turns by so many quarters before the flips, said as a transposition and flips."""
+    """Counter-clockwise turns by so many quarters before the flips, expressed as a transposition and flips."""
     horizontal_B, vertical_B = quarters_B >= 2, (quarters_B == 1) | (quarters_B == 2)
     if lots.horizontal_B is not None:
         horizontal_B = horizontal_B ^ lots.horizontal_B
@@ -193,7 +193,7 @@ def _uniform(count: int, low: float, high: float, device: torch.device) -> Tenso
 
 
 def _chosen(count: int, probability: float, device: torch.device) -> Tensor | None:
-    """Whether each sample is chosen; None if none ever is."""
+    """Draw a mask of samples; None for probability 0."""
     return torch.rand(count, device=device) < probability if probability else None
 
 

@@ -1,4 +1,4 @@
-"""What is inspected: the backbone in a weights file, in a checkpoint or in a run folder, and how it was fed."""
+"""Load a backbone from a weights file, checkpoint or run folder, with its preprocessing."""
 
 import dataclasses
 import json
@@ -29,16 +29,16 @@ class LoadedBackbone:
 
     name: str
     trunk: nn.Module
-    """In eval mode, on the CPU."""
+    """Network in eval mode, on the CPU."""
     arch: str
     crop: Crop
-    """How patches are shown to it."""
+    """Size and interpolation of its input."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
     samples_seen: int | None = None
     """Images it was trained on; None: unknown."""
     may_collapse: bool = True
-    """Whether its method is one whose features can collapse."""
+    """True if representations of its method can collapse."""
     method: Method | None = None
     """All networks, where there are more than the backbone."""
 
@@ -60,7 +60,7 @@ def open_subject(place: Path) -> LoadedBackbone:
 
 
 def untrained(like: LoadedBackbone) -> LoadedBackbone:
-    """The same network with fresh weights, shown the same patches: what numbers have to be compared with."""
+    """Make the same network with fresh weights, for comparison."""
     torch.manual_seed(0)
     trunk = create_trunk(like.arch, like.crop.size).eval()
     name = f"untrained {like.arch}"

@@ -1,4 +1,4 @@
-"""How much of their space features fill: two numbers that tell when a network says the same of every image."""
+"""Collapse indicators: feature standard deviation and RankMe."""
 
 import math
 

@@ -19,12 +19,12 @@ AT_ONCE = 64
 LEAST_STD = 0.1
 # The same for RankMe, as a share of what it can be at most: min(patches, dimensions).
 LEAST_RANK = 0.01
-# How much better neighbours may tell the slide than the biomarker (both as skill) before that is said. Ours.
+# Skill by which neighbours may recognise the slide better than the biomarker without a warning. Ours.
 MOST_SHORTCUT = 0.5
 
 
 def default_patches(device: torch.device) -> int:
-    """How many patches are a look's, unless told otherwise."""
+    """Default number of patches of a measurement."""
     return PATCHES_ON_CPU if device.type == "cpu" else PATCHES
 
 
@@ -49,7 +49,7 @@ def measure(features_ND: Tensor, sample: Sample) -> dict[str, float]:
 
 
 def alarms(measures: dict[str, float], most_rank: int, may_collapse: bool = True) -> dict[str, str]:
-    """What looks wrong, a sentence under the name of each number that says so.
+    """Warnings about a measurement, by the name of the number.
 
     Args:
         measures: As `measure` returns them.
@@ -84,7 +84,7 @@ def _collapse(measures: dict[str, float], most_rank: int) -> dict[str, str]:
 
 
 def missing_labels(measures: dict[str, float]) -> str:
-    """Which neighbours could not be asked, and why, in words; empty if all could."""
+    """Explanation of missing nearest-neighbour scores; empty if there are none missing."""
     missing = []
     if "knn_slide" not in measures:
         missing.append("knn_slide needs patches of two slides")

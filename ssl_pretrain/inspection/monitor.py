@@ -1,4 +1,4 @@
-"""When a run is looked at, and what is seen: numbers about its features, pictures, a sheet of its views."""
+"""Monitoring during training: feature metrics, pictures, and a sheet of augmented views."""
 
 import sys
 from collections.abc import Iterator
@@ -25,9 +25,9 @@ SHEET_SIDE = 160
 
 
 class Monitor:
-    """Looks at a method with the same patches and the same random numbers every time, and changes nothing in it.
+    """Measure and draw a method with the same patches and random numbers every time, without side effects on it.
 
-    The first rank looks, the others wait for it.
+    Only the first rank does so; the others wait for it.
     """
 
     def __init__(self, run: Run, shard_set: ShardSet, views: Views, crop: Crop, measures: bool) -> None:
@@ -63,7 +63,7 @@ class Monitor:
                 self.run.picture(f"{name}-{step:09d}", image)
 
     def measure(self, method: Method, step: int) -> None:
-        """Log what `features.measure` says of the backbone; warn on stderr, once for each kind of trouble."""
+        """Log the metrics of the backbone's features; warn on stderr, once for each kind of problem."""
         if not self.run.writes or self.sample is None:
             return
         with undisturbed(method):
@@ -87,10 +87,10 @@ class Monitor:
 
 @contextmanager
 def undisturbed(network: nn.Module) -> Iterator[None]:
-    """For looking at a network in eval mode: afterwards its modes and all random generators are as before.
+    """Put a network into eval mode; restore its modes and all random generators afterwards.
 
     Inside, torch's generators begin with the same seed every time, nothing keeps gradients, and compiled parts run
-    as they were written, as a new mode and batch size would have them compiled anew.
+    as they were written, as a new mode and batch size would have them compiled again.
     """
     modes = {module: module.training for module in network.modules()}
     devices = {parameter.device for parameter in network.parameters() if parameter.device.type == "cuda"}

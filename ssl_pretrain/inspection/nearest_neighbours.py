@@ -1,4 +1,4 @@
-"""What a patch's nearest neighbours among others know about it: its biomarker, or only its slide.
+"""Nearest-neighbour scores: whether neighbours share a patch's biomarker, or only its slide.
 
 Both labels come with the shards. Neighbours of other slides alone judge the biomarker, as those of the same slide
 share its colours, blur and scanner. Accuracy is the mean over labels (balanced), so that chance is 1 / labels.
@@ -17,12 +17,12 @@ TEMPERATURE = 0.07
 
 
 class Accuracy(NamedTuple):
-    """How often neighbours are right."""
+    """Accuracy of nearest neighbours."""
 
     value: float
     """Mean over labels of the share of their patches whose neighbours are right."""
     chance: float
-    """Of guesses."""
+    """The same for random guesses."""
 
     @property
     def skill(self) -> float:
@@ -31,7 +31,7 @@ class Accuracy(NamedTuple):
 
 
 def of_slides(features_ND: Tensor, slides: Sequence[str]) -> Accuracy | None:
-    """How well neighbours tell a patch's slide; None with fewer than two slides of two patches each.
+    """Score of neighbours for the slide; None with fewer than two slides of two patches each.
 
     Features (N, D) with the slide of each, empty where unknown.
     """
@@ -42,10 +42,10 @@ def of_slides(features_ND: Tensor, slides: Sequence[str]) -> Accuracy | None:
 
 
 def of_biomarkers(features_ND: Tensor, biomarkers: Sequence[str], slides: Sequence[str]) -> Accuracy | None:
-    """How well neighbours on other slides tell a patch's biomarker; None without two of two slides each.
+    """Score of neighbours on other slides for the biomarker; None without two of two slides each.
 
     Features (N, D) with the biomarker and the slide of each, empty where unknown. A biomarker that is on one
-    slide only is left out: nothing could tell it from that slide.
+    slide only is left out: nothing distinguishes it from that slide.
     """
     pairs = {pair for pair in zip(biomarkers, slides, strict=True) if all(pair)}
     places = [biomarker for biomarker, _ in pairs]

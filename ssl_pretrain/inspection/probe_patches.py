@@ -1,4 +1,4 @@
-"""The same few patches every time, with what the shards say about them: what pictures and numbers are made of."""
+"""Fixed patches for pictures and measurements, with their metadata."""
 
 import math
 from contextlib import suppress

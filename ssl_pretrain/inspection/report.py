@@ -1,4 +1,4 @@
-"""What was found about several backbones, side by side: a table, `report.csv`, `report.html`."""
+"""Report of several backbones: a table, `report.csv`, `report.html`."""
 
 import base64
 import csv
@@ -22,8 +22,8 @@ COLUMNS = {
 }
 EXPLANATION = (
     "deviation: how far features point apart, 1 everywhere, 0 all the same. RankMe: how many dimensions they "
-    "fill. kNN: how often the 20 nearest patches tell the biomarker (those of other slides alone) or the slide, "
-    "mean over labels. A slide that is told far better than the biomarker is a shortcut."
+    "fill. kNN: how often the 20 nearest patches share the biomarker (among other slides) or the slide, "
+    "mean over labels. A slide recognised far better than the biomarker is a shortcut."
 )
 STYLE = (
     "body{font-family:sans-serif;margin:2em}table{border-collapse:collapse}"

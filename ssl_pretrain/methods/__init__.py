@@ -1,4 +1,4 @@
-"""What a self-supervised method is to the training loop; one file a method beside this."""
+"""Interface of self-supervised methods to the training loop; one module per method."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from ssl_pretrain.methods.trunks import compile_trunk
 
 @dataclass(frozen=True)
 class Step:
-    """Where a step lies in the run; what changes over a run is a function of the images seen."""
+    """Position of a step in the run; schedules are functions of the images seen."""
 
     number: int
     """Optimiser steps done before it."""
@@ -24,7 +24,7 @@ class Step:
 
     @property
     def share(self) -> float:
-        """Of the run, 0 in its first step."""
+        """Completed share of the run, 0 in its first step."""
         return self.samples / self.total
 
 
@@ -67,7 +67,7 @@ class Method(nn.Module):
     """
 
     may_collapse = True
-    """Whether a network that says the same of every image could do well."""
+    """True if a constant representation can minimise the loss (representation collapse)."""
 
     def forward(self, views: list[Tensor], step: Step) -> Tensor:
         """`loss`: DistributedDataParallel only watches calls of the module itself."""
@@ -89,7 +89,7 @@ class Method(nn.Module):
         """Called after every optimiser step: momentum updates and the like."""
 
     def measures(self) -> dict[str, Tensor]:
-        """What tells whether the last pass went well, by name: scalars on the device, which are not waited for.
+        """Diagnostics of the last pass, by name: scalars on the device, without synchronisation.
 
         They are no part of the state, and nothing that is trained depends on them.
         """

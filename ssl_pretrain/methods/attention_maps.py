@@ -1,4 +1,4 @@
-"""What a ViT's class token looks at."""
+"""Attention maps of a ViT's class token."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ SIDE = 160
 
 
 def has_class_attention(trunk: nn.Module) -> bool:
-    """Whether a timm trunk is a ViT with a class token."""
+    """True if a timm trunk is a ViT with a class token."""
     return getattr(trunk, "cls_token", None) is not None and hasattr(trunk, "blocks")
 
 
@@ -44,7 +44,7 @@ def _first_row(attention: Any, input_BND: Tensor) -> Tensor:
 
 
 def attention_sheet(image_BCHW: Tensor, attention_BHhw: Tensor) -> Image.Image:
-    """Rows of a patch (uint8), the mean of its heads and every head; bright where the class token looks.
+    """Rows of a patch (uint8), the mean of its heads and every head; bright where the class token attends.
 
     Each map is stretched from its own least to its own greatest weight.
     """

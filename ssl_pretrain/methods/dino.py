@@ -32,7 +32,7 @@ GLOBAL = 2
 
 @dataclass(frozen=True, kw_only=True)
 class DINOConfig(MethodConfig):
-    """What defines DINO."""
+    """Settings of DINO."""
 
     name: ClassVar[str] = "dino"
     arch: str
@@ -60,13 +60,13 @@ class DINOConfig(MethodConfig):
     output_dim: int = 65_536
     """Classes that the networks are free to fill with meaning."""
     norm_last_layer: bool = True
-    """Whether the vectors of the last layer keep unit length."""
+    """Keep the vectors of the last layer at unit length."""
     student_temperature: float = 0.1
-    """Of the student's softmax."""
+    """Temperature of the student's softmax."""
     teacher_temperature: float = 0.04
-    """Of the teacher's softmax."""
+    """Temperature of the teacher's softmax."""
     first_teacher_temperature: float = 0.04
-    """Where the teacher's temperature begins."""
+    """Initial temperature of the teacher."""
     temperature_samples: int = 0
     """Images over which it rises from there, linearly."""
     centre_momentum: float = 0.9
@@ -169,7 +169,7 @@ class DINO(Method):
         update_momentum(self.student, self.teacher, cosine(self.config.momentum, 1.0, step.share))
 
     def measures(self) -> dict[str, Tensor]:
-        """Of the last pass, in nats: `teacher_entropy`, 0 if one class takes all, ln classes if all are alike;
+        """Diagnostics of the last pass in nats: `teacher_entropy`, 0 for a single class, ln classes if uniform;
         `divergence` (Kullback-Leibler) of the student from the teacher, 0 if there is nothing left to learn.
         """
         return self._measures
@@ -180,7 +180,7 @@ class DINO(Method):
 
     @torch.no_grad()
     def show(self, views: list[Tensor], restore: Callable[[Tensor], Tensor]) -> dict[str, Image.Image]:
-        """The sheet `attention` of a ViT: what its class token looks at."""
+        """Make the sheet `attention` of a ViT's class token."""
         if not has_class_attention(self.backbone()):
             return {}
         (image_BCHW,) = views
@@ -203,7 +203,7 @@ def mean_entropy(logits_NK: Tensor) -> Tensor:
 
 
 class Head(DINOProjectionHead):
-    """The head, whose last layer is computed in float32 whatever autocast asks for.
+    """The head, whose last layer is computed in float32 whatever autocast selects.
 
     Its outputs are cosines, which the loss divides by 0.04: in bfloat16 they would be off by up to 0.1 then.
     """

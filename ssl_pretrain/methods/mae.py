@@ -37,7 +37,7 @@ EPSILON = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class MAEConfig(MethodConfig):
-    """What defines a masked autoencoder."""
+    """Settings of a masked autoencoder."""
 
     name: ClassVar[str] = METHOD
     is_mean_over_images: ClassVar[bool] = True
@@ -50,7 +50,7 @@ class MAEConfig(MethodConfig):
     mask_ratio: float = 0.75
     """Share of the tokens that are hidden."""
     norm_pix_loss: bool = True
-    """Whether targets are the pixels normalised by mean and variance of their own token."""
+    """Normalise target pixels by mean and variance of their own token."""
     decoder_dim: int = 512
     """Width of the decoder."""
     decoder_depth: int = 8

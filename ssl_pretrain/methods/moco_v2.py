@@ -27,7 +27,7 @@ from ssl_pretrain.methods.trunks import Encoder, check_arch, check_scale, check_
 
 @dataclass(frozen=True, kw_only=True)
 class MoCoConfig(MethodConfig):
-    """What defines MoCo v2."""
+    """Settings of MoCo v2."""
 
     name: ClassVar[str] = "moco_v2"
     arch: str
@@ -43,14 +43,14 @@ class MoCoConfig(MethodConfig):
     dim: int = 128
     """Length of the representations that are compared."""
     queue_length: int = 65_536
-    """Keys of earlier images to tell the right one from."""
+    """Keys of earlier images, the negatives."""
     momentum: float = 0.999
     """Share of the old weights in an update of the key network."""
     temperature: float = 0.2
-    """Of the softmax over keys."""
+    """Temperature of the softmax over keys."""
     key_group: int = 32
     """Most keys that a batch norm sees at once, drawn from the images of all ranks, so that the statistics of its
-    batch do not tell a query which key is its own; official: a GPU's share of 256 images on 8."""
+    batch do not reveal to a query which key is its own; official: a GPU's share of 256 images on 8."""
 
     batch_norm_ranks: ClassVar[int] = 1
     """Each rank's batch norms see its own images."""
@@ -87,7 +87,7 @@ class MoCoConfig(MethodConfig):
         check_range("method.temperature", self.temperature, 1e-3)
 
     def advice(self, images: int) -> str | None:
-        """What to tell a user whose ranks handle so many images at once, all together."""
+        """Advise a larger micro-batch where a group of keys would be the whole batch."""
         if images > self.key_group:
             return None
         return (

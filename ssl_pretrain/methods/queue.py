@@ -8,7 +8,7 @@ from torch.nn import functional as F
 class Queue(nn.Module):
     """The newest unit vectors, in a ring that begins as random ones; part of the method's state.
 
-    Its pointer stays on the device, so that nobody waits for it.
+    Its pointer stays on the device, so that no host wait is needed.
     """
 
     rows_ND: Tensor

@@ -30,7 +30,7 @@ BATCH_WITHOUT_QUEUE = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class SwAVConfig(MethodConfig):
-    """What defines SwAV."""
+    """Settings of SwAV."""
 
     name: ClassVar[str] = "swav"
     arch: str
@@ -54,7 +54,7 @@ class SwAVConfig(MethodConfig):
     prototypes: int = 3000
     """Vectors that representations are assigned to."""
     temperature: float = 0.1
-    """Of the softmax over prototypes."""
+    """Temperature of the softmax over prototypes."""
     epsilon: float = 0.05
     """Smoothness of the assignments."""
     sinkhorn_iterations: int = 3
@@ -205,7 +205,7 @@ def swapped_prediction(score_VBK: Tensor, assigned_ABK: Tensor, temperature: flo
 
 
 def _share_used(assigned_ABK: Tensor) -> Tensor:
-    """Of the prototypes, those that are the first choice of a view on any rank (scalar)."""
+    """Number of prototypes that are the first choice of a view on any rank (scalar)."""
     used_K = torch.zeros(assigned_ABK.shape[-1], device=assigned_ABK.device)
     used_K.index_fill_(0, assigned_ABK.argmax(dim=-1).flatten(), 1.0)
     if dist.is_initialized():

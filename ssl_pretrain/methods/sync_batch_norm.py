@@ -119,7 +119,7 @@ def _kernels(x: Tensor) -> Any:
 
 
 class _OnCpu:
-    """What torch has for GPUs only, under the same names."""
+    """Operations that torch has for GPUs only, under the same names."""
 
     @staticmethod
     def batch_norm_stats(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:

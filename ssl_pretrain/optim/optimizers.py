@@ -13,7 +13,7 @@ from shared.training.schedules import cosine, linear
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """What all optimisers have: a linear warm-up, then a cosine, both followed step by step."""
+    """Settings of all optimisers: a linear warm-up, then a cosine, both followed step by step."""
 
     base_lr: float
     """Learning rate for 256 images a step; the real one is this times the global batch / 256."""
@@ -22,7 +22,7 @@ class OptimizerConfig:
     final_weight_decay: float | None = None
     """Weight decay at the end, on a cosine; None: it stays the same."""
     decay_all: bool = False
-    """Whether biases and other 1-D parameters are decayed too."""
+    """Apply weight decay to biases and other 1-D parameters, too."""
     warmup_samples: int = 0
     """Images over which the learning rate grows to its peak."""
     warmup_lr: float = 0.0
@@ -33,7 +33,7 @@ class OptimizerConfig:
     """Greatest norm of the gradient of each parameter tensor; None: as it comes."""
 
     def check(self) -> None:
-        """Refuse numbers that make no sense, with a UserError."""
+        """Refuse numbers out of range, with a UserError."""
         check_range("optimiser.base-lr", self.base_lr, 1e-12)
         check_range("optimiser.weight-decay", self.weight_decay, 0)
         check_range("optimiser.final-weight-decay", self.final_weight_decay, 0)
@@ -90,7 +90,7 @@ class AdamW(OptimizerConfig):
     """Decay of the first and second moments."""
 
     def check(self) -> None:
-        """Refuse numbers that make no sense, with a UserError."""
+        """Refuse numbers out of range, with a UserError."""
         super().check()
         for beta in self.betas:
             check_range("optimiser.betas", beta, 0, 1 - 1e-9)
@@ -108,7 +108,7 @@ class SGD(OptimizerConfig):
     """Share of the step before in a step."""
 
     def check(self) -> None:
-        """Refuse numbers that make no sense, with a UserError."""
+        """Refuse numbers out of range, with a UserError."""
         super().check()
         check_range("optimiser.momentum", self.momentum, 0, 1 - 1e-9)
 
@@ -126,7 +126,7 @@ class LARC(SGD):
     """Length of a step, at a learning rate of 1, as a share of the tensor's."""
 
     def check(self) -> None:
-        """Refuse numbers that make no sense, with a UserError."""
+        """Refuse numbers out of range, with a UserError."""
         super().check()
         check_range("optimiser.trust", self.trust, 1e-12)
 

@@ -1,1 +1,1 @@
-"""The life of a run: batch plan, setup, state, logging, export."""
+"""Parts of a pre-training run: batch plan, setup, state, logging, export."""

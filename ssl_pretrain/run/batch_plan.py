@@ -21,7 +21,7 @@ class BatchPlan:
     accumulation: int
     """Forward passes a step."""
     steps: int
-    """Of the whole length."""
+    """Steps of the whole schedule."""
 
     @classmethod
     def of(cls, recipe: Recipe, ranks: int) -> "BatchPlan":
@@ -42,7 +42,7 @@ class BatchPlan:
 
     @staticmethod
     def divide(recipe: Recipe, ranks: int) -> tuple[int, int]:
-        """Images of one rank in one forward pass, and forward passes a step.
+        """Compute images of one rank in one forward pass, and forward passes a step.
 
         Raises:
             UserError: the batch cannot be shared evenly, by the ranks or by passes of about the size asked for.
@@ -64,17 +64,17 @@ class BatchPlan:
 
     @property
     def last_step(self) -> int:
-        """Where this run ends."""
+        """Last step of this run."""
         most = self.recipe.max_steps
         return self.steps if most is None else min(self.steps, most)
 
     @property
     def images_at_once(self) -> int:
-        """What all ranks handle together in one pass: the batch that queues, Sinkhorn, centre ... see."""
+        """Images of all ranks in one pass: the batch for queues, Sinkhorn and centre."""
         return self.ranks * self.micro_batch
 
     def samples(self, step: int) -> int:
-        """Images seen after so many steps."""
+        """Number of images seen after `step` steps."""
         return step * self.recipe.batch_size
 
     def at(self, step: int) -> Step:
@@ -104,7 +104,7 @@ class BatchPlan:
         )
 
     def _seen_at_once(self) -> str:
-        """What accumulation means for a loss that is more than a mean over images."""
+        """Note on accumulation for losses that are more than a mean over images."""
         if self.accumulation == 1 or self.recipe.method.is_mean_over_images:
             return ""
         return f"; batch norms and what the loss shares among images see {self.images_at_once:,} at once"
@@ -137,7 +137,7 @@ def require_images_at_once(recipe: Recipe, ranks: int) -> None:
 
 
 def _begun_as(other: str, recipe: Recipe) -> str:
-    """How to go on with a run that older releases began with the recipe for small batches; empty for others."""
+    """Command that resumes a run which older releases began with the recipe for small batches; else empty."""
     path = recipe.run_dir / "config.json"
     try:
         name = json.loads(path.read_text(encoding="utf-8"))["name"]

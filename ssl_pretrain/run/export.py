@@ -1,4 +1,4 @@
-"""The weights that a run leaves for the next stage, and the card beside them."""
+"""Export of the backbone for the next stage, with its model card."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ MOST_NAMED = 20
 
 
 def export(state: TrainingState, plan: BatchPlan, run: Run, shard_set: ShardSet) -> Path:
-    """Write the backbone into the run folder and copy it to where the recipe says; returns that place."""
+    """Write the backbone into the run folder and copy it to the recipe's `out`; returns that path."""
     path = _in_run(run, plan)
     metadata = _metadata(state, plan, run, shard_set)
     weights_file.write(path, state.method.export(), metadata)
@@ -26,7 +26,7 @@ def export(state: TrainingState, plan: BatchPlan, run: Run, shard_set: ShardSet)
 
 
 def is_finished(plan: BatchPlan, run: Run) -> bool:
-    """Whether the run has exported the weights of its last step; copies them again if the copy is gone."""
+    """Return True if the weights of the last step are exported; restores a missing copy."""
     path = _in_run(run, plan)
     try:
         metadata = weights_file.read(path).metadata
@@ -39,7 +39,7 @@ def is_finished(plan: BatchPlan, run: Run) -> bool:
 
 
 def _publish(path: Path, out: Path, metadata: dict[str, Any]) -> None:
-    """Copy a run's weights to where users look for them, and write both cards."""
+    """Copy the weights to `--out` and write both model cards."""
     weights_file.publish(path, out)
     for place in (path, out):
         write_card(place, metadata)

@@ -1,4 +1,4 @@
-"""When a run is saved and measured: after so many steps where they are given, else by the clock."""
+"""Schedule of checkpoints and measurements: every given number of steps, or by the clock."""
 
 import time
 
@@ -10,7 +10,7 @@ MINUTES = 15.0
 
 
 class LookSchedule:
-    """Decides after every step; the same on every rank."""
+    """Decision after every step, the same on all ranks."""
 
     def __init__(self, recipe: Recipe, world: World) -> None:
         """Start the clock."""
@@ -18,16 +18,16 @@ class LookSchedule:
         self._since, self._is_time = time.monotonic(), False
 
     def poll(self) -> None:
-        """Compare the ranks' clocks, for which they wait for each other."""
+        """Synchronise the ranks' clocks (collective operation)."""
         self._is_time = any_rank(time.monotonic() - self._since >= 60 * MINUTES, self._device)
 
     def saves(self, step: int) -> bool:
-        """Whether a checkpoint is due after `step` steps."""
+        """Return True if a checkpoint is due after `step` steps."""
         stays = self._recipe.keep_every is not None and step % self._recipe.keep_every == 0
         return stays or self._is_due(self._recipe.checkpoint_every, step)
 
     def measures(self, step: int) -> bool:
-        """Whether features are to be measured after `step` steps."""
+        """Return True if a measurement is due after `step` steps."""
         return self._is_due(self._recipe.monitor_every, step)
 
     def _is_due(self, every: int | None, step: int) -> bool:
@@ -36,6 +36,6 @@ class LookSchedule:
         return every > 0 and step % every == 0
 
     def restart_clock(self) -> None:
-        """Count from now, after a checkpoint that the clock asked for."""
+        """Restart the clock after a checkpoint."""
         if self._is_time:
             self._since, self._is_time = time.monotonic(), False

@@ -1,4 +1,4 @@
-"""Memory of a GPU that a recipe's training takes, counted without one."""
+"""GPU memory of a recipe's training, counted without a GPU."""
 
 from dataclasses import dataclass
 
@@ -31,7 +31,7 @@ class MemoryEstimate:
         return self.state + self.images + OVERHEAD
 
     def fits(self, gigabytes: int) -> bool:
-        """Whether a GPU sold with so much memory has enough."""
+        """Return True if a GPU sold with this much memory has enough."""
         return self.total <= USABLE * gigabytes * GIB
 
     def describe(self, micro_batch: int, sold: tuple[int, ...]) -> str:

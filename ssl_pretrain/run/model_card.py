@@ -1,4 +1,4 @@
-"""`NAME.md` beside `NAME.pth`: what the weights were made from, how, and how they are loaded."""
+"""Model card `NAME.md` beside `NAME.pth`: data, training and loading of the weights."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,7 +40,7 @@ def write_card(weights: Path, metadata: Mapping[str, Any]) -> None:
 
 
 def card(name: str, metadata: Mapping[str, Any]) -> str:
-    """The text for the weights file `name` with such metadata (`export.py` says what it holds)."""
+    """The text for the weights file `name` with such metadata (see `export.py`)."""
     rows = "\n".join(f"| {title} | {value} |" for title, value in _facts(metadata).items())
     mean, std = (", ".join(f"{value:g}" for value in metadata[part]) for part in ("mean", "std"))
     options = f"img_size={metadata['image_size']}, " if metadata["arch"].startswith("vit") else ""

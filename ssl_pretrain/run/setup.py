@@ -1,4 +1,4 @@
-"""The beginning of a run: what is checked before anything is written, its folder, its state, what it comes to."""
+"""Start of a run: checks before anything is written, run folder, state and summary."""
 
 import json
 from pathlib import Path
@@ -45,7 +45,7 @@ TUNABLE_ON_RESUME = (
 
 
 def prepare(recipe: Recipe, world: World) -> tuple[BatchPlan, ShardSet]:
-    """What the run will do and with which shards; refuses what cannot work and writes nothing.
+    """Check settings and shards and divide the batch; writes nothing.
 
     Raises:
         AllRanksError: an option is out of range, the shards cannot be used, or the run folder has a checkpoint
@@ -73,7 +73,7 @@ def prepare(recipe: Recipe, world: World) -> tuple[BatchPlan, ShardSet]:
 
 
 def has_begun(recipe: Recipe) -> bool:
-    """Whether an earlier attempt left something to go on from; until then settings and shards may change."""
+    """True if an earlier attempt left a checkpoint or weights; until then, settings may change."""
     export = recipe.run_dir / recipe.out.name
     return export.exists() or any(recipe.run_dir.glob("checkpoint-*.pt"))
 
@@ -85,7 +85,7 @@ def _free(plan: BatchPlan) -> tuple[str, ...]:
 
 
 def verify(recipe: Recipe, shard_set: ShardSet, world: World, stop: StopSignal) -> bool:
-    """Compare the shards with their index before the first step, each rank a part; False if told to stop.
+    """Compare the shards with their index before the first step, each rank a part; False on a stop signal.
 
     Raises:
         AllRanksError: a shard is not the one that was indexed.
@@ -98,7 +98,7 @@ def verify(recipe: Recipe, shard_set: ShardSet, world: World, stop: StopSignal) 
 
 
 def open_run(recipe: Recipe, shard_set: ShardSet, world: World) -> Run:
-    """The folder of the run; close it.
+    """Open the run folder; the caller closes it.
 
     Raises:
         AllRanksError: the folder cannot be used.
@@ -112,7 +112,7 @@ def open_run(recipe: Recipe, shard_set: ShardSet, world: World) -> Run:
 
 
 def begin(plan: BatchPlan, world: World) -> tuple[TrainingState, str]:
-    """Networks and optimiser, fresh or from the newest checkpoint, and in words where the run stands.
+    """Make networks and optimiser, or restore them; returns a description of the run's position, too.
 
     Raises:
         AllRanksError: no checkpoint can be read, or not all ranks read the same.
@@ -146,7 +146,7 @@ def _networks(recipe: Recipe, world: World) -> Method:
 
 
 def normalisation(recipe: Recipe, shard_set: ShardSet) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Channel means and standard deviations that the recipe asks for."""
+    """Channel means and standard deviations of the recipe's normalisation."""
     if recipe.normalisation == "imagenet":
         return IMAGENET_MEAN, IMAGENET_STD
     return shard_set.mean, shard_set.std

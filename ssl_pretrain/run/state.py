@@ -1,4 +1,4 @@
-"""What a run has to remember to go on as if nothing had happened."""
+"""Training state saved in a checkpoint."""
 
 import math
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +17,7 @@ from ssl_pretrain.methods import Method
 class TrainingState:
     """Networks, optimiser and how far the run is.
 
-    Random numbers need no more than that: torch's generators are seeded anew for every batch, from the seed
+    Random numbers need no state: torch's generators are seeded for every batch, from the seed
     of the run and the number of the batch.
     """
 
@@ -27,7 +27,7 @@ class TrainingState:
     step: int = 0
     """Optimiser steps done."""
     position: Position = Position()
-    """What has been read of the shards."""
+    """Position in the shards."""
     undecodable: frozenset[str] = frozenset()
     """Names of the images that neighbours have replaced."""
 
@@ -57,12 +57,12 @@ class TrainingState:
         checkpoint.save(run.folder, self.step, recipe, content, keep_every=keep_every)
 
     def restore(self, folder: Path, recipe: str, free_workers: bool = False) -> str:
-        """Take over the newest whole checkpoint of a run folder; says in words where the run stands.
+        """Restore the newest whole checkpoint of a run folder; returns a description of the run's position.
 
         Args:
             folder: The run folder.
             recipe: Name of the recipe.
-            free_workers: Whether nobody asked for the number of loader workers: it stays the checkpoint's, so
+            free_workers: True if no number of loader workers was given: it stays the checkpoint's, so
                 that a node with other cores goes on in the middle of the epoch.
 
         Raises:
@@ -85,7 +85,7 @@ class TrainingState:
 
 
 def not_finite(what: str, step: int, folder: Path) -> AllRanksError:
-    """The error of a run that has blown up, on every rank."""
+    """Error for a run whose loss or weights are not finite, on every rank."""
     return AllRanksError(
         f"{what} is infinite or not a number at step {step:,}; the checkpoints before it are kept in {folder}: "
         "run the same command with a lower --optimiser.base-lr, with --optimiser.clip, or with --precision float32"

@@ -14,8 +14,8 @@ from ssl_pretrain.run.batch_plan import BatchPlan
 from ssl_pretrain.run.flops import flops_per_image
 from ssl_pretrain.run.state import not_finite
 
-# Seconds between two looks at the loss and at the wish to stop, at most: a job is warned minutes before its end,
-# and a checkpoint has to be written in them. A look makes the GPU wait for some milliseconds.
+# Maximum seconds between two polls for preemption: a job is warned minutes before its end,
+# and a checkpoint has to be written in them. A poll makes the GPU wait for some milliseconds.
 LONGEST_WAIT = 10.0
 # How the progress bar calls what `utilisation` knows.
 UNITS = {"mfu_percent": "% MFU", "memory_gb": "GB"}
@@ -35,7 +35,7 @@ class StepLogger:
         self.bar = progress(
             plan.last_step, "step", first_step, description=plan.recipe.name, hidden=not world.is_main
         )
-        # Counted only where it says something: it takes some seconds.
+        # Counted only where the GPU's peak is known: it takes some seconds.
         is_known = world.is_main and peak_flops(world.device) is not None
         self._flops = flops_per_image(plan.recipe) if is_known else 0.0
         self._done: list[Tensor] = []
@@ -46,7 +46,7 @@ class StepLogger:
         self._since = time.perf_counter()
 
     def timed(self, take: Callable[[], list[Tensor]]) -> Callable[[], list[Tensor]]:
-        """What gives the next batch; the time it takes is the data wait."""
+        """Time the function that gives the next batch (data wait)."""
 
         def take_and_count() -> list[Tensor]:
             start = time.perf_counter()
@@ -67,7 +67,7 @@ class StepLogger:
 
     @property
     def is_due(self) -> bool:
-        """Whether it is time to flush; the same on every rank."""
+        """True if a flush is due; the same on every rank."""
         return self._step + len(self._done) >= self._next
 
     def flush(self) -> None:

@@ -8,7 +8,7 @@ from shared.jobs.job_report import Job, log_of_rank, report
 from shared.jobs.tasks import Task
 
 TRACE = "Traceback (most recent call last):\n  File 'a.py'\n"
-LEFT = "error: another rank has ended, and says why; this one cannot go on without it\n"
+LEFT = "error: another rank has ended and reports the reason; this one cannot continue without it\n"
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def ends(reason: str, size: int = 2) -> list[tuple[int, str]]:
 )
 def test_the_rank_that_ends_says_why_and_the_other_a_sentence(reason: str, said: str) -> None:
     (left_code, left), (ended_code, ended) = ends(reason)
-    assert left == "error: another rank has ended, and says why; this one cannot go on without it\n"
+    assert left == "error: another rank has ended and reports the reason; this one cannot continue without it\n"
     assert left_code == 2
     # Not which code after a bug: the rank leaves with its process group still up, and was seen to end by SIGABRT.
     assert ended_code == 2 if reason == "input" else ended_code != 0
