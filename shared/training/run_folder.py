@@ -47,7 +47,7 @@ def versions() -> dict[str, str]:
 
 
 def provenance() -> dict[str, Any]:
-    """Collect the provenance of an output: command, commit, versions, machine, UTC time, backends of a training."""
+    """Collect the provenance of an output: command, commit, versions, machine, UTC time, backends."""
     precision = sys.modules.get("shared.training.precision")  # a harvest may do without torch
     return {
         "command": sys.orig_argv,
