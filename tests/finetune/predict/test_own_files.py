@@ -161,10 +161,10 @@ from shared.wsi import image_source
 from tests.finetune.predict import planted
 LoadedDetector.load = classmethod(lambda *_: planted.detector())
 opened = image_source.Picture.open.__func__
-def dies(cls, path, mpp):
+def dies(cls, path, *options):
     if path.stem == "b":
         os.kill(os.getpid(), int(sys.argv[1]))
-    return opened(cls, path, mpp)
+    return opened(cls, path, *options)
 image_source.Picture.open = classmethod(dies)
 MORE = {}
 def predict_slides():
@@ -203,7 +203,7 @@ def test_signals_to_the_command_stop_the_prediction(tmp_path: Path, number: sign
     """Warned, it stops with the code of a stopped one; killed, it leaves no process behind that goes on."""
     (tmp_path / "slides").mkdir()
     (tmp_path / "detector.pth").touch()
-    plant(8000, 4000).image.save(tmp_path / "slides/a.png")  # thousands of tiles
+    plant(2400, 1600).image.save(tmp_path / "slides/a.png")  # 19 x 13 tiles
     progress = tmp_path / "cells/.a.cells/cells.bin"
     words = [sys.executable, "-c", SLOW, "6"]
     with subprocess.Popen(words, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE) as process:
