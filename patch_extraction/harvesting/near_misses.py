@@ -11,7 +11,7 @@ from patch_extraction.slide_store.file_names import near_misses_path
 from patch_extraction.slide_store.slide_tar import SlideTar
 
 MAX_PATCHES = 4  # per slide: less than 1 % of the size of 500 kept patches
-MIN_FRACTION = 0.5  # of the cells required; emptier patches say nothing about the threshold
+MIN_FRACTION = 0.5  # of the cells required; emptier patches do not help to judge the threshold
 
 
 @dataclass

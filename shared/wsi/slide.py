@@ -134,7 +134,7 @@ class Slide:
     def read_pixels(
         self, x: float, y: float, width: int, height: int, mpp: float, allow_upsampling: bool = False
     ) -> np.ndarray:
-        """Read `width` x `height` px of `mpp` um whose outer corner lies at (`x`, `y`) px of level 0: uint8 RGB.
+        """Read `width` x `height` px of `mpp` um with the outer corner at (`x`, `y`) px of level 0: uint8 RGB.
 
         Px outside the slide or outside the scanned area are white. Reduction is antialiased.
 
