@@ -1,7 +1,6 @@
 """`python -m shared.doctor [FOLDER]`: check that this machine can run the stages, and what to do if it cannot."""
 
 import dataclasses
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -21,7 +20,7 @@ from packaging.requirements import Requirement
 
 from shared.cli import run
 from shared.errors import UserError
-from shared.files import atomic_path
+from shared.files import atomic_path, lock_error
 
 State = Literal["ok", "note", "missing"]
 PROJECT = "dpa-p2pnet"
@@ -190,11 +189,8 @@ def _write_speed(path: Path) -> float:
 
 
 def _locks(path: Path) -> Finding:
-    try:
-        with path.open("r+b") as file:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        found = f"none ({error.strerror}); two commands in one folder are not kept apart"
+    if reason := lock_error(path):
+        found = f"none ({reason}); two commands in one folder are not kept apart"
         return Finding("locks", "note", found, "Lustre: mount with flock; NFS: start lockd")
     return Finding("locks", "ok", "POSIX locks work")
 

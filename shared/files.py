@@ -46,6 +46,16 @@ def file_lock(path: Path, shared: bool = False, wait: bool = False) -> Iterator[
         yield
 
 
+def lock_error(path: Path) -> str:
+    """Try to lock an existing file; returns the reason if its file system has no locks, else nothing."""
+    try:
+        with path.open("r+b") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return str(error.strerror)
+    return ""
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path in the folder of `path` that takes its place when the block ends without an error.
