@@ -31,7 +31,7 @@ class LoadedDetector:
     tile: int | None = None
     """Fixed side of its input in px, where results depend on it (ViT-Adapter)."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    """What else the file says."""
+    """Further metadata of the file."""
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device | None = None) -> Self:
