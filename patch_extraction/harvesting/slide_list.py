@@ -104,7 +104,12 @@ def read_rows(path: Path) -> list[ListedSlide]:
         raise UserError(f"--slides {path} is not UTF-8 text; save it as CSV in UTF-8") from error
     header = text.partition("\n")[0]
     reader = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=header.count), skipinitialspace=True)
-    columns = [name.strip() for name in reader.fieldnames or ()]
+    try:
+        columns = [name.strip() for name in reader.fieldnames or ()]
+    except csv.Error as error:  # a field of megabytes
+        raise UserError(
+            f"--slides {path}, first line: {error}; give a CSV with the columns {', '.join(COLUMNS)}"
+        ) from error
     reader.fieldnames = columns
     if "slide" not in columns:
         raise UserError(

@@ -98,6 +98,7 @@ def test_letters_may_be_composed_differently(wsi_dir):
             'slide\n"b\n' + "c.svs\n" * 30000,
             r"slides\.csv, after line 1: field larger .*; close all quotation marks",
         ),
+        ("slide," + "x" * 200_000 + "\nb\n", r"slides\.csv, first line: field larger"),
         (b"slide\n\xfc.svs\n", r"is not UTF-8 text; save it as CSV in UTF-8"),
     ],
 )
