@@ -14,8 +14,8 @@ def main() -> int:
     from shared.wsi.image_source import find_sources
 
     config, launch = cli_beside(PredictConfig, LAUNCH, "python -m finetune.predict")
+    check(config)
     if launch.launcher == "slurm":
-        check(config)
         return predict_in_slurm(len(find_sources(config.sources, drawn_by_prediction)), config.out, launch)
     log = SlideLog()
 
