@@ -169,7 +169,7 @@ def test_two_ranks_train_as_one(tiles: Path, tmp_path: Path) -> None:
             [sys.executable, *start, *words, *run], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
-        assert done.stdout.count("trunk ") == 1
+        assert done.stdout.count("\ntrunk ") == 1
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         losses[name] = [line["loss"] for line in map(json.loads, lines) if "loss" in line]
     assert len(losses["two"]) == 2
