@@ -37,8 +37,8 @@ from shared.training.run_folder import Run, progress, provenance
 from shared.training.seeds import seed_batch
 from shared.training.worker_errors import explain_worker_death
 
-# A run may be resumed with other values of these, which do not change its results.
 PARTS = 20  # validations and checkpoints of a run, unless the recipe says otherwise
+# A run may be resumed with other values of these, which do not change its results.
 FREE_ON_RESUME = ("run_dir", "out", "workers", "max_steps", "checkpoint_every")
 # ... and what helps against a loss that is not finite.
 TUNABLE_ON_RESUME = ("learning_rate", "clip_norm", "precision")
