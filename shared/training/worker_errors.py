@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from shared.errors import UserError
 
@@ -21,21 +21,27 @@ def explain_worker_death(remedy: str) -> Iterator[None]:
         UserError: a loader process was killed, or none delivered a batch for minutes.
     """
     try:
-        yield
-    except (RuntimeError, *GONE) as error:
+        try:
+            yield
+        except GONE as error:
+            time.sleep(1)  # torch raises on the signal of the death, which may still be to come
+            raise _killed(remedy) from error
+    except RuntimeError as error:
         # "(pid 7) is killed by signal" or "(pid(s) 7) exited unexpectedly"; errors inside begin with "Caught ...".
-        if isinstance(error, RuntimeError) and str(error).startswith("DataLoader timed out after"):
-            minutes = float(str(error).split()[4]) / 60
+        message = str(error)
+        if message.startswith("DataLoader timed out after"):
+            minutes = float(message.split()[4]) / 60
             raise UserError(
                 f"the loader processes delivered no batch for {minutes:.3g} minutes, as when storage does not "
                 f"respond; the same command goes on from the last checkpoint; if it happens again, lower {remedy}"
             ) from error
-        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker (pid"):
-            raise
-        if isinstance(error, GONE):
-            with suppress(RuntimeError):  # torch's own, on the signal of the death, which is still to come
-                time.sleep(1)
-        raise UserError(
-            "a loader process was killed, probably because memory or /dev/shm ran out; the same command goes on "
-            f"from the last checkpoint; if it happens again, lower {remedy}"
-        ) from error
+        if message.startswith("DataLoader worker (pid"):
+            raise _killed(remedy) from error
+        raise
+
+
+def _killed(remedy: str) -> UserError:
+    return UserError(
+        "a loader process was killed, probably because memory or /dev/shm ran out; the same command goes on "
+        f"from the last checkpoint; if it happens again, lower {remedy}"
+    )

@@ -34,6 +34,21 @@ def test_a_killed_process_is_a_sentence_with_what_to_lower() -> None:
         list(DataLoader(Ending(killed=True), num_workers=1))
 
 
+def test_a_signal_that_comes_late_is_the_same_sentence() -> None:
+    late = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    def raise_late(number: int, frame: object) -> None:
+        raise late
+
+    before = signal.signal(signal.SIGALRM, raise_late)
+    try:
+        with pytest.raises(UserError, match="a loader process was killed"), explain_worker_death("--workers"):
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            raise EOFError
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
 def test_an_error_inside_one_stays_what_it_is() -> None:
     with pytest.raises(RuntimeError, match="a mistake of ours"), explain_worker_death("--workers"):
         list(DataLoader(Ending(killed=False), num_workers=1))
