@@ -38,7 +38,7 @@ class FoundCells:
 
     def cells(self, threshold: float | None = None) -> Cells:
         """Cells in px of the image, as `finetune.predict` finds them."""
-        probabilities_NC = torch.from_numpy(np.ascontiguousarray(self.records["probabilities"]))
+        probabilities_NC = torch.from_numpy(self.records["probabilities"].copy())
         labels_N, scores_N, keep_N = (each.numpy() for each in classify(probabilities_NC, threshold))
         records = self.records[keep_N]
         records["label"], records["probability"] = labels_N[keep_N], scores_N[keep_N]

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from finetune.datasets.dataset import Tile
-from finetune.predict.in_memory import AnnotatedTile, predict_image, predict_tiles
+from finetune.predict.in_memory import AnnotatedTile, FoundCells, predict_image, predict_tiles
+from finetune.predict.search.inference import record_type
 from shared.errors import UserError
 from tests.finetune.predict import planted
 from tests.finetune.predict.conftest import Predict
@@ -69,6 +70,13 @@ def test_tiles_of_another_resolution_are_resampled(tmp_path: Path) -> None:
     tile = Tile(tmp_path / "a.png", "a", (600, 400), np.empty((0, 2)), np.empty(0, int))
     (found,) = predict_tiles(planted.detector(), [tile], 0.25)
     assert named(found.cells()) == image.set()
+
+
+def test_a_single_cell_is_found_as_well() -> None:
+    records = np.zeros(1, record_type(len(CLASSES) + 1))
+    records["x"], records["probabilities"][0, 1] = 5, 1  # the rest is for background
+    cells = FoundCells(records, mpp=0.5, scale=1.0).cells()
+    assert cells.labels_N.tolist() == [1]
 
 
 def test_wider_fields_of_view_come_from_their_files(tmp_path: Path) -> None:
