@@ -28,7 +28,7 @@ class StopSignal:
             signal.signal(number, self._note)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        self.received = signal.Signals(number).name
+        self.received = self.received or signal.Signals(number).name
 
 
 def leave_marker(where: str = "") -> None:

@@ -2,11 +2,7 @@
 
 import dataclasses
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,15 +12,14 @@ from typing import Any
 from shared.cli import check_range, make_folder
 from shared.errors import UserError
 from shared.files import write_json
-from shared.jobs.job_report import Job, log_of_rank, report
+from shared.jobs.in_job import GRACE_S, RunInJob
+from shared.jobs.job_report import Job, report
 from shared.jobs.slurm_states import ENDED, job_states
-from shared.jobs.tasks import Task, run_task
-from shared.signals import MARKER, STOPPED, StopSignal
+from shared.jobs.tasks import Task
+from shared.signals import StopSignal
 
 # From the warning to the end of a job: a step, its checkpoint and the scores may take as long.
 WARNING_S = 180
-# Seconds that ranks may continue after another has ended.
-GRACE_S = 120
 JOBS = "jobs.json"
 # Attempts to query the controller, which may be busy or away for minutes.
 ASKED_AT_MOST = 5
@@ -60,38 +55,6 @@ class Slurm:
     def ranks(self) -> int:
         """Ranks of a job."""
         return self.nodes * self.tasks_per_node
-
-
-@dataclass(frozen=True)
-class InJob:
-    """Run a task inside a Slurm job, under submitit."""
-
-    task: Task
-
-    def __call__(self) -> None:
-        """Run the task and exit with its code; requeue the job if it stopped at a checkpoint.
-
-        The command reports by `leave_marker` that it stopped: its exit code is lost if a second signal comes while
-        its interpreter shuts down, which takes seconds after torch. Of several ranks the first leaves the marker;
-        the others must then end well, or srun would kill the first on its way to requeue the job.
-        """
-        rank = int(os.environ.get("SLURM_PROCID", 0))
-        task = dataclasses.replace(self.task, log=log_of_rank(self.task, rank))
-        marker = task.log.with_name(f".{task.log.name}.requeue").absolute()
-        marker.unlink(missing_ok=True)
-        os.environ[MARKER] = str(marker)
-        _let_ranks_meet()
-        code = run_task(task, StopSignal())  # in the place of submitit's handlers
-        if rank and code == STOPPED:
-            return
-        place = marker.read_text(encoding="utf-8") if marker.exists() else None
-        marker.unlink(missing_ok=True)
-        if place is not None and not _is_in_vain(task, place) and _requeue_this_job():
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            time.sleep(60)  # be ended by the requeue, do not race it with an exit code
-        _attempts(task).unlink(missing_ok=True)
-        if code:
-            raise SystemExit(code if code > 0 else 128 - code)
 
 
 def check(slurm: Slurm) -> None:
@@ -187,7 +150,7 @@ def _submit(tasks: Sequence[Task], folder: Path, slurm: Slurm, after: Sequence[J
         executor.update_parameters(slurm_dependency=":".join(["afterany", *ids]))
     try:
         with executor.batch():
-            submitted = [executor.submit(InJob(task)) for task in tasks]
+            submitted = [executor.submit(RunInJob(task)) for task in tasks]
     except submitit.core.utils.FailedJobError as error:
         reason = "; ".join(str(error).replace("sbatch: ", "").replace("error: ", "").strip().splitlines())
         raise UserError(f"Slurm refuses the jobs ({reason}); change what they ask for with --slurm.*") from error
@@ -254,46 +217,3 @@ def _sleep(seconds: float, stop: StopSignal) -> None:
     end = time.monotonic() + seconds
     while not stop.received and time.monotonic() < end:
         time.sleep(0.2)
-
-
-def _is_in_vain(task: Task, place: str) -> bool:
-    """True if three attempts of this job in a row stopped at the same step; the log records it."""
-    with _attempts(task).open("a", encoding="utf-8") as attempts:
-        attempts.write(f"{os.environ.get('SLURM_JOB_ID')} {place}\n")
-    last = _attempts(task).read_text(encoding="utf-8").splitlines()[-3:]
-    in_vain = bool(place) and last == 3 * last[-1:]
-    if in_vain:
-        with task.log.open("a", encoding="utf-8") as log:
-            log.write(f"error: three attempts stopped {place}, so it is not queued again; give it more time\n")
-    return in_vain
-
-
-def _attempts(task: Task) -> Path:
-    return task.log.with_name(f".{task.log.name}.attempts")
-
-
-def _let_ranks_meet() -> None:
-    """Set MASTER_ADDR to the first node, and a port that differs between jobs that share it."""
-    environment = os.environ
-    if int(environment.get("SLURM_NTASKS", 1)) == 1:
-        return
-    command = ["scontrol", "show", "hostnames", environment["SLURM_JOB_NODELIST"]]
-    hosts = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):  # of a shell that torchrun was used in
-        environment.pop(name, None)
-    environment["MASTER_ADDR"] = hosts[0]
-    environment.setdefault("MASTER_PORT", str(20_000 + int(environment["SLURM_JOB_ID"]) % 12_000))
-
-
-def _requeue_this_job() -> bool:
-    """Requeue this job, unless Slurm is cancelling or preempting it."""
-    environment = os.environ
-    if "SLURM_JOB_ID" not in environment:
-        return False
-    number = environment["SLURM_JOB_ID"]
-    if array := environment.get("SLURM_ARRAY_JOB_ID"):
-        number = f"{array}_{environment['SLURM_ARRAY_TASK_ID']}"
-    if job_states([number]).get(number) != "RUNNING":
-        return False
-    print(f"queueing job {number} again", file=sys.stderr, flush=True)
-    return subprocess.run(["scontrol", "requeue", number], check=False).returncode == 0

@@ -11,6 +11,8 @@ from pathlib import Path
 from shared.cli import make_folder
 from shared.signals import STOPPED, StopSignal
 
+Process = subprocess.Popen[bytes]
+
 
 @dataclass(frozen=True)
 class Task:
@@ -28,7 +30,12 @@ class Task:
 
 
 def run_task(task: Task, stop: StopSignal) -> int:
-    """Run a command and forward a stop signal; returns its exit code (negative: signal)."""
+    """Run a task and forward a stop signal; returns its exit code (negative: signal)."""
+    return wait_for(start_task(task), stop)
+
+
+def start_task(task: Task) -> Process:
+    """Start the command of a task, with its log as output."""
     make_folder(task.log.parent, "of logs")
     with task.log.open("ab") as log:
         log.write(f"$ {task}\n".encode())
@@ -36,17 +43,23 @@ def run_task(task: Task, stop: StopSignal) -> int:
         # Ctrl-C reaches the whole process group; the command gets TERM instead and checkpoints.
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
-            process = subprocess.Popen(task.words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            return subprocess.Popen(task.words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         finally:
             signal.signal(signal.SIGINT, handler)
-    told = False
+
+
+def wait_for(process: Process, stop: StopSignal, hangs: Callable[[], bool] = lambda: False) -> int:
+    """Wait for a process, forward a stop signal once, kill it if it hangs; returns its code (negative: signal)."""
+    is_forwarded = False
     while True:
         try:
             return process.wait(0.2)
         except subprocess.TimeoutExpired:
-            if stop.received and not told:
-                process.terminate()
-                told = True
+            if stop.received and not is_forwarded:
+                is_forwarded = True
+                process.send_signal(signal.SIGUSR2 if stop.received == "SIGUSR2" else signal.SIGTERM)
+            if hangs():
+                process.kill()
 
 
 def run_here(tasks: Sequence[Task], stop: StopSignal, ended: Callable[[Task, int], None]) -> bool:

@@ -34,6 +34,19 @@ def make_python(folder: Path, lines: str) -> None:
     python.chmod(0o755)
 
 
+def make_shell_stages(folder: Path, stage: str) -> Path:
+    """A checkout whose stages are a few lines of shell; these get the name of the stage and its words."""
+    make_python(folder, f'exec {sys.executable} "$@"')
+    for name in ("slurm", "shared"):
+        (folder / name).symlink_to(REPOSITORY / name)
+    for name in ("ssl_pretrain", "patch_extraction"):
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").touch()
+        words = f'["bash", "-c", {stage!r}, "bash", "{name}", *sys.argv[1:]]'
+        (folder / name / "__main__.py").write_text(f'import os, sys\nos.execvp("bash", {words})\n')
+    return folder
+
+
 def wait_for_steps(checkout: Path, steps: int) -> None:
     """Wait until the run of `mae_vitb` has logged so many."""
     end = time.monotonic() + 100

@@ -12,7 +12,8 @@ import pytest
 import submitit
 
 from shared.errors import UserError
-from shared.jobs.slurm import InJob, Slurm, are_left, run_in_slurm
+from shared.jobs.in_job import RunInJob
+from shared.jobs.slurm import Slurm, are_left, run_in_slurm
 from shared.jobs.slurm_states import job_states
 from shared.jobs.tasks import Task
 from shared.signals import StopSignal
@@ -94,7 +95,7 @@ def test_warned_it_is_queued_again_and_cancelled_it_stays_cancelled(
     other.join()
     numbers = json.loads((here / "jobs/jobs.json").read_text())
     assert tasks[0].log.read_text().splitlines()[-1] == "went on"
-    assert slurm.job(numbers["warned"])["Restarts"] == "1" and not list(here.glob(".*.requeue"))
+    assert slurm.job(numbers["warned"])["Restarts"] == "1" and not list(here.glob(".requeue-*"))
     assert job_states(numbers.values()) == {numbers["warned"]: "COMPLETED", numbers["cancelled"]: "CANCELLED"}
 
 
@@ -107,7 +108,7 @@ def test_a_job_that_gets_nowhere_is_not_queued_for_ever(
     number = json.loads((here / "jobs/jobs.json").read_text())["stuck"]
     assert slurm.history(number) == ["PENDING", "PENDING", "FAILED"]
     said = capfd.readouterr().out.splitlines()[-1]
-    assert said.startswith("  error: three attempts stopped before its first step, so it is not queued again")
+    assert said.startswith("  error: three attempts stopped before its first step, so the job is not queued again")
     assert not list(here.glob(".*"))
 
 
@@ -200,7 +201,7 @@ def test_a_task_runs_under_submitit_without_slurm(tmp_path: Path, monkeypatch: p
     executor = submitit.AutoExecutor(tmp_path / "jobs", cluster="local")
     executor.update_parameters(timeout_min=2)
     tasks = [python("good", "print('hello')", tmp_path), python("bad", "raise SystemExit(4)", tmp_path)]
-    good, bad = [executor.submit(InJob(task)) for task in tasks]
+    good, bad = [executor.submit(RunInJob(task)) for task in tasks]
     assert good.result() is None
     assert tasks[0].log.read_text().endswith("\nhello\n")
     until(bad.done)

@@ -9,18 +9,20 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
-from tests.slurm.checkout import make_python
+from tests.slurm.checkout import make_shell_stages
 from tests.slurm.cluster import Cluster
 
 ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
 TWO_TASKS = ("--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1")
+# Files of the checkout.
+BEFORE = {".venv", "slurm", "shared", "ssl_pretrain", "patch_extraction"}
 TWO_NODES = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1")
 
 
 @dataclass(frozen=True)
 class Case:
     stage: str
-    """Shell, run by every task as `python -m ...`."""
+    """Shell, run by every task in the place of a stage."""
     state: str
     code: str
     restarts: int = 0
@@ -42,7 +44,7 @@ CASES = {
         options=TWO_NODES,
     ),
     "stops at one place again and again": Case(
-        'printf "before its first step" >$REQUEUE_MARKER; exit 85',
+        '[ $SLURM_PROCID = 0 ] && printf "before its first step" >$REQUEUE_MARKER; exit 85',
         *(
             "FAILED",
             "85:0",
@@ -51,7 +53,8 @@ CASES = {
         ),
     ),
     "stops at other places": Case(
-        '[ "$SLURM_RESTART_COUNT" = 3 ] && exit 0\nprintf "at $SLURM_RESTART_COUNT" >$REQUEUE_MARKER\nexit 85',
+        '[ "$SLURM_RESTART_COUNT" = 3 ] && exit 0\n'
+        '[ $SLURM_PROCID = 0 ] && printf "at $SLURM_RESTART_COUNT" >$REQUEUE_MARKER; exit 85',
         *("COMPLETED", "0:0", 3),
     ),
     "fails at its start": Case("echo error: no such recipe >&2; exit 2", "FAILED", "2:0"),
@@ -66,13 +69,6 @@ CASES = {
         options=("--gpus-per-node=1", "--ntasks-per-node=2"),
     ),
 }
-
-
-def root(folder: Path, stage: str) -> Path:
-    """A checkout in which `python` runs a few lines of shell."""
-    make_python(folder, stage)
-    (folder / "slurm").symlink_to(REPOSITORY / "slurm")
-    return folder
 
 
 # Each element stops at a checkpoint once, when all run; the last one started has the number of the whole array.
@@ -91,14 +87,14 @@ def jobs(slurm: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Mapping[st
     """All cases at the same time; one finds a marker lying there, which is not its own."""
     started = {}
     for name, case in CASES.items():
-        folder = root(tmp_path_factory.mktemp("root"), case.stage)
+        folder = make_shell_stages(tmp_path_factory.mktemp("root"), case.stage)
         options = ("--hold", "--export=ALL,GRACE=1", *case.options)
         job = slurm.submit(Path("slurm/mae_vitb.sh"), cwd=folder, options=options)
         if name == "fails at its start":
             (folder / f".requeue-{job}-0").touch()
         slurm.run("scontrol", "release", job)
         started[name] = (job, folder)
-    folder = root(tmp_path_factory.mktemp("root") / "a folder", ELEMENT)
+    folder = make_shell_stages(tmp_path_factory.mktemp("root") / "a folder", ELEMENT)
     options = ("--array=1-2", "--cpus-per-task=1")
     started["array"] = (slurm.submit(Path("slurm/extract.sh"), cwd=folder, options=options), folder)
     return started
@@ -114,7 +110,7 @@ def test_how_a_job_ends(slurm: Cluster, jobs: Mapping[str, tuple[int, Path]], na
     assert case.says in log
     errors = [line for line in log.splitlines() if line.startswith("error: ")]
     assert len(set(errors)) <= 1, log
-    assert {path.name for path in folder.iterdir()} == {".venv", "slurm", f"mae_vitb-{job}.out"}
+    assert {path.name for path in folder.iterdir()} == BEFORE | {f"mae_vitb-{job}.out"}
 
 
 def test_each_element_of_an_array_is_queued_again_by_itself(slurm: Cluster, jobs: Mapping[str, tuple[int, Path]]):
@@ -132,7 +128,7 @@ def test_words_after_the_script_reach_the_stage_as_they_are(
     slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     stage = 'printf "<%s>" "$@" "$SLURM_PROCID of $SLURM_NTASKS" "$MASTER_ADDR${RANK-}" $SRUN_CPUS_PER_TASK; echo'
-    folder = root(tmp_path / "root", stage)
+    folder = make_shell_stages(tmp_path / "root", stage)
     # The job begins without the rest of the environment, which its tasks need nevertheless; but with what Slurm
     # told the session it was submitted from, and with what torchrun left in it.
     ours = ("--cpus-per-task=3", "--export=RECIPE=swav_resnet50_ihc,MASTER_ADDR=elsewhere,RANK=7")
@@ -142,7 +138,7 @@ def test_words_after_the_script_reach_the_stage_as_they_are(
     assert slurm.wait(job, *ENDS)["JobState"] == "COMPLETED"
     log = (folder / f"swav_resnet50-{job}.out").read_text()
     lines = [line for line in log.splitlines() if not line.startswith("srun: ")]
-    words = "<-m><ssl_pretrain><swav_resnet50_ihc><--out><my file><*>"
+    words = "<ssl_pretrain><swav_resnet50_ihc><--out><my file><*>"
     assert sorted(lines) == [f"{words}<{rank} of 2><n1><3>" for rank in (0, 1)]
 
 
@@ -153,7 +149,7 @@ def test_an_array_harvests_in_parts_and_then_packs(
     """Who packs waits for all of them, although one fails, and asks for no more time than they."""
     fails = elements[1]
     stage = f'sleep 1; echo "$@"; [ "$SLURM_ARRAY_TASK_ID" = {fails} ] && exit 3; exit 0'
-    folder = root(tmp_path / "root", stage)
+    folder = make_shell_stages(tmp_path / "root", stage)
     job = slurm.submit(
         Path("slurm/extract.sh"), "--seed", 4, cwd=folder, options=(f"--array={array}", "--time=4:00:00")
     )
@@ -161,7 +157,7 @@ def test_an_array_harvests_in_parts_and_then_packs(
     assert slurm.wait(pack, *ENDS)["JobState"] == "COMPLETED"
     assert slurm.job(pack)["TimeLimit"] == "04:00:00"
     log = next(folder.glob("pack-*_0.out")).read_text()
-    words = "-m patch_extraction --wsi-dir slides --workers {} --seed 4 {}\n"
+    words = "patch_extraction --wsi-dir slides --workers {} --seed 4 {}\n"
     assert log.endswith(words.format(2, "--pack"))
     for part, element in enumerate(elements, 1):
         text = (folder / f"extract-{job}_{element}.out").read_text()

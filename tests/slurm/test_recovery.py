@@ -101,7 +101,7 @@ def test_a_killed_rank_ends_the_job_and_the_same_command_goes_on(
     assert (end["JobState"], end["Restarts"]) == ("FAILED", "0"), log
     assert end["ExitCode"] in ("137:0", "143:0")  # the killed rank's, or the other's, if srun is first to end it
     assert slurm.history(job) == ["FAILED"]
-    assert "task 1: Killed" in log and "Traceback" not in log
+    assert "task 1: Exited with exit code 137" in log and "Traceback" not in log
     run = folder / "runs" / "mae_vitb"
     assert (run / "checkpoint-000000015.pt").exists() and not (folder / "mae.pth").exists()
     again = slurm.submit(SCRIPT, *RUN, cwd=folder, options=TWO_NODES)
@@ -124,13 +124,14 @@ def test_out_of_time_it_is_queued_again(slurm: Cluster, tmp_path: Path):
 
 
 def process_of_rank(rank: int, job: int) -> int:
-    """The process that trains, not its loader worker: the oldest of them."""
+    """The process that trains, neither its parent in the job nor its loader worker: the oldest of the others."""
     wanted = {f"SLURM_PROCID={rank}".encode(), f"SLURM_JOB_ID={job}".encode()}
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             environment = set((process / "environ").read_bytes().split(b"\0"))
-            if wanted <= environment and b"ssl_pretrain" in (process / "cmdline").read_bytes():
+            command = (process / "cmdline").read_bytes()
+            if wanted <= environment and b"ssl_pretrain" in command and b"in_job" not in command:
                 found.append(int(process.name))
         except OSError:
             continue
