@@ -8,12 +8,14 @@ from finetune.datasets.cut_views import CutViews, cut_views
 from finetune.datasets.import_qupath import Import, import_annotations
 from finetune.datasets.summary import Summary, summarise
 from finetune.predict.outputs.file_names import drawn_by_prediction
+from finetune.review.options import Suggest
 from shared.cli import run
 
 Command = (
     Annotated[Summary, tyro.conf.subcommand("summary")]
     | Annotated[Import, tyro.conf.subcommand("import")]
     | Annotated[CutViews, tyro.conf.subcommand("cut-views")]
+    | Annotated[Suggest, tyro.conf.subcommand("suggest")]
 )
 
 
@@ -24,6 +26,10 @@ def main() -> int:
         return import_annotations(config, drawn_by_prediction)
     if isinstance(config, CutViews):
         return cut_views(config)
+    if isinstance(config, Suggest):
+        from finetune.review.suggest import suggest  # with torch, which the others do without
+
+        return suggest(config, drawn_by_prediction)
     summarise(config)
     return 0
 

@@ -226,7 +226,8 @@ def _cut_slide(
     value_of = {value: number for number, value in enumerate(values.values(), 1)}
     numbers_N = np.array([value_of[value] for value in objects.names], np.int64)
     free_N = np.ones(len(numbers_N), bool)
-    for index, place in enumerate(_places(cutter, areas, objects.points_N2, cells_alone)):
+    first = sum(slide == each.name for slide in written.slides.values())  # of another file of the slide
+    for index, place in enumerate(_places(cutter, areas, objects.points_N2, cells_alone), first):
         xy_N2, inside_N = cutter.within(place, objects.points_N2)
         inside_N &= free_N
         free_N &= ~inside_N

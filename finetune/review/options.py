@@ -1,0 +1,66 @@
+"""Options of suggestions; without torch, as the other commands of `finetune.datasets`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from shared.cli import check_range
+from shared.errors import UserError
+from shared.wsi.resolution import MPP_RANGE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suggest:
+    """Choose the regions of slides most worth annotating: uncertain to the detector, and unlike each other.
+
+    For each slide, OUT/NAME.geojson holds rectangles of class Region* and the cells predicted inside, for QuPath.
+    """
+
+    detector: tyro.conf.Positional[Path]
+    """Detector file (finetune writes detector.pth)."""
+    slides: tyro.conf.Positional[tuple[Path, ...]]
+    """Slides, images, or folders of them."""
+    out: Path = Path("suggestions")
+    """Output folder of NAME.geojson; new or empty."""
+    per_slide: int = 5
+    """Regions of a slide."""
+    side_um: float = 128.0
+    """Side of a region, um; the nearest that the detector's grids allow (a ViT's are as large as its tiles)."""
+    candidates: int = 400
+    """Regions that are looked at on the tissue of a slide, drawn at random."""
+    annotated: Path | None = None
+    """Regions that are annotated already (GeoJSON, or a folder of NAME.geojson); none is suggested there."""
+    threshold: str = "paper"
+    """Rule by which a proposal is a cell, as of finetune.predict: paper, best or a probability."""
+    slide_mpp: float | None = None
+    """um/px of level 0, for slides and images that state none or a wrong one."""
+    bounds: bool = True
+    """Count px from the corner of the scanned area, as QuPath does; off: from the corner of the slide."""
+    batch_size: int = 4
+    """Regions per batch."""
+    workers: int = 2
+    """Processes that read regions ahead."""
+    seed: int = 0
+    """Seed of the candidates."""
+
+
+def check(config: Suggest) -> None:
+    """Validate the options.
+
+    Raises:
+        UserError: names the option and what it takes.
+    """
+    if not config.slides:
+        raise UserError("there is nothing to choose from; give slides or folders after the detector")
+    check_range("per-slide", config.per_slide, 1, 10_000)
+    check_range("side-um", config.side_um, 10, 2000)
+    check_range("candidates", config.candidates, config.per_slide, 10**6)
+    check_range("slide-mpp", config.slide_mpp, *MPP_RANGE)
+    check_range("batch-size", config.batch_size, 1, 4096)
+    check_range("workers", config.workers, 0, 256)
+    check_range("seed", config.seed, 0, 2**32 - 1)
+    if config.annotated is not None and not config.annotated.exists():
+        raise UserError(f"there is no file or folder --annotated {config.annotated}; check the path")
+    if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
+        raise UserError(f"--out {config.out} exists already; give a new folder, or remove it")
