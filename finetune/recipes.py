@@ -190,14 +190,12 @@ NUCLEI = dataclasses.replace(
     interval=8,
     channels=64,
     hidden=64,
-    epochs=600,
+    distinct_um=2.0,
+    images=40_000,
     batch_size=8,
     learning_rate=1e-3,
     warmup_steps=200,
-    ema=0.998,
-    evaluate_every=10,
-    augment=AugmentConfig(scale=(0.6, 1.5), quarter_turns=False, stain=0.2, brown=0.5),
-    criterion=CriterionConfig(background_weight=0.4),
+    augment=AugmentConfig(scale=(0.7, 1.4), colour=0.1, degrade=0.2, stain=0.2, brown=0.4),
 )
 
 RECIPES = {recipe.name: recipe for recipe in (DPA_P2PNET, PUBLISHED, DEMO, NUCLEI)}

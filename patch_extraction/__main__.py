@@ -3,7 +3,7 @@
 import sys
 
 from patch_extraction.config import HarvestConfig, validate
-from patch_extraction.counters.base import choose_counter
+from patch_extraction.counters.base import choose_counter, require_working
 from patch_extraction.harvesting.slide_list import find_entries
 from patch_extraction.launch import LAUNCH, harvest_in_slurm
 from patch_extraction.packing.output_folder import require_own_folder
@@ -29,7 +29,9 @@ def main() -> int:
         return NOTHING_FAILED
     validate(config)
     leave_when_told(lambda: f"with {len(list((config.out / SLIDES).glob('*.json')))} slides done")
-    counter = choose_counter(config.counter, config.detector, config.patch_mpp, config.patch_size)
+    counter = choose_counter(config.counter, config.detector, config.leave_out_ink)
+    if not config.dry_run and not config.pack:
+        require_working(counter, config.patch_mpp, config.patch_size)
     listing = list_slides(config.wsi_dir)
     entries = find_entries(config, counter, listing)
     require_own_folder(config)

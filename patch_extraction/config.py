@@ -12,11 +12,12 @@ from shared.cli import as_plain, check_range
 from shared.errors import UserError
 from shared.files import printable
 from shared.jobs.partition import Part
+from shared.weights.shipped import NUCLEI
 from shared.wsi.resampling import resampler
 from shared.wsi.resolution import MPP_RANGE
 from shared.wsi.slide import Reader
 
-FORMAT = 7  # of slide tars; incremented when the same settings give other patches
+FORMAT = 8  # of slide tars; incremented when the same settings give other patches
 # Coarser than this, nuclei are specks that no counter separates (cells are counted at 1 um/px).
 MAX_PATCH_MPP = 1.0
 
@@ -29,7 +30,8 @@ class InputOptions:
     """Folder of slides, searched with its subfolders."""
     slides: Path | None = None
     """CSV of the slides to harvest, in this order. Column `slide`: path below the folder, file name, or file name
-    without ending. Optional columns `slide_mpp` and `biomarker` override the options of these names."""
+    without ending. Optional columns `slide_mpp` and `biomarker` override the options of these names; further ones
+    (patient, cohort, scanner, ...) go into the JSON of every patch."""
     biomarker: str | None = None
     """Stain or label of all slides; default: the name of each slide's folder."""
     slide_mpp: tuple[str, ...] = ()
@@ -61,6 +63,8 @@ class SelectionOptions:
     """Harvest only regions of these classes."""
     min_cells: int = 30
     """Minimum number of cells in a patch (the paper's pre-training set: 30)."""
+    min_focus: float = 0.16
+    """Minimum sharpness of a patch: blurred fields have 0.05 to 0.15, sharp ones 1 to 3; 0 keeps all."""
     max_patches: int = 500
     """Maximum number of patches per slide, spread over its tissue (the paper: 500)."""
     seed: int = 0
@@ -71,12 +75,14 @@ class SelectionOptions:
 class CountingOptions:
     """Cell counter."""
 
-    counter: str = "haematoxylin"
-    """`haematoxylin` (classical), `detector` (a small network that comes with this package), `detector:FILE`
+    counter: str = NUCLEI
+    """`nuclei` (a small detector that comes with this package), `haematoxylin` (classical), `detector:FILE`
     (written by `python -m finetune`), or MODULE:FUNCTION, a Python function that takes an RGB image (uint8, height
     x width x 3) and its um/px and returns cell centres (N x 2, x and y in px)."""
     detector: Path | None = None
     """Same as `--counter detector:FILE`."""
+    leave_out_ink: bool = False
+    """With `--counter haematoxylin`: leave out spots with the colours of ink and soot, and so black nuclei."""
     screen: bool = True
     """Pre-screen candidates at about 1 um/px with the classical counter and skip those far below `--min-cells`.
     Turn off for counters that find cells the classical one misses. The first 16 candidates are always counted
@@ -138,6 +144,7 @@ class SlideEntry:
     biomarker: str
     slide_mpp: float | None  # override
     settings: Mapping[str, Any] = field(repr=False)  # those that decide its patches
+    columns: Mapping[str, str] = field(default_factory=dict)  # further columns of --slides
     regions: Path | None = None  # annotated areas to harvest
     original: "SlideEntry | None" = None  # the slide harvested instead of this one, if the files prove equal
 
@@ -154,6 +161,7 @@ def validate(config: HarvestConfig) -> None:
         "patch-size": (config.patch_size, 32, 8192),
         "min-cells": (config.min_cells, 0, 10**6),
         "max-patches": (config.max_patches, 1, 10**9),
+        "min-focus": (config.min_focus, 0, 15),
         "min-tissue": (config.min_tissue, 0, 1),
         "seed": (config.seed, 0, 2**32 - 1),
         "workers": (config.workers, 0, 1024),
@@ -200,7 +208,7 @@ def common_settings(config: HarvestConfig, counter: str) -> dict[str, Any]:
     """Return the settings that decide the patches of every slide, with the resampler, on which pixels depend."""
     names = ("trust_objective", "patch_mpp", "patch_size", "allow_upsampling", "min_cells", "max_patches")
     plain = as_plain(config)
-    chosen = {name: plain[name] for name in (*names, "min_tissue", "screen", "seed")}
+    chosen = {name: plain[name] for name in (*names, "min_focus", "min_tissue", "screen", "seed")}
     return {"format": FORMAT, **chosen, "counter": counter, "resampler": resampler()}
 
 

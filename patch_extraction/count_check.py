@@ -16,12 +16,13 @@ import numpy as np
 import tyro
 from scipy.optimize import linear_sum_assignment
 
-from patch_extraction.counters.base import CellCounter, choose_counter
+from patch_extraction.counters.base import CellCounter, choose_counter, require_working
 from shared.annotations.bounded_files import read_table
 from shared.cli import check_range, run
 from shared.errors import UserError
 from shared.files import atomic_path
 from shared.reporting.tables import table
+from shared.weights.shipped import NUCLEI
 from shared.wsi.resolution import MPP_RANGE
 from shared.wsi.rgb import open_rgb
 
@@ -36,10 +37,12 @@ class CountCheckConfig:
     folders: tyro.conf.Positional[tuple[str, ...]]
     """DIR or DIR=MPP: a folder with `images/` and `points/NAME.csv` (columns x, y), and um/px of its images unless
     a `dataset.json` states it."""
-    counter: str = "haematoxylin"
-    """Cell counter, as for a harvest: `haematoxylin`, `detector`, `detector:FILE` or MODULE:FUNCTION."""
+    counter: str = NUCLEI
+    """Cell counter, as for a harvest: `nuclei`, `haematoxylin`, `detector:FILE` or MODULE:FUNCTION."""
     detector: Path | None = None
     """Same as `--counter detector:FILE`."""
+    leave_out_ink: bool = False
+    """With `--counter haematoxylin`: leave out spots with the colours of ink and soot."""
     patch_um: float = 128.0
     """Side of the squares in um (512 px of 0.25 um)."""
     min_cells: int = 30
@@ -76,7 +79,8 @@ def main() -> None:
     if not places:
         raise UserError("name at least one folder of annotated fields")
     finest = min(mpp for _, mpp in places)
-    counter = choose_counter(config.counter, config.detector, finest, round(config.patch_um / finest))
+    counter = choose_counter(config.counter, config.detector, config.leave_out_ink)
+    require_working(counter, finest, round(config.patch_um / finest))
     rows = []
     for folder, mpp in places:
         squares = list(annotated_squares(folder, mpp, config.patch_um, 0.5 if config.pixel_index else 0.0))

@@ -14,7 +14,12 @@ from patch_extraction.packing.pack import DamagedTarError, discard, pack
 from patch_extraction.reports.html_report import write_report
 from patch_extraction.reports.pictures import save_contact_sheets
 from patch_extraction.reports.summary import summary, write_slide_table
-from patch_extraction.slide_store.completed import completed_slides, stored_record, tried_slides
+from patch_extraction.slide_store.completed import (
+    completed_slides,
+    stored_record,
+    tried_slides,
+    with_current_columns,
+)
 from patch_extraction.slide_store.file_names import CONTACT_SHEET, REPORT, SLIDES_CSV, THUMBNAILS
 from patch_extraction.slide_store.slide_record import Record
 from shared.cli import as_plain, settings_text
@@ -82,7 +87,7 @@ def _harvest(entries: Sequence[SlideEntry], config: HarvestConfig, counter: Cell
         records = [*harvest_slides(entries, intact, config, counter), *kept]
         write_slide_table(config.out / SLIDES_CSV, records)
         index = _pack(records, config, counter)
-    save_contact_sheets(config.out, [record.slide_id for record in records], counter)
+    save_contact_sheets(config.out, [record.slide_id for record in records])
     write_report(config.out, records, config)
     print(f"\n{summary(records)}\n")
     _print_places(config, index["samples"], len(index["shards"]))
@@ -103,6 +108,9 @@ def _start(entries: Sequence[SlideEntry], config: HarvestConfig) -> dict[str, Re
         common = dataclasses.replace(config, part=None, pack=False)  # the same for all parts
         write_json(config.out / CONFIG, as_plain(common))
         write_json(config.out / PROVENANCE, provenance())
+        for entry in entries:
+            if entry.slide_id in done:
+                done[entry.slide_id] = with_current_columns(entry, done[entry.slide_id], config)
     except OSError as error:
         raise UserError(f"cannot write to {config.out}: {error.strerror}; choose another --out") from error
     print(f"settings (in {config.out}/config.json):\n{settings_text(config)}", flush=True)

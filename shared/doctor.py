@@ -21,10 +21,10 @@ from packaging.requirements import Requirement
 from shared.cli import run
 from shared.errors import UserError
 from shared.files import atomic_path, lock_error
+from shared.weights.shipped import NUCLEI_FILE
 
 State = Literal["ok", "note", "missing"]
 PROJECT = "dpa-p2pnet"
-SHIPPED = Path(__file__).parent.parent / "patch_extraction/counters/nuclei.safetensors"
 SHARED_MEMORY = Path("/dev/shm")
 MIN_SHARED_MEMORY = 2**30  # bytes; the published recipes of pre-training keep about 1 GB of crops ahead
 PROBE = b"\0" * 2**26  # 64 MiB
@@ -80,11 +80,14 @@ def _software() -> Iterator[Finding]:
     yield Finding("Python", "ok", f"{platform.python_version()} on {platform.platform()}, {cores} CPU cores")
     yield _packages()
     yield _openslide()
-    if SHIPPED.is_file():
-        yield Finding("weights", "ok", f"{SHIPPED.name} ({SHIPPED.stat().st_size / 2**20:.0f} MiB)")
+    if NUCLEI_FILE.is_file():
+        yield Finding("weights", "ok", f"{NUCLEI_FILE.name} ({NUCLEI_FILE.stat().st_size / 2**20:.0f} MiB)")
     else:
         yield Finding(
-            "weights", "missing", f"{SHIPPED} does not exist", "restore it: git checkout -- " + SHIPPED.name
+            "weights",
+            "missing",
+            f"{NUCLEI_FILE} does not exist",
+            f"restore it: git checkout -- {NUCLEI_FILE}",
         )
 
 

@@ -17,6 +17,9 @@ UNMIXING_33 = np.linalg.inv(STAINS_33).astype(np.float32)
 DENSITIES = -np.log10((np.arange(256, dtype=np.float32) + 1) / 256)
 # Shifts of a stain's amount at strength 1, in optical density: the most that glass is off white.
 MAX_SHIFT = 0.1
+# Immunohistochemistry: relative amounts of the counterstain, the darkest brown nuclei (black) and a red chromogen,
+# and the probability of the red one.
+COUNTERSTAIN, DARKEST_DAB, DARKEST_RED, RED = (0.4, 1.2), 2.5, 2.0, 0.2
 # Cells of one kind are close together: this many groups fit along an image's side.
 GROUPS = 8
 
@@ -48,8 +51,13 @@ class StainTransform:
         share = 0.0
         if random.random() < brown:
             share = random.choice([0.0, random.random(), 1.0])
-            colours_33[1] = brown_3 if random.random() < 0.5 else colours_33[0]
-            amounts_3[1] *= random.random()
+            amounts_3[0] *= random.uniform(*COUNTERSTAIN)
+            brown_3 *= random.uniform(1, DARKEST_DAB)
+            if random.random() < RED:
+                amounts_3[1] *= random.uniform(1, DARKEST_RED)
+            else:
+                colours_33[1] = brown_3 if random.random() < 0.5 else colours_33[0]
+                amounts_3[1] *= random.random()
         groups_GG = random.random((GROUPS << (views - 1),) * 2)
         return cls(amounts_3, shifts_3, colours_33, brown_3, share, groups_GG)
 
@@ -80,7 +88,7 @@ def restain(views_KHWC: np.ndarray, strength: float, brown: float, random: np.ra
         strength: How far colours and amounts of the stains move, as shares (Tellez et al., 2018, move amounts by
             0.05, "light", or 0.2, "strong").
         brown: Probability that an H&E picture becomes a likeness of immunohistochemistry: some or all nuclei
-            turn brown, or none; what eosin stained turns brown or blue, and pales.
+            turn brown to black, or none; what eosin stained turns brown or blue, and pales, or becomes redder.
         random: Source of all random numbers.
 
     Returns:

@@ -1,6 +1,7 @@
 """Cell counters: the interface, and its implementations by the classical method, a detector or a user's function.
 
-The classical counter needs no weights and takes a millisecond per patch, but collagen can mislead it.
+The classical counter takes a millisecond per patch, but collagen, folds and blur mislead it; `nuclei`, the shipped
+detector, takes some ten and decides by default.
 """
 
 import functools
@@ -13,19 +14,23 @@ from typing import Protocol
 
 import numpy as np
 
+from patch_extraction.counters.detector import DetectorCounter
 from patch_extraction.counters.haematoxylin import THRESHOLD, find_nuclei
 from shared.errors import UserError
+from shared.weights.shipped import NUCLEI, NUCLEI_FILE, shipped_or_given
 
 CLASSICAL = ("haematoxylin", "hematoxylin")  # both spellings
-# The detector that comes with this package; nuclei.md describes its training.
-SHIPPED, SHIPPED_FILE = "detector", Path(__file__).with_name("nuclei.safetensors")
+DETECTOR = "detector"  # detector:FILE; alone, an older name of the shipped detector
 
 
 class CellCounter(Protocol):
     """Finds cells in an image."""
 
     name: str  # identifies everything that decides the counts; part of a harvest's settings
-    batch: int  # best number of images per call
+
+    @property
+    def batch(self) -> int:
+        """Best number of images per call."""
 
     def find(self, image_HW3: np.ndarray, mpp: float) -> np.ndarray:
         """Return cell centres in a uint8 RGB image of `mpp` um/px: [N, 2], x and y in its px, corner origin."""
@@ -47,10 +52,10 @@ class OneByOne:
 class HaematoxylinCounter(OneByOne):
     """Classical counter: spots in the haematoxylin channel, and brown ones in the red channel."""
 
-    name = f"haematoxylin {THRESHOLD}"
-
-    def __init__(self, leave_out_ink: bool = True) -> None:
+    def __init__(self, leave_out_ink: bool = False) -> None:
+        """Choose if spots with the colours of ink and soot are left out."""
         self._leave_out_ink = leave_out_ink
+        self.name = f"{CLASSICAL[0]} {THRESHOLD}" + " without ink" * leave_out_ink
 
     def find(self, image_HW3: np.ndarray, mpp: float) -> np.ndarray:
         """See `CellCounter.find`."""
@@ -86,36 +91,41 @@ class FunctionCounter(OneByOne):
         return points_N2
 
 
-def choose_counter(counter: str, detector: Path | None, patch_mpp: float, patch_size: int) -> CellCounter:
-    """Create the counter of --counter or --detector, and try it on an empty patch.
+def choose_counter(counter: str, detector: Path | None = None, leave_out_ink: bool = False) -> CellCounter:
+    """Create the counter of --counter or --detector.
 
     Raises:
-        UserError: the function or file does not exist, or cannot count.
+        UserError: the function or file does not exist.
     """
-    if counter.startswith(f"{SHIPPED}:") and detector is None:
-        counter, detector = SHIPPED, Path(counter.removeprefix(f"{SHIPPED}:"))
-    if detector is not None and counter not in (*CLASSICAL, SHIPPED):
+    if detector is not None and counter != NUCLEI:
         raise UserError(f"--detector {detector} and --counter {counter} exclude each other; give one of them")
-    if detector is None and counter == SHIPPED:
-        detector = SHIPPED_FILE
-    if detector is not None:
-        from patch_extraction.counters.detector import DetectorCounter  # imports torch, which takes seconds
+    if leave_out_ink and counter not in CLASSICAL:
+        raise UserError(f"--leave-out-ink is for --counter {CLASSICAL[0]}; {counter} decides by itself")
+    if counter in CLASSICAL:
+        return HaematoxylinCounter(leave_out_ink)
+    if counter.startswith(f"{DETECTOR}:"):
+        detector = Path(counter.removeprefix(f"{DETECTOR}:"))
+    if detector is None and counter not in (NUCLEI, DETECTOR):
+        return FunctionCounter(counter)
+    return DetectorCounter(shipped_or_given(detector or NUCLEI_FILE))
 
-        chosen: CellCounter = DetectorCounter(detector)
-    elif counter in CLASSICAL:
-        return HaematoxylinCounter()
-    else:
-        chosen = FunctionCounter(counter)
+
+def require_working(counter: CellCounter, patch_mpp: float, patch_size: int) -> None:
+    """Try a counter on an empty patch.
+
+    Raises:
+        UserError: it cannot count.
+    """
     empty_HW3 = np.full((patch_size, patch_size, 3), 240, np.uint8)
     try:
-        chosen.find(empty_HW3, patch_mpp)
+        counter.find(empty_HW3, patch_mpp)
     except UserError:
         raise
     except Exception as error:  # from a user's code
         raise UserError(
-            f"{chosen.name} cannot count the cells of an empty patch ({type(error).__name__}: {error}); correct it"
+            f"{counter.name} cannot count the cells of an empty patch ({type(error).__name__}: {error}); "
+            "correct it"
         ) from error
-    return chosen
 
 
 @functools.cache
@@ -123,7 +133,7 @@ def _function(place: str) -> Callable[[np.ndarray, float], np.ndarray]:
     """Import a function, once per process."""
     module, _, name = place.partition(":")
     if not module or not name:
-        known = f"{CLASSICAL[0]}, {SHIPPED}, {SHIPPED}:FILE or MODULE:FUNCTION of your own"
+        known = f"{NUCLEI}, {CLASSICAL[0]}, {DETECTOR}:FILE or MODULE:FUNCTION of your own"
         raise UserError(f"--counter {place} is unknown; give {known}")
     try:
         found = getattr(importlib.import_module(module), name)

@@ -33,8 +33,8 @@ class Grid:
         return cls(side, slide.size[0] // side, slide.size[1] // side)
 
 
-def on_tissue(grid: Grid, tissue: Tissue, slide_mpp: float, min_fraction: float) -> np.ndarray:
-    """Return the grid cells (column, row: [N, 2]) covered by tissue to at least `min_fraction`."""
+def tissue_shares(grid: Grid, tissue: Tissue, slide_mpp: float) -> np.ndarray:
+    """Return the fraction of every grid cell that is covered by tissue: [rows, columns]."""
     total = np.pad(tissue.mask, ((1, 0), (1, 0))).cumsum(0, dtype=np.int64).cumsum(1)
     scale = grid.side * slide_mpp / tissue.mpp
     x = np.minimum(np.round(np.arange(grid.columns + 1) * scale).astype(int), tissue.mask.shape[1])
@@ -42,7 +42,12 @@ def on_tissue(grid: Grid, tissue: Tissue, slide_mpp: float, min_fraction: float)
     corner = total[y][:, x]
     covered = corner[1:, 1:] - corner[1:, :-1] - corner[:-1, 1:] + corner[:-1, :-1]
     area = np.diff(y)[:, None] * np.diff(x)[None]
-    rows, columns = np.nonzero((covered >= min_fraction * area) & (covered > 0))
+    return covered / np.maximum(area, 1)
+
+
+def on_tissue(shares_RC: np.ndarray, min_fraction: float) -> np.ndarray:
+    """Return the grid cells (column, row: [N, 2]) covered by some tissue, and to at least `min_fraction`."""
+    rows, columns = np.nonzero((shares_RC >= min_fraction) & (shares_RC > 0))
     return np.stack([columns, rows], axis=1)
 
 

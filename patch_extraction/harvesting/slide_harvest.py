@@ -1,5 +1,6 @@
-"""Harvest of one slide into one tar: tissue, candidates, screen, exact count, patches with enough cells."""
+"""Harvest of one slide into one tar: tissue, candidates, screen, exact count, sharp patches with enough cells."""
 
+import dataclasses
 import math
 import time
 import traceback
@@ -10,8 +11,9 @@ import numpy as np
 
 from patch_extraction.config import MAX_PATCH_MPP, HarvestConfig, SlideEntry
 from patch_extraction.counters.base import CellCounter
-from patch_extraction.harvesting.candidates import on_tissue, spread_order, z_ordered
-from patch_extraction.harvesting.near_misses import remove_near_misses
+from patch_extraction.harvesting.candidates import on_tissue, spread_order, tissue_shares, z_ordered
+from patch_extraction.harvesting.focus import focus
+from patch_extraction.harvesting.near_misses import MIN_FRACTION, remove_near_misses
 from patch_extraction.harvesting.search_area import save_tissue, search_area
 from patch_extraction.harvesting.slide_plan import HarvestStats, SlidePlan
 from patch_extraction.reports.pictures import save_thumbnail
@@ -122,7 +124,7 @@ def _keep_freed_memory() -> None:
 
 
 def _initial_fields(entry: SlideEntry, config: HarvestConfig) -> dict[str, Any]:
-    return {"settings": entry.settings, "wsi_dir": folder_name(config.wsi_dir)}
+    return {"settings": entry.settings, "wsi_dir": folder_name(config.wsi_dir), "columns": dict(entry.columns)}
 
 
 def _file_fields(entry: SlideEntry) -> dict[str, Any]:
@@ -161,7 +163,8 @@ def _harvest_open(plan: SlidePlan, fields: dict[str, Any], on_progress: OnProgre
         if not tissue.mask.any():
             reason = _colour_fault(tissue) or f"see its picture in {config.out / THUMBNAILS}"
             raise SlideError(f"{slide.path} shows no tissue; {reason}")
-        candidates_N2 = on_tissue(plan.grid, tissue, slide.mpp, config.min_tissue)
+        plan = dataclasses.replace(plan, tissue_RC=tissue_shares(plan.grid, tissue, slide.mpp))
+        candidates_N2 = on_tissue(plan.tissue_RC, config.min_tissue)
         fields["candidates"] = len(candidates_N2)
         with SlideTar(tar_path(config.out, entry.slide_id)) as tar:
             _keep_patches(plan, _shuffled(candidates_N2, entry, config.seed), tar, stats, on_progress)
@@ -171,9 +174,13 @@ def _harvest_open(plan: SlidePlan, fields: dict[str, Any], on_progress: OnProgre
         save_thumbnail(config.out, entry, slide, tissue, plan.grid.side, stats.corners, stats.cells)
         fields |= {"screened": stats.screened, "counted": stats.counted, "unreadable": len(stats.errors)}
     fields["kept"] = len(stats.cells)
+    if stats.sharpness:
+        fields["focus"] = round(float(np.median(stats.sharpness)), 3)
+        fields["blurred"] = round(stats.blurred / len(stats.sharpness), 4)
     fields["histogram"] = tuple(stats.histogram)
     fields["status"] = HARVESTED if stats.cells else NO_PATCH
-    fields["reason"] = "" if stats.cells else _reason_without_patches(config, len(candidates_N2), tissue)
+    if not stats.cells:
+        fields["reason"] = _reason_without_patches(config, len(candidates_N2), tissue, stats.blurred)
 
 
 def _shuffled(cells_N2: np.ndarray, entry: SlideEntry, seed: int) -> np.ndarray:
@@ -209,8 +216,8 @@ def _process_candidates(
     """
     while len(cells_N2) and (missing := plan.config.max_patches - len(stats.cells)):
         group_N2, cells_N2 = cells_N2[:missing], cells_N2[missing:]
-        for x, y, patch, cells in _counted(plan, z_ordered(group_N2)):
-            _process_patch(plan, (x, y), patch, cells, tar, stats)
+        for corner, patch, points_N2 in _counted(plan, z_ordered(group_N2)):
+            _process_patch(plan, corner, patch, points_N2, tar, stats)
             if stats.cells:  # 0 starts the slide's time limit
                 on_progress(len(stats.cells))
 
@@ -219,34 +226,48 @@ def _process_patch(
     plan: SlidePlan,
     corner: tuple[int, int],
     patch: np.ndarray | SlideError,
-    cells: int,
+    points_N2: np.ndarray,
     tar: SlideTar,
     stats: HarvestStats,
 ) -> None:
-    """Write a patch if it holds enough cells, and update the statistics."""
+    """Write a patch if it holds enough cells and is in focus, and update the statistics."""
+    config, cells = plan.config, len(points_N2)
     stats.counted += 1
     if isinstance(patch, SlideError):
         stats.errors.append(patch)
         return
     stats.add_to_histogram(cells)
-    key, fields = sample_key(plan.entry.slide_id, *corner), plan.sample_fields(*corner, cells)
-    if cells < plan.config.min_cells:
-        stats.near_misses.offer(key, patch, fields, plan.config.min_cells)
+    if cells < MIN_FRACTION * config.min_cells:
+        return
+    sharpness = focus(patch, plan.mpp)
+    column, row = (px // plan.grid.side for px in corner)
+    fields = plan.sample_fields(corner, points_N2, sharpness, float(plan.tissue_RC[row, column]))
+    key = sample_key(plan.entry.slide_id, *corner)
+    if cells < config.min_cells:
+        stats.near_misses.offer(cells / config.min_cells, key, patch, fields)
+        return
+    stats.sharpness.append(sharpness)
+    if sharpness < config.min_focus:
+        stats.blurred += 1
+        stats.near_misses.offer(sharpness / config.min_focus, key, patch, fields)
         return
     tar.add(key, patch, fields)
     stats.corners.append(corner)
     stats.cells.append(cells)
 
 
-def _counted(plan: SlidePlan, cells_N2: np.ndarray) -> Iterator[tuple[int, int, np.ndarray | SlideError, int]]:
-    """Yield corner, patch (or the error of reading it) and cells of each candidate, counted in batches."""
-    for start in range(0, len(cells_N2), plan.counter.batch):
-        corners = (cells_N2[start : start + plan.counter.batch] * plan.grid.side).tolist()
+def _counted(
+    plan: SlidePlan, cells_N2: np.ndarray
+) -> Iterator[tuple[tuple[int, int], np.ndarray | SlideError, np.ndarray]]:
+    """Yield corner, patch (or the error of reading it) and the cells found in it, counted in batches."""
+    batch = plan.counter.batch
+    for start in range(0, len(cells_N2), batch):
+        corners = (cells_N2[start : start + batch] * plan.grid.side).tolist()
         patches = [_read(plan, x, y) for x, y in corners]
         whole = [patch for patch in patches if not isinstance(patch, SlideError)]
-        counts = iter([len(points_N2) for points_N2 in plan.counter.find_each(whole, plan.mpp)])
+        found = iter(plan.counter.find_each(whole, plan.mpp))
         for (x, y), patch in zip(corners, patches, strict=True):
-            yield x, y, patch, 0 if isinstance(patch, SlideError) else next(counts)
+            yield (x, y), patch, np.zeros((0, 2)) if isinstance(patch, SlideError) else next(found)
 
 
 def _read(plan: SlidePlan, x: int, y: int) -> np.ndarray | SlideError:
@@ -261,8 +282,10 @@ def _colour_fault(tissue: Tissue) -> str:
     return fault and f"{fault}, and cells are counted in colour; leave it out, or give a --counter of your own"
 
 
-def _reason_without_patches(config: HarvestConfig, candidates: int, tissue: Tissue) -> str:
+def _reason_without_patches(config: HarvestConfig, candidates: int, tissue: Tissue, blurred: int) -> str:
     if not candidates:
         um = config.patch_size * config.patch_mpp
         return f"no place of {um:.0f} um is covered by tissue to {config.min_tissue:.0%} (--min-tissue)"
+    if blurred:
+        return f"{blurred} places hold {config.min_cells} cells, and all are out of focus (--min-focus)"
     return _colour_fault(tissue) or f"no place holds {config.min_cells} cells (--min-cells)"

@@ -33,6 +33,7 @@ class ListedSlide:
     slide: str
     slide_mpp: float | None
     biomarker: str | None
+    columns: Mapping[str, str]  # all others
 
 
 def find_entries(
@@ -116,8 +117,8 @@ def read_rows(path: Path) -> list[ListedSlide]:
             f"--slides {path} has no column `slide` (its columns: {', '.join(columns) or 'none'}); "
             f"the first line must name the columns: {', '.join(COLUMNS)}"
         )
-    if other := [name for name in columns if name not in COLUMNS]:
-        print(f"note: these columns of {path} are not used: {', '.join(other)}")
+    if others := [name for name in columns if name not in COLUMNS]:
+        print(f"note: these columns of {path} go into the JSON of every patch: {', '.join(others)}")
     try:
         rows = [_row(path, reader.line_num, fields) for fields in reader if (fields["slide"] or "").strip()]
     except csv.Error as error:
@@ -155,7 +156,8 @@ def _entry(
         biomarker = biomarker if row.biomarker is None else row.biomarker
         mpp = mpp if row.slide_mpp is None else row.slide_mpp
     settings = pixel_settings(config, counter.name, biomarker, mpp)
-    return SlideEntry(path, name, slide_id(name), biomarker, mpp, settings)
+    columns = {} if row is None else row.columns
+    return SlideEntry(path, name, slide_id(name), biomarker, mpp, settings, columns)
 
 
 def _row(path: Path, line: int, fields: Mapping[str | None, Any]) -> ListedSlide:
@@ -174,7 +176,8 @@ def _row(path: Path, line: int, fields: Mapping[str | None, Any]) -> ListedSlide
             f"{path}, line {line}: slide_mpp {mpp} is not a resolution; give um/px "
             f"from {MPP_RANGE[0]} to {MPP_RANGE[1]}, or leave it empty"
         )
-    return ListedSlide(line, slide, value, biomarker or None)
+    others = {name: (text or "").strip() for name, text in fields.items() if name and name not in COLUMNS}
+    return ListedSlide(line, slide, value, biomarker or None, others)
 
 
 def _by_spelling(names: Sequence[str]) -> dict[str, list[str]]:

@@ -1,6 +1,7 @@
 """Plan of an open slide: reading, screening and describing its patches; statistics of its harvest."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,7 @@ class SlidePlan:
     config: HarvestConfig
     counter: CellCounter
     grid: Grid
+    tissue_RC: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))  # share of every grid cell, once known
 
     @classmethod
     def of(cls, slide: Slide, entry: SlideEntry, config: HarvestConfig, counter: CellCounter) -> "SlidePlan":
@@ -44,8 +46,6 @@ class SlidePlan:
     def screened(self, cells_N2: np.ndarray, dense_fraction: float) -> np.ndarray:
         """Return the grid cells worth an exact count, judged by the classical counter on a coarse level.
 
-        Spots of ink are not removed: on a coarse level nuclei can have its colours.
-
         Args:
             cells_N2: Grid cells (column, row).
             dense_fraction: Fraction of the candidates counted so far that hold enough cells.
@@ -53,20 +53,26 @@ class SlidePlan:
         cheap = isinstance(self.counter, HaematoxylinCounter)  # all others cost far more than the screen
         if not self.config.screen or (cheap and dense_fraction >= DENSE):
             return cells_N2
-        judge = HaematoxylinCounter(leave_out_ink=False)
+        judge = HaematoxylinCounter()
         return cells_N2[screen(self.slide, self.grid, cells_N2, judge, self.config.min_cells)]
 
-    def sample_fields(self, x: int, y: int, cells: int) -> dict[str, object]:
+    def sample_fields(
+        self, corner: tuple[int, int], points_N2: np.ndarray, sharpness: float, tissue_share: float
+    ) -> dict[str, Any]:
         """Return the content of a patch's `KEY.json`, the fields of `shared.shards.format`."""
         window = self.slide.window(self.mpp, allow_upsampling=True)
+        x, y = corner
         return {
             "slide": self.entry.name,
             "biomarker": self.entry.biomarker,
+            "columns": dict(self.entry.columns),
             **{"x": x, "y": y, "width": self.grid.side, "height": self.grid.side},
             "mpp": round(self.mpp, 6),
             "slide_mpp": round(self.slide.mpp, 6),
             "mpp_source": self.slide.resolution.source,
-            **{"level": window.level, "factor": round(window.factor, 6), "cells": cells},
+            **{"level": window.level, "factor": round(window.factor, 6)},
+            **{"tissue": round(tissue_share, 4), "focus": round(sharpness, 4)},
+            **{"cells": len(points_N2), "points": np.round(points_N2, 1).tolist()},
         }
 
 
@@ -79,6 +85,8 @@ class HarvestStats:
     errors: list[SlideError] = field(default_factory=list)  # of candidates that could not be read
     corners: list[tuple[int, int]] = field(default_factory=list)  # of the patches kept, px of level 0
     cells: list[int] = field(default_factory=list)  # in each of them
+    sharpness: list[float] = field(default_factory=list)  # of the candidates with enough cells
+    blurred: int = 0  # of these, left out
     histogram: list[int] = field(default_factory=list)  # candidates by cells, BIN per bar
     near_misses: NearMisses = field(default_factory=NearMisses)
 

@@ -31,7 +31,7 @@ ORDER = (FAILED, NO_PATCH, DUPLICATE, KEPT, HARVESTED)  # most urgent first
 COLUMNS = (
     *(("slide", False), ("biomarker", False), ("status", False), ("um/px", True), ("stated by", False)),
     *(("tissue mm2", True), ("candidates", True), ("screened", True), ("counted", True), ("kept", True)),
-    *(("seconds", True), ("MB", True)),
+    *(("focus", True), ("blurred", True), ("seconds", True), ("MB", True)),
 )
 
 
@@ -116,5 +116,6 @@ def _row(record: Record) -> tuple[Any, ...]:
         "" if record.slide_mpp is None else record.slide_mpp,
         *(record.mpp_source, record.tissue_mm2),
         *(record.candidates, record.screened, record.counted, record.kept),
+        *("" if record.focus is None else record.focus, f"{record.blurred:.1%}"),
         *(round(record.seconds, 1), round(record.bytes / 1e6, 1)),
     )

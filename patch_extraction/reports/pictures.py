@@ -10,7 +10,6 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from patch_extraction.config import SlideEntry
-from patch_extraction.counters.base import CellCounter
 from patch_extraction.slide_store.file_names import (
     CONTACT_SHEET,
     REJECTED_SHEET,
@@ -57,30 +56,28 @@ def save_thumbnail(
         _with_legend(framed, title).save(temporary, format="JPEG", quality=88)
 
 
-def save_contact_sheets(out: Path, slide_ids: Sequence[str], counter: CellCounter) -> None:
+def save_contact_sheets(out: Path, slide_ids: Sequence[str]) -> None:
     """Write contact sheets of some kept patches and of some near misses, with counted cells marked."""
     kept = first_samples(out / shard_name(0), KEPT_SHOWN)  # a random sample, as shards are shuffled
     title = f"{len(kept)} patches as stored, chosen at random; circles: counted cells"
-    _save(out / CONTACT_SHEET, sheet_of_patches(kept, counter, title))
+    _save(out / CONTACT_SHEET, sheet_of_patches(kept, title))
     there = [path for path in (near_misses_path(out, slide_id) for slide_id in slide_ids) if path.exists()]
     chosen = there[:: max(1, len(there) // REJECTED_SHOWN)][:REJECTED_SHOWN]
     each = -(-REJECTED_SHOWN // max(1, len(chosen)))
     rejected = [sample for path in chosen for sample in _intact_samples(path, each)][:REJECTED_SHOWN]
     (out / REJECTED_SHEET).unlink(missing_ok=True)
     if rejected:
-        title = f"{len(rejected)} patches left out with slightly too few cells; circles: counted cells"
-        _save(out / REJECTED_SHEET, sheet_of_patches(rejected, counter, title))
+        title = f"{len(rejected)} patches left out, slightly too empty or out of focus; circles: counted cells"
+        _save(out / REJECTED_SHEET, sheet_of_patches(rejected, title))
 
 
-def sheet_of_patches(
-    samples: Sequence[tuple[Image.Image, dict[str, Any]]], counter: CellCounter, title: str
-) -> Image.Image:
-    """Draw patches with counted cells marked; captions give slide and count."""
+def sheet_of_patches(samples: Sequence[tuple[Image.Image, dict[str, Any]]], title: str) -> Image.Image:
+    """Draw patches with counted cells marked; captions give count, sharpness and slide."""
     images, captions = [], []
     for image, fields in samples:
-        points_N2 = counter.find(np.asarray(image), fields["mpp"])
+        points_N2 = np.array(fields["points"]).reshape(-1, 2)
         images.append(draw_points(image, points_N2, radius=NUCLEUS_UM / fields["mpp"]))
-        captions.append(f"{fields['cells']} cells  {Path(fields['slide']).name}"[:38])
+        captions.append(f"{fields['cells']} cells, focus {fields['focus']:.2f}  {Path(fields['slide']).name}"[:38])
     return contact_sheet(images, COLUMNS, captions, title=title)
 
 

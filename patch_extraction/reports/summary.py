@@ -17,18 +17,24 @@ NOT_IN_CSV = (
     "fingerprint",
     "quickhash",
     "wsi_dir",
+    "columns",
     "settings",
 )
+MANY_BLURRED = 0.05
 MAX_ROWS = 40  # slides listed in the terminal; more are summarised by biomarker
 
 
 def write_slide_table(path: Path, records: Sequence[Record]) -> None:
-    """Write `slides.csv`, one row per slide."""
-    columns = [field.name for field in dataclasses.fields(Record) if field.name not in NOT_IN_CSV]
+    """Write `slides.csv`, one row per slide, with the further columns of --slides."""
+    own = [field.name for field in dataclasses.fields(Record) if field.name not in NOT_IN_CSV]
+    further = list(dict.fromkeys(name for record in records for name in record.columns if name not in own))
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows([getattr(record, column) for column in columns] for record in records)
+        writer.writerow([*own, *further])
+        writer.writerows(
+            [*(getattr(record, name) for name in own), *(record.columns.get(name, "") for name in further)]
+            for record in records
+        )
 
 
 def summary(records: Sequence[Record]) -> str:
@@ -83,6 +89,12 @@ def remarks(records: Sequence[Record]) -> list[str]:
         f"note: {record.slide}: {record.unreadable} of {record.counted} candidates could not be decoded, left out"
         for record in records
         if record.unreadable and record.status != FAILED
+    ]
+    lines += [
+        f"note: {record.slide}: {record.blurred:.0%} of the places with enough cells are out of focus, left out "
+        "(--min-focus)"
+        for record in records
+        if record.blurred >= MANY_BLURRED and record.kept
     ]
     if any("--slide-mpp" in record.reason for record in records):
         lines.append("hint: --slide-mpp NAME=0.25 sets the resolution of one slide, --slide-mpp 0.25 of all")

@@ -1,5 +1,6 @@
 """Slides that are complete: tar and record are there, and the slide and the settings have not changed."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,15 @@ import openslide
 from patch_extraction.config import HarvestConfig, SlideEntry
 from patch_extraction.slide_store.file_names import record_path, tar_path
 from patch_extraction.slide_store.fingerprint import fingerprint, is_sampled, last_change
-from patch_extraction.slide_store.slide_record import DUPLICATE, FAILED, Record, read_record, read_records
+from patch_extraction.slide_store.slide_record import (
+    DUPLICATE,
+    FAILED,
+    Record,
+    read_record,
+    read_records,
+    write_record,
+)
+from patch_extraction.slide_store.slide_tar import relabel
 from shared.errors import UserError
 from shared.wsi.slide import Slide, SlideError
 
@@ -37,6 +46,17 @@ def completed_slides(entries: Sequence[SlideEntry], config: HarvestConfig) -> di
                 "choose another folder with --out, or harvest such slides again with --overwrite"
             )
     return done
+
+
+def with_current_columns(entry: SlideEntry, record: Record, config: HarvestConfig) -> Record:
+    """Return a complete slide's record with the present columns of --slides, which its patches then hold."""
+    columns = dict(entry.columns)
+    if record.columns == columns:
+        return record
+    fields = relabel(tar_path(config.out, record.slide_id), columns)
+    record = dataclasses.replace(record, columns=columns, **fields)
+    write_record(config.out, record)
+    return record
 
 
 def tried_slides(entries: Sequence[SlideEntry], done: Mapping[str, Record], config: HarvestConfig) -> list[Record]:

@@ -36,6 +36,8 @@ class Record:
     counted: int = 0  # of these, counted exactly
     unreadable: int = 0  # of these, not decodable
     kept: int = 0
+    focus: float | None = None  # median over the places with enough cells
+    blurred: float = 0.0  # share of these that was left out
     seconds: float = 0.0
     bytes: int = 0
     sha256: str = ""
@@ -47,6 +49,7 @@ class Record:
     fingerprint: str = ""  # of the slide's file
     quickhash: str = ""  # OpenSlide's, of the slide's smallest level and description
     wsi_dir: str = ""  # folder of slides
+    columns: Mapping[str, str] = field(default_factory=dict)  # further columns of --slides
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import simplejpeg
 
-from shared.files import atomic_path
+from shared.files import atomic_path, sha256_of
 
 QUALITY = 90  # of the JPEG patches, with 4:2:0 chroma
 COPY_BYTES = 1 << 20  # a patch is written at once
@@ -32,7 +32,7 @@ class SlideTar:
 
     def __enter__(self) -> "SlideTar":
         self._path = self._place.__enter__()
-        self._tar = tarfile.TarFile(self._path, "w", format=tarfile.USTAR_FORMAT, copybufsize=COPY_BYTES)
+        self._tar = _new_tar(self._path)
         self._sums_3 = np.zeros(3, np.int64)
         self._squares_3 = np.zeros(3, np.int64)
         self.record_fields: dict[str, Any] = {}  # available once the tar is closed
@@ -52,15 +52,34 @@ class SlideTar:
     def add(self, key: str, patch_HW3: np.ndarray, fields: Mapping[str, Any]) -> None:
         """Append `KEY.jpg` and `KEY.json`; the patch is uint8 RGB."""
         add_member(self._tar, f"{key}.jpg", as_jpeg(patch_HW3))
-        add_member(self._tar, f"{key}.json", json.dumps(fields, ensure_ascii=False).encode())
+        add_member(self._tar, f"{key}.json", _as_json(fields))
         sums_3, squares_3 = pixel_sums(patch_HW3)
         self._sums_3 += sums_3
         self._squares_3 += squares_3
 
 
+def relabel(path: Path, columns: Mapping[str, str]) -> dict[str, Any]:
+    """Write a slide's tar again with other `columns` in each JSON; return `bytes` and `sha256` of the record."""
+    with path.open("rb") as file, atomic_path(path) as temporary, _new_tar(temporary) as tar:
+        for name, span in members(file):
+            content = read_at(file, span)
+            if name.endswith(".json"):
+                content = _as_json({**json.loads(content), "columns": dict(columns)})
+            add_member(tar, name, content)
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+
+
 def as_jpeg(patch_HW3: np.ndarray) -> bytes:
     """Encode a patch; simplejpeg avoids the copy that Pillow makes first."""
     return simplejpeg.encode_jpeg(np.ascontiguousarray(patch_HW3), QUALITY, "RGB", "420")
+
+
+def _new_tar(path: Path) -> tarfile.TarFile:
+    return tarfile.TarFile(path, "w", format=tarfile.USTAR_FORMAT, copybufsize=COPY_BYTES)
+
+
+def _as_json(fields: Mapping[str, Any]) -> bytes:
+    return json.dumps(fields, ensure_ascii=False).encode()
 
 
 def pixel_sums(patch_HW3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

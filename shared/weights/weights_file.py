@@ -27,6 +27,7 @@ from shared.training.checkpoint import FORMAT as TRAINING_STATE
 from shared.weights.foreign_layouts import find_trunk
 from shared.weights.resize import fit
 from shared.weights.safe_load import first_line, load_content
+from shared.weights.shipped import shipped_or_given
 
 SUFFIXES = (".pth", ".safetensors")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -128,11 +129,12 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
 
 
 def read(path: Path) -> Weights:
-    """Read a weights file: ours, or any project's whose trunk `find_trunk` recognises.
+    """Read a weights file: ours, also by the name of the shipped one, or any whose trunk `find_trunk` recognises.
 
     Raises:
         UserError: no such file; cut short; holds anything but tensors and plain values; training state.
     """
+    path = shipped_or_given(path)
     if path.is_dir():
         raise UserError(f"{path} is a folder; give the weights file in it")
     if not path.is_file():

@@ -19,7 +19,8 @@ from shared.samples.specimen import Specimen, section
 from tests.conftest import InProcess
 
 REPOSITORY = Path(__file__).parents[2]
-BIG = ("--allow-upsampling",)  # one of the sample slides has 0.32 um/px
+# One of the sample slides has 0.32 um/px; the classical counter starts without torch.
+COMMON = ("--allow-upsampling", "--counter", "haematoxylin")
 SIDE_UM = 512.0  # four patches of 128 um in each direction
 
 
@@ -105,7 +106,7 @@ def error_of(done: subprocess.CompletedProcess[str]) -> str:
 def undisturbed(wsi_dir, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """A harvest by one process."""
     out = tmp_path_factory.mktemp("harvest") / "shards"
-    words = ["--wsi-dir", str(wsi_dir), "--out", str(out), "--workers", "1", "--shard-size", "20", *BIG]
+    words = ["--wsi-dir", str(wsi_dir), "--out", str(out), "--workers", "1", "--shard-size", "20", *COMMON]
     done = subprocess.run(
         [sys.executable, "-m", "patch_extraction", *words],
         cwd=REPOSITORY,

@@ -16,7 +16,7 @@ from PIL import Image
 
 from shared.samples.sample_slides import write_slide
 from tests.conftest import ENVIRONMENT
-from tests.patch_extraction.conftest import BIG, REPOSITORY, digests, error_of
+from tests.patch_extraction.conftest import COMMON, REPOSITORY, digests, error_of
 
 
 def test_output_of_a_harvest(undisturbed):
@@ -64,7 +64,7 @@ def test_plain_webdataset_reads_the_shards(undisturbed):
 
 
 def test_more_workers_give_the_same_bytes(undisturbed, command, wsi_dir, tmp_path):
-    done = command("patch_extraction", "--wsi-dir", wsi_dir, "--workers", 3, "--shard-size", 20, *BIG)
+    done = command("patch_extraction", "--wsi-dir", wsi_dir, "--workers", 3, "--shard-size", 20, *COMMON)
     assert done.returncode == 0, done.stderr
     assert digests(tmp_path / "shards") == digests(undisturbed[0])  # the default of --out
 

@@ -91,10 +91,10 @@ def test_the_command_writes_a_table_that_grows(tiles, check, tmp_path, capsys, m
     (tmp_path / "empty_counter.py").write_text("def none(image, mpp):\n    return []\n")
     monkeypatch.syspath_prepend(tmp_path)
     out = tmp_path / "counters.csv"
-    check(tiles / "train", f"{tiles / 'test'}={MPP}", "--out", out)
+    check(tiles / "train", f"{tiles / 'test'}={MPP}", "--counter", "haematoxylin", "--out", out)
     assert "haematoxylin 0.024" in capsys.readouterr().out
     check(tiles / "train", "--counter", "empty_counter:none", "--out", out)
-    check(tiles / "train", "--out", out)  # again: replaced, not doubled
+    check(tiles / "train", "--counter", "haematoxylin", "--out", out)  # again: replaced, not doubled
     made = {(row["set"].rpartition("/")[2], row["counter"].partition(" ")[0]): row for row in rows(out)}
     assert set(made) == {("test", "haematoxylin"), ("train", "haematoxylin"), ("train", "empty_counter:none")}
     assert len(rows(out)) == 3
@@ -132,13 +132,13 @@ def test_wrong_folders(tiles, check, tmp_path):
 
 def test_defaults_are_those_of_a_harvest():
     config = CountCheckConfig(())
-    assert (config.patch_um, config.min_cells, config.counter) == (512 * 0.25, 30, "haematoxylin")
+    assert (config.patch_um, config.min_cells, config.counter) == (512 * 0.25, 30, "nuclei")
 
 
 def test_dataset_json_beside_the_images_goes_first(tiles, check, tmp_path, capsys):
     folder = Path(shutil.copytree(tiles / "test", tmp_path / "test"))
     (folder / "dataset.json").write_text(json.dumps({"mpp": 1.0}))
-    check(folder, "--patch-um", 128)
+    check(folder, "--patch-um", 128, "--counter", "haematoxylin")
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "haematoxylin" in line]
     side = next((folder / "images").glob("*.png"))
     assert Image.open(side).size == (256, 256)

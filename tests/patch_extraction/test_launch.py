@@ -15,14 +15,14 @@ from patch_extraction import launch
 from patch_extraction.config import HarvestConfig
 from shared.errors import UserError
 from tests.conftest import REPOSITORY
-from tests.patch_extraction.conftest import BIG, digests
+from tests.patch_extraction.conftest import COMMON, digests
 from tests.slurm.checkout import make_python
 from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import slurm
 
 __all__ = ["slurm"]  # a fixture
 ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
-HARVEST = (*BIG, "--shard-size", "20", "--workers", "1")
+HARVEST = (*COMMON, "--shard-size", "20", "--workers", "1")
 
 
 @pytest.fixture

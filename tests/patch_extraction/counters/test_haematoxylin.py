@@ -17,7 +17,7 @@ from patch_extraction.counters.haematoxylin import DENSITIES
 from shared.samples.specimen import POSITIVE, section
 from shared.wsi.slide import Slide
 
-COUNTER = HaematoxylinCounter()
+COUNTER = HaematoxylinCounter(leave_out_ink=True)
 MATCH_UM = 4.0  # a found cell counts as right within about the radius of a nucleus
 CROP_UM = 128.0
 

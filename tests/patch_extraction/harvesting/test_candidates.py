@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from patch_extraction.counters.base import HaematoxylinCounter
-from patch_extraction.harvesting.candidates import Grid, on_tissue, screen, spread_order
+from patch_extraction.harvesting.candidates import Grid, on_tissue, screen, spread_order, tissue_shares
 from shared.samples.sample_slides import write_slide
 from shared.samples.specimen import section
 from shared.wsi.slide import Slide
@@ -28,7 +28,7 @@ def test_places_covered_by_tissue(least, expected):
     """Tissue over the left and upper part of a 4 x 4 grid: 2.5 x 2.4 places."""
     mask = np.zeros((64, 64), bool)
     mask[:38, :40] = True  # 16 px of 8 um a place
-    places_N2 = on_tissue(Grid(512, 4, 4), tissue(mask, 8.0), 0.25, least)
+    places_N2 = on_tissue(tissue_shares(Grid(512, 4, 4), tissue(mask, 8.0), 0.25), least)
     assert len(places_N2) == expected
     assert places_N2.max() <= 2
 
@@ -36,7 +36,7 @@ def test_places_covered_by_tissue(least, expected):
 def test_places_against_counting_px_by_px():
     rng = np.random.default_rng(0)
     mask = rng.random((70, 90)) < 0.5
-    places_N2 = on_tissue(Grid(400, 12, 9), tissue(mask, 10.0), 0.2, 0.5)  # 8 px a place
+    places_N2 = on_tissue(tissue_shares(Grid(400, 12, 9), tissue(mask, 10.0), 0.2), 0.5)  # 8 px a place
     expected = [
         (column, row)
         for row in range(9)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, ImageFilter
 from scipy.ndimage import gaussian_filter, label
 
 from patch_extraction.config import HarvestConfig
@@ -63,10 +63,14 @@ def test_patches_and_their_fields(wsi_dir, tmp_path):
         cells = fields.pop("cells")
         assert cells >= 30
         assert cells == pytest.approx(len(COUNTER.find(np.asarray(image), 0.25)), rel=0.1)  # JPEG shifts a few
+        points_N2 = np.array(fields.pop("points"))
+        assert points_N2.shape == (cells, 2) and points_N2.min() >= 0 and points_N2.max() <= 512
+        assert fields.pop("focus") >= 0.16 and fields.pop("tissue") > 0.9
         assert fields.pop("x") % 512 == fields.pop("y") % 512 == 0
         assert fields == {
             "slide": "Ki-67/S.1 ü.a.svs",
             "biomarker": "Ki-67",
+            "columns": {},
             "width": 512,
             "height": 512,
             "mpp": 0.25,
@@ -240,23 +244,42 @@ def test_a_slide_fails_if_no_place_can_be_read(mosaic_dir, tmp_path, monkeypatch
 
 
 def test_places_near_the_threshold_are_kept_aside(wsi_dir, tmp_path):
-    record = harvest(wsi_dir, tmp_path, "plain.tif", min_cells=60, screen=False)
+    record = harvest(wsi_dir, tmp_path, "plain.tif", min_cells=60, min_focus=0, screen=False)
     with tarfile.open(tmp_path / "rejected" / f"{record.slide_id}.tar") as tar:
         texts = [json.loads(tar.extractfile(name).read()) for name in tar.getnames() if name.endswith(".json")]
     cells = [fields["cells"] for fields in texts]
-    every = patches(tmp_path / "all", harvest(wsi_dir, tmp_path / "all", "plain.tif", min_cells=0))
+    every = patches(tmp_path / "all", harvest(wsi_dir, tmp_path / "all", "plain.tif", min_cells=0, min_focus=0))
     below = sorted((fields["cells"] for _, fields in every.values() if fields["cells"] < 60), reverse=True)
     assert cells == [count for count in below if count >= 30][:4]
     assert cells
-    harvest(wsi_dir, tmp_path, "plain.tif", min_cells=1)
+    harvest(wsi_dir, tmp_path, "plain.tif", min_cells=1, min_focus=0)
     assert not (tmp_path / "rejected" / f"{record.slide_id}.tar").exists()
 
 
+def test_places_out_of_focus_are_left_out_and_kept_aside(tmp_path):
+    """The left half of the slide is blurred."""
+    (tmp_path / "wsi").mkdir()
+    tissue = Image.fromarray(section(21, 512.0, 256.0).render(0.25))
+    tissue.paste(tissue.crop((0, 0, 1024, 1024)).filter(ImageFilter.GaussianBlur(5)), (0, 0))
+    write_pyramid(tmp_path / "wsi" / "a.tif", [jpeg_level(tissue, 90)], "", 40_000)
+    record = harvest(tmp_path / "wsi", tmp_path, "a.tif", min_cells=10, screen=False)
+    found = patches(tmp_path, record)
+    assert found and all(x >= 1024 and fields["focus"] >= 0.16 for (x, _), (_, fields) in found.items())
+    assert record.blurred > 0.2 and record.focus is not None
+    with tarfile.open(tmp_path / "rejected" / f"{record.slide_id}.tar") as tar:
+        texts = [json.loads(tar.extractfile(name).read()) for name in tar.getnames() if name.endswith(".json")]
+    assert any(fields["cells"] >= 10 and 0.08 <= fields["focus"] < 0.16 for fields in texts)
+    every = harvest(tmp_path / "wsi", tmp_path / "all", "a.tif", min_cells=10, screen=False, min_focus=0.0)
+    assert every.kept == record.kept + round(record.blurred * every.kept)
+    none = harvest(tmp_path / "wsi", tmp_path / "none", "a.tif", min_cells=10, min_focus=9.0)
+    assert none.status == NO_PATCH and "--min-focus" in none.reason
+
+
 def test_the_histogram_tells_what_was_counted(wsi_dir, tmp_path):
-    record = harvest(wsi_dir, tmp_path, "plain.tif", min_cells=0)
+    record = harvest(wsi_dir, tmp_path, "plain.tif", min_cells=0, min_focus=0)
     cells = [fields["cells"] for _, fields in patches(tmp_path, record).values()]
     assert list(record.histogram) == np.bincount(np.array(cells) // 10).tolist()
-    strict = harvest(wsi_dir, tmp_path / "b", "plain.tif", min_cells=60, screen=False)
+    strict = harvest(wsi_dir, tmp_path / "b", "plain.tif", min_cells=60, min_focus=0, screen=False)
     assert list(strict.histogram) == list(record.histogram)
     assert strict.kept < record.kept
 

@@ -67,9 +67,10 @@ def test_csvs_as_spreadsheets_write_them(wsi_dir, text):
     assert [(s.name, s.slide_mpp) for s in found(wsi_dir, text)] == [("b.ndpi", 0.3)]
 
 
-def test_columns_that_are_not_used_are_named(wsi_dir, capsys):
-    found(wsi_dir, "slide,mpp,patient\nb,0.3,7\n")
-    assert "slides.csv are not used: mpp, patient" in capsys.readouterr().out
+def test_further_columns_belong_to_the_slide(wsi_dir, capsys):
+    (entry,) = found(wsi_dir, "slide,mpp,patient\nb,0.3,7\n")
+    assert entry.columns == {"mpp": "0.3", "patient": "7"} and entry.slide_mpp is None
+    assert "mpp, patient" in capsys.readouterr().out
 
 
 def test_letters_may_be_composed_differently(wsi_dir):

@@ -15,7 +15,7 @@ import pytest
 
 from shared.samples.sample_slides import write_slide
 from shared.samples.specimen import section
-from tests.patch_extraction.conftest import BIG, REPOSITORY, digests, error_of, hanging, processes_of, reasons
+from tests.patch_extraction.conftest import COMMON, REPOSITORY, digests, error_of, hanging, processes_of, reasons
 
 SIDE_UM = 256.0  # four patches a slide
 
@@ -193,7 +193,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(small_slides, harv
 
 
 def test_a_dry_run_of_what_is_done_and_of_what_cannot_be(undisturbed, wsi_dir, harvest_here, tmp_path):
-    done = harvest_here("--wsi-dir", wsi_dir, "--out", undisturbed[0], *BIG, "--dry-run")
+    done = harvest_here("--wsi-dir", wsi_dir, "--out", undisturbed[0], *COMMON, "--dry-run")
     assert done.returncode == 0, done.stderr
     assert "3 slides: 3 done; at most" in done.stdout
     (tmp_path / "wsi").mkdir()
@@ -205,7 +205,7 @@ def test_a_dry_run_of_what_is_done_and_of_what_cannot_be(undisturbed, wsi_dir, h
 
 def test_a_dry_run_of_a_part_looks_at_that_part(wsi_dir, harvest_here):
     for part, slides in (("1/4", ["Ki-67/S.1 ü.a.svs"]), ("3/4", ["plain.tif"]), ("4/4", [])):
-        done = harvest_here("--wsi-dir", wsi_dir, *BIG, "--dry-run", "--part", part)
+        done = harvest_here("--wsi-dir", wsi_dir, *COMMON, "--dry-run", "--part", part)
         assert done.returncode == 0, done.stderr
         assert f"{len(slides)} slides: " in done.stdout
         named = [name for name in ("Ki-67/S.1 ü.a.svs", "PD-L1/S.1 ü.a.svs", "plain.tif") if name in done.stdout]

@@ -7,7 +7,7 @@ import pytest
 
 from patch_extraction.__main__ import main
 from tests.conftest import InProcess, locked_elsewhere
-from tests.patch_extraction.conftest import BIG, digests
+from tests.patch_extraction.conftest import COMMON, digests
 
 
 @pytest.fixture
@@ -15,8 +15,8 @@ def harvest(wsi_dir: Path, tmp_path: Path, in_process: InProcess):
     """Runs the command in this process; returns exit code, stdout and stderr."""
 
     def call(*args: object, wsi_dir: Path = wsi_dir) -> tuple[int, str, str]:
-        words = ["--wsi-dir", wsi_dir, "--out", tmp_path / "out", "--shard-size", 20, "--workers", 1, *BIG, *args]
-        return in_process(main, *words)
+        words = ["--wsi-dir", wsi_dir, "--out", tmp_path / "out", "--shard-size", 20, "--workers", 1]
+        return in_process(main, *words, *COMMON, *args)
 
     return call
 

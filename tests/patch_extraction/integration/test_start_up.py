@@ -1,4 +1,4 @@
-"""A harvest with the classical counter starts quickly: without torch, whose import takes seconds."""
+"""Without torch, whose import takes seconds: the classical counter, dry runs, checks and packing."""
 
 import resource
 
@@ -33,9 +33,21 @@ def test_a_harvest_without_torch_and_with_either_reader(command, without_torch, 
     tars = []
     for reader in ("auto", "openslide"):
         words = ("--wsi-dir", "slides", "--out", reader, "--workers", 1, "--reader", reader)
+        words = (*words, "--counter", "haematoxylin")
         done = command("patch_extraction", *words, **without_torch)
         assert done.returncode == 0, done.stderr
         (tar,) = (tmp_path / reader / "slides").glob("*.tar")
         tars.append(tar.read_bytes())
     assert tars[0] == tars[1]
     assert tars[0].count(b".jpg\0") >= 3
+
+
+def test_only_counting_by_the_default_needs_torch(command, without_torch, tmp_path):
+    (tmp_path / "slides").mkdir()
+    write_slide(tmp_path / "slides" / "a.svs", section(21, 300.4, 290.7), 0.263, aperio=True)
+    words = ("--wsi-dir", "slides", "--workers", 1)
+    assert command("patch_extraction", *words, "--part", "1/1").returncode == 0
+    for option in (("--dry-run",), ("--pack",), ("--check", "shards")):
+        done = command("patch_extraction", *words, *option, **without_torch)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "shards" / "contact_sheet.png").exists()

@@ -1,11 +1,13 @@
+import copy
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from torch import nn
 
 from shared.errors import UserError
-from shared.model.backbones import BACKBONES, create_backbone
+from shared.model.backbones import BACKBONES, create_backbone, fold_batch_norms
 from shared.weights.weights_file import Weights, load_into, read, write
 
 
@@ -103,3 +105,20 @@ def test_other_networks_weights_are_refused():
     weights = Weights(Path("other.pth"), timm.create_model("vit_tiny_patch16_224").state_dict())
     with pytest.raises(UserError, match=r"other\.pth fits only 0 of \d+ tensors"):
         load_into(create_backbone("resnet50").trunk, weights)
+
+
+def test_folded_batch_norms_give_the_same_maps() -> None:
+    torch.manual_seed(0)
+    backbone = create_backbone("regnetx_002")
+    for module in backbone.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -1, 1)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    folded = copy.deepcopy(backbone.eval())
+    fold_batch_norms(folded)
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in backbone.modules()) == 44
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    image_BCHW = torch.rand(1, 3, 64, 96)
+    with torch.inference_mode():
+        for ours, theirs in zip(folded(image_BCHW), backbone(image_BCHW), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
