@@ -133,10 +133,12 @@ def test_a_detector_counts_at_the_resolution_it_was_trained_at(detector_file):
     half = resample(image_HW3, (128, 96), (0, 0, 256, 192))  # compared with Pillow in its own tests
     detector, _ = load_detector(detector_file)
     with torch.inference_mode(), autocast(torch.device("cpu"), training=True):
-        image_BCHW = torch.from_numpy(half).permute(2, 0, 1)[None] / 255
+        image_BCHW = torch.tensor(half).permute(2, 0, 1)[None] / 255
         expected = select_cells(detector(image_BCHW), 96, 128)[0].points_N2
-    assert len(found_N2) == len(expected)
-    np.testing.assert_allclose(found_N2, 2 * expected, atol=1e-3)
+    # An untrained network is undecided at some places, and bfloat16 is not exact.
+    distance_NM = np.hypot(*(found_N2[:, None] - 2 * expected[None]).transpose(2, 0, 1))
+    assert len(expected) > 20 and (distance_NM.min(axis=0) < 0.1).mean() > 0.9
+    assert (distance_NM.min(axis=1) < 0.1).mean() > 0.9
     each = counter.find_each([image_HW3, image_HW3[::-1].copy()], 0.25)
     np.testing.assert_allclose(each[0], found_N2, atol=1e-3)
     np.testing.assert_allclose(each[1], counter.find(image_HW3[::-1].copy(), 0.25), atol=1e-3)
