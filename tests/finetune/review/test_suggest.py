@@ -24,7 +24,7 @@ from shared.signals import StopSignal
 from tests.conftest import REPOSITORY, InProcess
 from tests.finetune.predict.planted import write_leica
 
-NUCLEI = REPOSITORY / "patch_extraction" / "counters" / "nuclei.safetensors"
+NUCLEI = REPOSITORY / "shared" / "weights" / "nuclei.safetensors"
 MPP = 0.5
 CONFIG = Suggest(detector=NUCLEI, slides=(), per_slide=2, candidates=8, workers=0)
 

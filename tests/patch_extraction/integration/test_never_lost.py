@@ -156,7 +156,7 @@ def test_a_full_disk_stops_the_harvest_and_room_lets_it_go_on(undisturbed, wsi_d
     if subprocess.run([*mount, "size=1500k", "tmpfs", place], capture_output=True, check=False).returncode:
         pytest.skip("only the superuser can make a small disk")
     try:
-        words = ("--wsi-dir", wsi_dir, "--out", place / "out", "--shard-size", 20, "--allow-upsampling")
+        words = ("--wsi-dir", wsi_dir, "--out", place / "out", "--shard-size", 20, *COMMON)
         done = harvest_here(*words)
         assert done.returncode == 2
         assert "No space left on device; make room" in error_of(done)
