@@ -21,7 +21,7 @@ class PredictConfig:
     """
 
     detector: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DETECTOR")]
-    """Detector file (finetune writes detector.pth)."""
+    """Detector file (finetune writes detector.pth), or nuclei, the one that comes with this package."""
     sources: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SLIDE_OR_IMAGE_OR_DIR ...")]
     """Slides that OpenSlide reads, PNG, JPEG or TIFF images, or folders of them."""
     out: Path = Path("cells")

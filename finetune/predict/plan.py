@@ -79,7 +79,7 @@ def make_plan(config: PredictConfig, device: str | None) -> PredictPlan:
     tiling_of(1, 1, detector.network.config, detector.tile, config.tile, config.margin)
     ratios = parse_ratios(config.ratio, detector.classes, columns_of(detector.classes))
     selection = Selection(resolve_threshold(config.threshold, detector), config.probabilities)
-    return PredictPlan(config, detector, digest_of(config.detector), ratios, selection)
+    return PredictPlan(config, detector, digest_of(detector.path), ratios, selection)
 
 
 def digest_of(path: Path) -> str:

@@ -14,6 +14,7 @@ from shared.model.backbones import sees_whole_image
 from shared.model.decoders import PYRAMID_STRIDES
 from shared.model.dpa_p2pnet import DetectorConfig, DPAP2PNet
 from shared.weights.safe_load import first_line
+from shared.weights.shipped import shipped_or_given
 from shared.weights.weights_file import Weights, read, write
 
 DEFAULT_CROP = 448  # px; training crop of detectors whose metadata lack `tile`
@@ -35,12 +36,12 @@ class LoadedDetector:
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device | None = None) -> Self:
-        """Read `detector.pth`; it computes on the GPU if there is one.
+        """Read `detector.pth`, or `nuclei`, the shipped one; it computes on the GPU if there is one.
 
         Raises:
             UserError: not a detector file, or its metadata are incomplete.
         """
-        path = Path(path)
+        path = shipped_or_given(path)
         network, metadata = load_detector(path)
         classes, mpp, tile = _checked(path, network, metadata)
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
