@@ -1,6 +1,5 @@
 """One optimiser step of the fine-tuning loop."""
 
-import math
 from collections.abc import Iterable
 
 import torch
@@ -13,37 +12,46 @@ from finetune.training.state import TrainingState
 from finetune.training.tile_loader import Batch
 from shared.training.distributed import any_rank, exchange_gradients, mean_over_ranks
 from shared.training.precision import autocast
-from shared.training.rank_errors import AllRanksError
+from shared.training.rank_errors import not_finite
+from shared.training.schedules import cosine
+
+# Options that may help against a loss that is not finite.
+REMEDY = "a lower --learning-rate, a lower --clip-norm, or --precision float32"
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
-    """Learning rate of step 1..steps: linear warm-up, then constant or a half cosine towards zero."""
-    if step <= recipe.warmup_steps:
-        return recipe.learning_rate * step / recipe.warmup_steps
+    """Learning rate of the step after `step` of `steps`: linear warm-up, then constant or a cosine to zero."""
+    if step < recipe.warmup_steps:
+        return recipe.learning_rate * (step + 1) / recipe.warmup_steps
     if recipe.schedule == "constant":
         return recipe.learning_rate
-    done = (step - 1 - recipe.warmup_steps) / max(1, steps - recipe.warmup_steps)
-    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+    share = (step - recipe.warmup_steps) / max(1, steps - recipe.warmup_steps)
+    return cosine(recipe.learning_rate, 0.0, share)
 
 
-def update(
-    recipe: Recipe, network: nn.Module, training: TrainingState, batch: Batch, rate: float
-) -> dict[str, float]:
-    """Make one step, in as many passes as the recipe accumulates; returns values to log, means over ranks.
+def update(recipe: Recipe, state: TrainingState, batch: Batch, rate: float) -> dict[str, float]:
+    """Make one step; returns values to log, means over ranks.
+
+    Args:
+        recipe: Passes to accumulate, clipping, loss.
+        state: Detector, optimiser and the steps done, which the caller counts.
+        batch: This rank's share, on the device.
+        rate: Learning rate.
 
     Raises:
         UserError: a loss or gradient is not finite; the weights stay unchanged.
     """
-    training.training_mode()
-    training.optimiser.zero_grad(set_to_none=True)
-    shown = _backward(recipe, network, training, batch)
-    norm = nn.utils.clip_grad_norm_(training.detector.parameters(), recipe.clip_norm)
-    _require_finite((shown, norm), recipe, training.step)
-    set_learning_rate(training.optimiser, rate)
-    training.optimiser.step()
-    if training.ema is not None:
-        training.ema.update(training.detector, step=training.step + 1)  # timm counts from 1
-    loss, classification, regression = mean_over_ranks(shown).tolist()
+    step, optimiser = state.step + 1, state.optimiser
+    state.training_mode()
+    optimiser.zero_grad()
+    losses_3 = _add_gradients(recipe, state, batch)
+    norm = nn.utils.clip_grad_norm_(state.detector.parameters(), recipe.clip_norm)
+    _require_finite((losses_3, norm), recipe, step)
+    set_learning_rate(optimiser, rate)
+    optimiser.step()
+    if state.ema is not None:
+        state.ema.update(state.detector, step=step + 1)  # timm counts from 1
+    loss, classification, regression = mean_over_ranks(losses_3).tolist()
     return {
         "loss": loss,
         "classification": classification,
@@ -53,24 +61,24 @@ def update(
     }
 
 
-def _backward(recipe: Recipe, network: nn.Module, training: TrainingState, batch: Batch) -> Tensor:
-    """Accumulate the gradients of a batch; returns total, classification and regression loss."""
+def _add_gradients(recipe: Recipe, state: TrainingState, batch: Batch) -> Tensor:
+    """Accumulate the gradients of a batch, one pass per part; returns total, classification, regression loss."""
     device, parts = batch.image_BCHW.device, batch.parts(recipe.accumulate)
-    shown, sums_2 = torch.zeros(3, device=device), torch.zeros(2, device=device)
+    losses_3, sums_2 = torch.zeros(3, device=device), torch.zeros(2, device=device)
     for part in parts:
-        with exchange_gradients(network, only_if=part is parts[-1]):
+        with exchange_gradients(state.model, only_if=part is parts[-1]):
             with autocast(device, recipe.precision, training=True):
-                found = network(part.image_BCHW)
-            _require_finite((found.points_BN2, found.logits_BNC), recipe, training.step)
+                found = state.model(part.image_BCHW)
+            _require_finite((found.points_BN2, found.logits_BNC), recipe, state.step + 1)
             if part is parts[0]:  # of the whole batch: its parts are summed
                 proposals = found.points_BN2.shape[1]
                 sums_2 = loss_normalisers(recipe.criterion, batch.targets, proposals)
                 sums_2 = mean_over_ranks(sums_2.to(device, non_blocking=True))
-            radius = training.detector.config.distinct
+            radius = state.detector.config.distinct
             losses = detection_loss(recipe.criterion, found, part.targets, sums_2, radius)
             losses.total.backward()
-        shown += torch.stack([each.detach() for each in losses])
-    return shown
+        losses_3 += torch.stack([each.detach() for each in losses])
+    return losses_3
 
 
 def _require_finite(values: Iterable[Tensor], recipe: Recipe, step: int) -> None:
@@ -78,8 +86,4 @@ def _require_finite(values: Iterable[Tensor], recipe: Recipe, step: int) -> None
     values = list(values)
     finite = all(bool(torch.isfinite(value).all()) for value in values)
     if any_rank(not finite, values[0].device):
-        raise AllRanksError(
-            f"the loss is no longer finite at step {step}; the checkpoints before it are kept in "
-            f"{recipe.run_dir}: run the same command with a lower --learning-rate, a lower --clip-norm, or "
-            "--precision float32"
-        )
+        raise not_finite("the loss", step, recipe.run_dir, REMEDY)

@@ -1,8 +1,8 @@
 """The fine-tuning loop: annotated tiles -> DPA-P2PNet -> detector.pth."""
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,9 +27,9 @@ from shared.cli import as_plain
 from shared.errors import UserError
 from shared.model import dpa_p2pnet as core
 from shared.model.detector_file import LoadedDetector, save_detector, tile_to_predict
-from shared.signals import STOPPED, StopSignal, leave_marker
-from shared.training import checkpoint, distributed
-from shared.training.distributed import World
+from shared.signals import StopSignal
+from shared.training import checkpoint
+from shared.training.distributed import World, end_at_checkpoint, is_stopped, replicated
 from shared.training.gpu_usage import explain_out_of_memory
 from shared.training.precision import set_backends
 from shared.training.rank_errors import refuse_differences, together
@@ -54,110 +54,122 @@ def train(recipe: Recipe, world: World, stop: StopSignal) -> int:
     """
     set_backends(deterministic=False)
     with together(world):  # every rank has compared the settings before the first writes its own
-        check(recipe)
-        checkpoint.refuse_other_settings(recipe.run_dir, as_plain(recipe), (*FREE_ON_RESUME, *TUNABLE_ON_RESUME))
-        data = load_data(recipe.source)
-        if recipe.folds:
-            data = hold_out(data, recipe.fold, recipe.folds)
-        if not (tiles := data.splits.get("train", [])):
-            raise UserError(f"{data.folder} has no training tiles, only {', '.join(data.splits)}")
-        training, trunk_source = _start(recipe, data, world)
+        data = prepare(recipe)
+        state, trunk_source = begin(recipe, data, world)
     with together(world):
         run = Run(recipe.run_dir, recipe, writes=world.is_main)
-        resumed = _resume(recipe, training, run, data)
-    refuse_differences(str(training.step), world, f"the ranks see different checkpoints in {recipe.run_dir}")
-    if world.is_main:
-        print(f"data    {data}\ntrunk   {trunk_source}")
-        print(f"device  {world.size} x {world.device.type}, {recipe.batch_size} tiles a step")
-        print(f"trained {_trained_share(training.detector)}")
-        print(f"state   {resumed or f'begins in {run.folder}'}", flush=True)
-    with together(world):
-        if world.is_main and not resumed:
-            results.draw_augmented(run, TileStream(tiles, recipe.augment, recipe.seed, recipe.views), data.classes)
-            _validate(recipe, training, data, run, world)
-    lower = "a higher --accumulate, or a lower --batch-size or --augment.crop"
-    with explain_worker_death("--workers"), explain_out_of_memory(lower):
-        stopped = _loop(recipe, training, data, run, world, stop)
+        standing = state.restore(recipe.run_dir, recipe.name)
+    with contextlib.closing(run):
+        refuse_differences(str(state.step), world, f"the ranks see different checkpoints in {recipe.run_dir}")
+        if world.is_main:
+            print(
+                f"{describe(recipe, state, data, world)}\ntrunk   {trunk_source}\nstate   {standing}", flush=True
+            )
+        run.rewind(state.step)
+        return _train(recipe, state, data, run, world, stop)
+
+
+def _train(
+    recipe: Recipe, state: TrainingState, data: AnnotatedData, run: Run, world: World, stop: StopSignal
+) -> int:
+    remedy = "a higher --accumulate, or a lower --batch-size or --augment.crop"
+    with explain_worker_death("--workers"), explain_out_of_memory(remedy):
+        stopped = _loop(recipe, state, data, run, world, stop)
     if stopped:
-        return _stop(stop, training, world)
+        return end_at_checkpoint(f"after step {state.step:,}", stop, world)
     with together(world):
         if world.is_main:
-            _publish(recipe, training, data, run, world)
-    run.close()
+            metadata = _metadata(recipe, state, data, run)
+            _save_weights(state, run, "last", metadata)
+            if not state.best_step:  # tried out for less than the steps between two scores
+                _save_weights(state, run, "best", metadata)
+            results.finish(run, recipe.out, data, world.device)
     return 0
 
 
-def _publish(recipe: Recipe, training: TrainingState, data: AnnotatedData, run: Run, world: World) -> None:
-    """Write last and best weights, score them, and copy the best to the recipe's destination."""
-    _save_weights(recipe, training, data, run, "last")
-    if not training.best_step:  # tried out for less than the steps between two scores
-        _save_weights(recipe, training, data, run, "best")
-    results.finish(run, recipe.out, data, world.device)
-
-
 def _loop(
-    recipe: Recipe, training: TrainingState, data: AnnotatedData, run: Run, world: World, stop: StopSignal
+    recipe: Recipe, state: TrainingState, data: AnnotatedData, run: Run, world: World, stop: StopSignal
 ) -> bool:
-    """Train until the last step or until a rank is signalled to stop; returns True if stopped early."""
+    """Take steps until the last one or a stop signal on any rank; returns True if it was stopped."""
     tiles = data.splits["train"]
     steps = steps_of(recipe, len(tiles))
     last_step = steps if recipe.max_steps is None else min(steps, recipe.max_steps)
     stream = TileStream(tiles, recipe.augment, recipe.seed, recipe.views)
     # P2PNet's single level leaves the finest map of a ViT-Adapter unused.
-    network = distributed.replicated(training.detector, world, some_unused=not recipe.multi_scale)
-    remaining = range(training.step, last_step)
-
-    size = recipe.batch_size
-    with progress(last_step * size, "image", training.step * size, "fine-tuning", hidden=not world.is_main) as bar:
-        for batch in tile_batches(stream, recipe.batch_size, remaining, world, recipe.workers):
-            training.step += 1
-            seed_batch(recipe.seed, training.step, world.rank)  # for dropout
-            rate = learning_rate(recipe, training.step, steps)
-            losses = update(recipe, network, training, batch.to(world.device), rate)
-            run.log(training.step, **losses)
-            best_f1 = f"{training.best_f1:.3f}" if training.best_step else "-"
-            bar.set_postfix(loss=f"{losses['loss']:.3f}", best_f1=best_f1, refresh=False)
+    state.model = replicated(state.detector, world, some_unused=not recipe.multi_scale)
+    if state.step == 0:
+        with together(world):
+            if world.is_main:
+                results.draw_augmented(run, stream, data.classes)
+                _validate(recipe, state, data, run, world)
+    size, remaining = recipe.batch_size, range(state.step, last_step)
+    with progress(last_step * size, "image", state.step * size, "fine-tuning", hidden=not world.is_main) as bar:
+        for batch in tile_batches(stream, size, remaining, world, recipe.workers):
+            seed_batch(recipe.seed, state.step + 1, world.rank)  # for dropout
+            rate = learning_rate(recipe, state.step, steps)
+            values = update(recipe, state, batch.to(world.device), rate)
+            state.step += 1
+            run.log(state.step, **values)
+            best_f1 = f"{state.best_f1:.3f}" if state.best_step else "-"
+            bar.set_postfix(loss=f"{values['loss']:.3f}", best_f1=best_f1, refresh=False)
             bar.update(size)
-            stops = distributed.any_rank(stop.received is not None, world.device)
-            ends = training.step == last_step
-            scores = training.step == steps or _every(recipe.evaluate_every, training.step, steps, recipe, tiles)
-            saves = ends or stops or _every(recipe.checkpoint_every, training.step, steps, recipe, tiles)
-            if scores or saves:
-                with together(world):
-                    _keep(recipe, training, data, run, world, scores, saves)
-            if stops and not ends:
+
+            is_end = state.step == last_step
+            stopping = is_stopped(stop, world) and not is_end
+            is_saved = _is_due(recipe.checkpoint_every, state.step, steps, recipe, tiles) or is_end or stopping
+            is_scored = _is_due(recipe.evaluate_every, state.step, steps, recipe, tiles) or state.step == steps
+            if is_saved or is_scored:
+                with together(world):  # a full disk shows on the first rank only
+                    if is_scored and world.is_main:
+                        _validate(recipe, state, data, run, world)
+                    if is_saved and world.is_main:
+                        state.save(run, recipe.name)
+            if stopping:
                 return True
     return False
 
 
-def _stop(stop: StopSignal, training: TrainingState, world: World) -> int:
-    """Report that the run can be resumed; no rank leaves before the others are done."""
-    if world.is_main:
-        where = f"after step {training.step}"
-        leave_marker(where)
-        print(f"stopped {where} by {stop.received or 'another rank'}; the same command goes on")
-    distributed.wait_for_all()
-    return STOPPED
-
-
-def _resume(recipe: Recipe, training: TrainingState, run: Run, data: AnnotatedData) -> str | None:
-    """Restore the newest checkpoint of the run folder; returns a description, or None if there is none.
+def prepare(recipe: Recipe) -> AnnotatedData:
+    """Check settings and read the data; writes nothing.
 
     Raises:
-        UserError: the data have changed since the run began.
+        UserError: an option is out of range, the data cannot be used, or the run folder has another run.
     """
-    saved = checkpoint.resume(recipe.run_dir, recipe.name)
-    if saved is None:
-        run.rewind(-1)
-        return None
-    if saved["data"] != data.digest(recipe.views):
-        raise UserError(
-            f"the tiles or cells in {data.folder} have changed since step {saved['step']} of {recipe.run_dir}; "
-            "give another run folder with --run-dir"
-        )
-    training.restore(saved)
-    run.rewind(training.step)
-    return f"going on after step {training.step} of {recipe.run_dir}"
+    check(recipe)
+    checkpoint.refuse_other_settings(recipe.run_dir, as_plain(recipe), (*FREE_ON_RESUME, *TUNABLE_ON_RESUME))
+    data = load_data(recipe.source)
+    if recipe.folds:
+        data = hold_out(data, recipe.fold, recipe.folds)
+    if not data.splits.get("train"):
+        raise UserError(f"{data.folder} has no training tiles, only {', '.join(data.splits)}")
+    return data
+
+
+def begin(recipe: Recipe, data: AnnotatedData, world: World) -> tuple[TrainingState, str]:
+    """Make detector and optimiser, equal on every rank; returns a description of the initial weights, too."""
+    refuse_uneven(recipe, world.size)
+    wanted = detector_for(recipe, data)
+    torch.manual_seed(recipe.seed)
+    detector, loaded, trunk_source = initial_detector(wanted, recipe.init, recipe.arch, data.classes)
+    frozen = [norm for trunk in detector.trunks() for norm in pretrained_batch_norms(trunk, loaded)]
+    if recipe.freeze_trunk:
+        for trunk in detector.trunks():
+            trunk.requires_grad_(False)
+    detector.to(world.device).to(memory_format=torch.channels_last)  # as its images are
+    optimiser = create_optimiser(detector, recipe.weight_decay, recipe.trunk_rate, recipe.layer_decay)
+    digest = data.digest(recipe.views)
+    return TrainingState(detector, optimiser, frozen, ema_of(detector, recipe.ema), digest), trunk_source
+
+
+def describe(recipe: Recipe, state: TrainingState, data: AnnotatedData, world: World) -> str:
+    """The numbers a user wants to see before the first step."""
+    parameters = list(state.detector.parameters())
+    total, trained = (sum(p.numel() for p in parameters if p.requires_grad or frozen) for frozen in (True, False))
+    return (
+        f"data    {data}\n"
+        f"device  {world.size} x {world.device.type}, {recipe.batch_size} tiles a step\n"
+        f"trained {trained / 1e6:.1f} of {total / 1e6:.1f} M parameters"
+    )
 
 
 def detector_for(recipe: Recipe, data: AnnotatedData) -> core.DetectorConfig:
@@ -184,30 +196,6 @@ def detector_for(recipe: Recipe, data: AnnotatedData) -> core.DetectorConfig:
     )
 
 
-def _start(recipe: Recipe, data: AnnotatedData, world: World) -> tuple[TrainingState, str]:
-    """Build detector and optimiser, equal on every rank; returns them and a description of the initial weights."""
-    refuse_uneven(recipe, world.size)
-    wanted = detector_for(recipe, data)
-    torch.manual_seed(recipe.seed)
-    detector, loaded, trunk_source = initial_detector(wanted, recipe.init, recipe.arch, data.classes)
-    held = [norm for trunk in detector.trunks() for norm in pretrained_batch_norms(trunk, loaded)]
-    if recipe.freeze_trunk:
-        for trunk in detector.trunks():
-            trunk.requires_grad_(False)
-    detector.to(world.device).to(memory_format=torch.channels_last)  # as its images are
-    optimiser = create_optimiser(detector, recipe.weight_decay, recipe.trunk_rate, recipe.layer_decay)
-    return TrainingState(detector, optimiser, held, ema_of(detector, recipe.ema)), trunk_source
-
-
-def _trained_share(detector: core.DPAP2PNet) -> str:
-    """Describe how much of a detector is trained."""
-    total, trained = 0, 0
-    for parameter in detector.parameters():
-        total += parameter.numel()
-        trained += parameter.numel() * parameter.requires_grad
-    return f"{trained / 1e6:.1f} of {total / 1e6:.1f} M parameters"
-
-
 def refuse_uneven(recipe: Recipe, ranks: int) -> None:
     """Raise UserError unless the ranks can share a batch evenly."""
     if recipe.batch_size % (ranks * recipe.accumulate):
@@ -223,7 +211,7 @@ def steps_of(recipe: Recipe, tiles: int) -> int:
     return math.ceil(images / recipe.batch_size)
 
 
-def _every(epochs: int | None, step: int, steps: int, recipe: Recipe, tiles: Sequence[Tile]) -> bool:
+def _is_due(epochs: int | None, step: int, steps: int, recipe: Recipe, tiles: Sequence[Tile]) -> bool:
     """Check for the end of a multiple of `epochs` passes over the tiles; None: of a twentieth of the run."""
     if epochs is None:
         return step * PARTS // steps > (step - 1) * PARTS // steps
@@ -231,64 +219,48 @@ def _every(epochs: int | None, step: int, steps: int, recipe: Recipe, tiles: Seq
     return step * recipe.batch_size // samples > (step - 1) * recipe.batch_size // samples
 
 
-def _keep(
-    recipe: Recipe, training: TrainingState, data: AnnotatedData, run: Run, world: World, scores: bool, saves: bool
-) -> None:
-    """Validate and save between two steps, on the first rank."""
-    if scores and world.is_main:
-        _validate(recipe, training, data, run, world)
-    if saves and world.is_main:
-        content = {**training.state(), "data": data.digest(recipe.views)}
-        checkpoint.save(recipe.run_dir, training.step, recipe.name, content)
-
-
-def _validate(recipe: Recipe, training: TrainingState, data: AnnotatedData, run: Run, world: World) -> None:
+def _validate(recipe: Recipe, state: TrainingState, data: AnnotatedData, run: Run, world: World) -> None:
     """Score the validation tiles, keep the best weights, draw the proposals."""
-    results.draw_proposals(run, training.eval_model, data, world.device, training.step)
+    results.draw_proposals(run, state.eval_model, data, world.device, state.step)
     operating_point: dict[str, Any] = {}
     if data.validates:
         tiles = data.splits["val"]
-        found = predict_tiles(_as_loaded(recipe, training, data, world), tiles, data.mpp)
+        found = predict_tiles(_as_loaded(recipe, state, data, world), tiles, data.mpp)
         scores = score_tiles(tiles, [each.cells() for each in found], data)
         curves = tile_curves(tiles, [each.cells(FLOOR) for each in found], data)
         operating_point = as_metadata(curves[:-1])
-        run.log(training.step, **{f"val/{name}": value for name, value in scores.as_dict().items()})
-        tqdm.write(f"step {training.step}: validation {scores.summary()}")
-        if scores.macro_f1 < training.best_f1:
+        run.log(state.step, **{f"val/{name}": value for name, value in scores.as_dict().items()})
+        tqdm.write(f"step {state.step}: validation {scores.summary()}")
+        if scores.macro_f1 < state.best_f1:
             return
         # The untrained net is scored for the curve; any trained one takes its place.
-        training.best_f1 = scores.macro_f1 if training.step else -1.0
-    training.best_step = training.step
-    _save_weights(recipe, training, data, run, "best", operating_point)
+        state.best_f1 = scores.macro_f1 if state.step else -1.0
+    state.best_step = state.step
+    _save_weights(state, run, "best", {**_metadata(recipe, state, data, run), **operating_point})
 
 
-def _as_loaded(recipe: Recipe, training: TrainingState, data: AnnotatedData, world: World) -> LoadedDetector:
+def _as_loaded(recipe: Recipe, state: TrainingState, data: AnnotatedData, world: World) -> LoadedDetector:
     """The detector in training as its file will be loaded."""
-    tile = tile_to_predict(training.eval_model.config, recipe.augment.crop)
-    return LoadedDetector(recipe.run_dir, training.eval_model, data.classes, data.mpp, world.device, tile)
+    tile = tile_to_predict(state.eval_model.config, recipe.augment.crop)
+    return LoadedDetector(recipe.run_dir, state.eval_model, data.classes, data.mpp, world.device, tile)
 
 
-def _save_weights(
-    recipe: Recipe,
-    training: TrainingState,
-    data: AnnotatedData,
-    run: Run,
-    name: str,
-    operating_point: Mapping[str, Any] = MappingProxyType({}),
-) -> None:
+def _save_weights(state: TrainingState, run: Run, name: str, metadata: dict[str, Any]) -> None:
     """Write `NAME.pth`, weights with their metadata, into the run folder."""
-    metadata = {
+    save_detector(run.folder / f"{name}.pth", state.eval_model, metadata)
+
+
+def _metadata(recipe: Recipe, state: TrainingState, data: AnnotatedData, run: Run) -> dict[str, Any]:
+    return {
         "classes": list(data.classes),
         "mpp": data.mpp,
-        "tile": tile_to_predict(training.eval_model.config, recipe.augment.crop),
+        "tile": tile_to_predict(state.eval_model.config, recipe.augment.crop),
         "recipe": recipe.name,
         "init": recipe.init,
-        "step": training.step,
-        "best_validation_f1": training.best_f1,
-        "best_step": training.best_step,
+        "step": state.step,
+        "best_validation_f1": state.best_f1,
+        "best_step": state.best_step,
         "seed": recipe.seed,
         "run_id": run.id,
-        **operating_point,
         **provenance(),
     }
-    save_detector(recipe.run_dir / f"{name}.pth", training.eval_model, metadata)

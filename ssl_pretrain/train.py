@@ -4,10 +4,17 @@ import contextlib
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from shared.signals import STOPPED, StopSignal, leave_marker
-from shared.training.distributed import World, any_rank, exchange_gradients, replicated, wait_for_all
+from shared.signals import StopSignal
+from shared.training.distributed import (
+    World,
+    any_rank,
+    end_at_checkpoint,
+    exchange_gradients,
+    is_stopped,
+    replicated,
+)
 from shared.training.gpu_usage import explain_out_of_memory
 from shared.training.precision import autocast, set_backends
 from shared.training.rank_errors import together
@@ -17,7 +24,6 @@ from ssl_pretrain.data.shard_loader import ShardLoader
 from ssl_pretrain.data.shard_set import ShardSet
 from ssl_pretrain.data.views import Views
 from ssl_pretrain.inspection.monitor import Monitor
-from ssl_pretrain.methods import Step
 from ssl_pretrain.optim.optimizers import set_rates
 from ssl_pretrain.recipe import Recipe
 from ssl_pretrain.run.batch_plan import BatchPlan
@@ -32,9 +38,9 @@ Batches = Callable[[], list[Tensor]]
 
 
 def train(recipe: Recipe, world: World, stop: StopSignal) -> int:
-    """Train, or go on training, to the recipe's end; returns the exit code of the process.
+    """Train, or resume training, to the recipe's end; returns the exit code of the process.
 
-    0: the weights are exported. 85: told to stop, and stopped at a checkpoint, or before there was any.
+    0: the weights are exported. 85: stopped by a signal, at a checkpoint or before there was any.
 
     Raises:
         UserError: options, shards, run folder or batch size do not fit; the loss is not finite.
@@ -42,7 +48,7 @@ def train(recipe: Recipe, world: World, stop: StopSignal) -> int:
     set_backends(recipe.deterministic)
     plan, shard_set = prepare(recipe, world)
     if not verify(recipe, shard_set, world, stop):
-        return _stopped("before its first step", world, stop)
+        return end_at_checkpoint("before its first step", stop, world)
     with contextlib.closing(open_run(recipe, shard_set, world)) as run:
         return _train(plan, shard_set, run, world, stop)
 
@@ -63,7 +69,7 @@ def _train(plan: BatchPlan, shard_set: ShardSet, run: Run, world: World, stop: S
     with explain_out_of_memory("a lower --micro-batch, or with --checkpoint-activations"):
         stopped = _loop(plan, state, shard_set, run, world, stop)
     if stopped:
-        return _stopped(f"after step {state.step:,}", world, stop)
+        return end_at_checkpoint(f"after step {state.step:,}", stop, world)
     with together(world):
         if world.is_main:
             export(state, plan, run, shard_set)
@@ -74,12 +80,12 @@ def _train(plan: BatchPlan, shard_set: ShardSet, run: Run, world: World, stop: S
 def _loop(
     plan: BatchPlan, state: TrainingState, shard_set: ShardSet, run: Run, world: World, stop: StopSignal
 ) -> bool:
-    """Take steps until the end or a stop signal on any rank; returns True if it was stopped."""
+    """Take steps until the last one or a stop signal on any rank; returns True if it was stopped."""
     recipe, method = plan.recipe, state.method
     views = _views(recipe, shard_set).to(world.device)
     with together(world):
         monitor = Monitor(run, shard_set, views, recipe.method.crops[0], recipe.monitor_every != 0)
-    model = replicated(method, world, send_buffers=False)  # a queue is 32 MB
+    state.model = replicated(method, world, send_buffers=False)  # a queue is 32 MB
     arguments = (shard_set, recipe.method.crops, recipe.loader, state.layout, world, recipe.seed)
     loader = ShardLoader(*arguments, state.position, state.undecodable)
     schedule, stopping = LookSchedule(recipe, world), False
@@ -90,7 +96,7 @@ def _loop(
                 monitor.measure(method, step=0)
             meter.restart_clock()
         while state.step < plan.last_step and not stopping:
-            loss = update(plan, state, model, views, meter.timed(loader.take), world)
+            loss = update(plan, state, views, meter.timed(loader.take), world)
             state.step, state.position = state.step + 1, loader.position
             meter.step_done(loss, method.measures())
 
@@ -98,35 +104,22 @@ def _loop(
             if meter.is_due or is_end:
                 meter.flush()
                 schedule.poll()
-                stopping = not is_end and any_rank(stop.received is not None, world.device)
+                stopping = not is_end and is_stopped(stop, world)
             is_saved = schedule.saves(state.step) or is_end or stopping
             is_measured = schedule.measures(state.step) or is_end
             if is_saved or is_measured:
                 meter.flush()
                 loader.exchange_undecodable(world)
                 state.undecodable = loader.undecodable
-                _keep(recipe, state, run, monitor, world, is_saved, is_measured)
+                with together(world):  # a full disk shows on the first rank only
+                    if is_saved:
+                        state.save(run, recipe.name, recipe.keep_every)
+                        monitor.draw(method, state.step)
+                    if is_measured:
+                        monitor.measure(method, state.step)
                 meter.restart_clock()
                 schedule.restart_clock()
     return stopping
-
-
-def _keep(
-    recipe: Recipe,
-    state: TrainingState,
-    run: Run,
-    monitor: Monitor,
-    world: World,
-    is_saved: bool,
-    is_measured: bool,
-) -> None:
-    """Save and measure between two steps."""
-    with together(world):  # a full disk shows on the first rank only
-        if is_saved:
-            state.save(run, recipe.name, recipe.keep_every)
-            monitor.draw(state.method, state.step)
-        if is_measured:
-            monitor.measure(state.method, state.step)
 
 
 def _views(recipe: Recipe, shard_set: ShardSet) -> Views:
@@ -137,54 +130,39 @@ def _views(recipe: Recipe, shard_set: ShardSet) -> Views:
     return views
 
 
-def update(
-    plan: BatchPlan, state: TrainingState, model: nn.Module, views: Views, take: Batches, world: World
-) -> Tensor:
-    """One optimiser step, in which nothing waits for the device; returns this rank's loss (scalar, on the device).
+def update(plan: BatchPlan, state: TrainingState, views: Views, take: Batches, world: World) -> Tensor:
+    """Make one step, in which nothing waits for the device; returns this rank's loss (scalar, on the device).
 
     Args:
-        plan: Of the run.
+        plan: Division of the batch among ranks and passes.
         state: Networks, optimiser and the steps done, which the caller counts.
-        model: The state's method, replicated on the ranks.
-        views: What is done to crops on the device.
+        views: Augmentation of crops, on the device.
         take: Gives the crops of the next micro-batch.
         world: This process among the ranks.
     """
     step, method, optimiser = plan.at(state.step), state.method, state.optimiser
-    set_rates(optimiser, plan.learning_rate(state.step), plan.weight_decay(state.step))
-    loss = _add_gradients(plan, step, model, views, take, world)
+    optimiser.zero_grad()
+    loss = _add_gradients(plan, state, views, take, world)
     method.before_update(step)
     plan.recipe.optimiser.clip_gradients(method)
+    set_rates(optimiser, plan.learning_rate(state.step), plan.weight_decay(state.step))
     optimiser.step()
-    optimiser.zero_grad()
     method.after_step(step)
     return loss
 
 
-def _add_gradients(
-    plan: BatchPlan, step: Step, model: nn.Module, views: Views, take: Batches, world: World
-) -> Tensor:
-    """Run forward and backward passes of one step, one per micro-batch; returns this rank's loss (scalar)."""
-    loss = torch.zeros((), device=world.device)
+def _add_gradients(plan: BatchPlan, state: TrainingState, views: Views, take: Batches, world: World) -> Tensor:
+    """Accumulate the gradients of a batch, one pass per micro-batch; returns this rank's loss (scalar)."""
+    step, loss = plan.at(state.step), torch.zeros((), device=world.device)
     for part in range(plan.accumulation):
         crops = [crop.to(world.device, non_blocking=True) for crop in take()]
         seed_batch(plan.recipe.seed, step.number * plan.accumulation + part, world.rank)
-        with exchange_gradients(model, only_if=part == plan.accumulation - 1):
+        with exchange_gradients(state.model, only_if=part == plan.accumulation - 1):
             with autocast(world.device, plan.recipe.precision):
-                part_loss = model(views(crops), step) / plan.accumulation
+                part_loss = state.model(views(crops), step) / plan.accumulation
             part_loss.backward()
         loss += part_loss.detach()
     return loss
-
-
-def _stopped(when: str, world: World, stop: StopSignal) -> int:
-    """Request a requeue and report where the run stopped; returns the exit code."""
-    if world.is_main:
-        leave_marker(when)
-    wait_for_all()  # a rank that left before the others are done would have them killed
-    if world.is_main:
-        print(f"stopped {when} by {stop.received or 'another rank'}; the same command goes on")
-    return STOPPED
 
 
 def _silence(*_words: object, **_options: object) -> None:

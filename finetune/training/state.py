@@ -1,13 +1,16 @@
 """Training state saved in a checkpoint."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from shared.errors import UserError
 from shared.model.dpa_p2pnet import DPAP2PNet
+from shared.training import checkpoint
+from shared.training.run_folder import Run
 
 
 @dataclass
@@ -20,33 +23,61 @@ class TrainingState:
     """Batch norms that stay in eval mode."""
     ema: ModelEmaV3 | None = None
     """Moving average of the weights."""
+    data: str = ""
+    """Digest of the annotated data."""
     step: int = 0
+    """Optimiser steps done."""
     best_f1: float = -1.0
     """Macro F1 of the best weights on the validation tiles."""
     best_step: int = 0
+    model: nn.Module = field(init=False)
+    """The detector, or what the loop wraps around it to exchange gradients among ranks."""
+
+    def __post_init__(self) -> None:
+        self.model = self.detector
 
     @property
     def eval_model(self) -> DPAP2PNet:
         """The detector to validate and publish: the moving average, if there is one."""
         return self.detector if self.ema is None else self.ema.module
 
-    def state(self) -> dict[str, Any]:
-        """Collect the state as tensors and plain values."""
-        return {
+    def save(self, run: Run, recipe: str) -> None:
+        """Write a checkpoint into the run folder.
+
+        Args:
+            run: The run.
+            recipe: Name of the recipe.
+        """
+        content = {
             "detector": self.detector.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "average": {} if self.ema is None else self.ema.module.state_dict(),
             "best_f1": self.best_f1,
             "best_step": self.best_step,
+            "data": self.data,
         }
+        checkpoint.save(run.folder, self.step, recipe, content)
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Restore the state of a checkpoint."""
-        self.detector.load_state_dict(state["detector"])
-        self.optimiser.load_state_dict(state["optimiser"])
+    def restore(self, folder: Path, recipe: str) -> str:
+        """Restore the newest whole checkpoint of a run folder; returns a description of the run's position.
+
+        Raises:
+            UserError: the folder belongs to another recipe or other data, or none of its checkpoints can be read.
+        """
+        found = checkpoint.resume(folder, recipe)
+        if found is None:
+            return "begins"
+        if found["data"] != self.data:
+            raise UserError(
+                f"the tiles or cells of --data have changed since step {found['step']:,} of {folder}; "
+                "give another run folder with --run-dir"
+            )
+        self.detector.load_state_dict(found["detector"])
+        self.optimiser.load_state_dict(found["optimiser"])
         if self.ema is not None:
-            self.ema.module.load_state_dict(state["average"])
-        self.step, self.best_f1, self.best_step = state["step"], state["best_f1"], state["best_step"]
+            self.ema.module.load_state_dict(found["average"])
+        self.step, self.best_f1, self.best_step = found["step"], found["best_f1"], found["best_step"]
+        return f"goes on after step {self.step:,}"
 
     def training_mode(self) -> None:
         """Switch to training mode, except for frozen batch norms."""

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from shared.errors import UserError
 from shared.jobs.process_rank import Numbering, numbering_of_process
-from shared.signals import StopSignal, ignore_signals_in_worker
+from shared.signals import STOPPED, StopSignal, ignore_signals_in_worker, leave_marker
 
 # Time limit of collective operations; the first rank scores, draws and writes while the others wait.
 PATIENCE = datetime.timedelta(minutes=30)
@@ -24,8 +24,10 @@ __all__ = [
     "StopSignal",
     "World",
     "any_rank",
+    "end_at_checkpoint",
     "exchange_gradients",
     "ignore_signals_in_worker",
+    "is_stopped",
     "mean_over_ranks",
     "replicated",
     "start",
@@ -137,6 +139,21 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     value = torch.tensor(float(flag), device=device)
     dist.all_reduce(value, op=dist.ReduceOp.MAX)
     return bool(value.item())
+
+
+def is_stopped(stop: StopSignal, world: World) -> bool:
+    """Return True on all ranks if any has received a stop signal."""
+    return any_rank(stop.received is not None, world.device)
+
+
+def end_at_checkpoint(when: str, stop: StopSignal, world: World) -> int:
+    """Request a requeue and print when the run stopped, as "after step 7"; returns the exit code."""
+    if world.is_main:
+        leave_marker(when)
+    wait_for_all()  # a rank that left before the others are done would have them killed
+    if world.is_main:
+        print(f"stopped {when} by {stop.received or 'another rank'}; the same command goes on")
+    return STOPPED
 
 
 def _why_no_meeting(error: Exception) -> str:

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -82,6 +83,21 @@ def together(world: World) -> Iterator[None]:
     for message in texts_of_ranks(sentence, world):
         if message:
             raise AllRanksError(message)
+
+
+def not_finite(what: str, step: int, folder: Path, remedy: str) -> AllRanksError:
+    """Error for a run whose loss or weights are not finite, on every rank.
+
+    Args:
+        what: "the loss", for example.
+        step: The step at which it was found.
+        folder: The run folder.
+        remedy: Options of the command that may help.
+    """
+    return AllRanksError(
+        f"{what} is infinite or not a number at step {step:,}; the checkpoints before it are kept in {folder}: "
+        f"run the same command with {remedy}"
+    )
 
 
 def refuse_differences(mine: str, world: World, sentence: str) -> None:

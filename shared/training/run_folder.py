@@ -136,8 +136,9 @@ class Run:
         return [{"after_step": step, "setting": name, "before": before[name], "now": now[name]} for name in names]
 
     def rewind(self, step: int) -> None:
-        """Remove metrics of steps after `step` (-1: all), which the run logs again."""
-        self._begins = max(step + 1, 0)
+        """Remove metrics of steps after `step` (0: all), which the run logs again."""
+        step = step or -1  # a run that begins also logs step 0, before its first step
+        self._begins = step + 1
         path = self.folder / "metrics.jsonl"
         if not self.writes or not path.exists():
             return

@@ -9,7 +9,7 @@ from shared.cli import as_plain
 from shared.errors import UserError
 from shared.signals import StopSignal
 from shared.training.checkpoint import newest_step, refuse_other_settings
-from shared.training.distributed import World, any_rank
+from shared.training.distributed import World, is_stopped
 from shared.training.rank_errors import refuse_differences, texts_of_ranks, together
 from shared.training.run_folder import Run
 from shared.weights.weights_file import IMAGENET_MEAN, IMAGENET_STD, check_destination
@@ -94,7 +94,7 @@ def verify(recipe: Recipe, shard_set: ShardSet, world: World, stop: StopSignal) 
         if recipe.verify and not has_begun(recipe):
             numbers = range(world.rank, len(shard_set.shards), world.size)
             check_sums(shard_set, numbers, lambda: stop.received is not None, quiet=not world.is_main)
-    return not any_rank(stop.received is not None, world.device)
+    return not is_stopped(stop, world)
 
 
 def open_run(recipe: Recipe, shard_set: ShardSet, world: World) -> Run:

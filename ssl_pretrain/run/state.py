@@ -1,16 +1,20 @@
 """Training state saved in a checkpoint."""
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from shared.training import checkpoint
-from shared.training.rank_errors import AllRanksError
+from shared.training.rank_errors import not_finite
 from shared.training.run_folder import Run
 from ssl_pretrain.data.epoch_order import EpochPartition, Position
 from ssl_pretrain.methods import Method
+
+# Options that may help against a loss that is not finite.
+REMEDY = "a lower --optimiser.base-lr, with --optimiser.clip, or with --precision float32"
 
 
 @dataclass
@@ -30,6 +34,11 @@ class TrainingState:
     """Position in the shards."""
     undecodable: frozenset[str] = frozenset()
     """Names of the images that neighbours have replaced."""
+    model: nn.Module = field(init=False)
+    """The method, or what the loop wraps around it to exchange gradients among ranks."""
+
+    def __post_init__(self) -> None:
+        self.model = self.method
 
     def save(self, run: Run, recipe: str, keep_every: int | None = None) -> None:
         """Write a checkpoint into the run folder; called on every rank.
@@ -44,7 +53,7 @@ class TrainingState:
         """
         norms = torch.stack(torch._foreach_norm(list(self.method.parameters()))).tolist()
         if not all(map(math.isfinite, norms)):
-            raise not_finite("a weight", self.step, run.folder)
+            raise not_finite("a weight", self.step, run.folder, REMEDY)
         if not run.writes:
             return
         content = {
@@ -82,11 +91,3 @@ class TrainingState:
         # Other ranks, workers or batches divide an epoch in another way: only the next one is all unseen.
         self.position = Position(self.position.epoch + 1)
         return f"goes on after step {self.step:,}, with a new epoch because its division has changed"
-
-
-def not_finite(what: str, step: int, folder: Path) -> AllRanksError:
-    """Error for a run whose loss or weights are not finite, on every rank."""
-    return AllRanksError(
-        f"{what} is infinite or not a number at step {step:,}; the checkpoints before it are kept in {folder}: "
-        "run the same command with a lower --optimiser.base-lr, with --optimiser.clip, or with --precision float32"
-    )

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from shared.training.distributed import World, mean_over_ranks
 from shared.training.gpu_usage import peak_flops, utilisation
+from shared.training.rank_errors import not_finite
 from shared.training.run_folder import Run, progress
 from ssl_pretrain.run.batch_plan import BatchPlan
 from ssl_pretrain.run.flops import flops_per_image
-from ssl_pretrain.run.state import not_finite
+from ssl_pretrain.run.state import REMEDY
 
 # Maximum seconds between two polls for preemption: a job is warned minutes before its end,
 # and a checkpoint has to be written in them. A poll makes the GPU wait for some milliseconds.
@@ -85,7 +86,7 @@ class StepLogger:
         used = utilisation(self._flops, speed, self.plan.ranks, self.device)
         for loss, *measures in lines:
             if not math.isfinite(loss):
-                raise not_finite("the loss", self._step + 1, self.run.folder)
+                raise not_finite("the loss", self._step + 1, self.run.folder, REMEDY)
             self._log(loss, speed, wait, used | dict(zip(self._names, measures, strict=True)))
         shown = "".join(f", {value} {UNITS[name]}" for name, value in used.items())
         lr = self.plan.learning_rate(self._step - 1)

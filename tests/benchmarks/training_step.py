@@ -63,7 +63,7 @@ def step(fast: bool, precision: str) -> Callable[[], float]:
         torch.randint(0, 256, (CROPS, 3, SIDE, SIDE), dtype=torch.uint8),
         [Targets(torch.rand(CELLS, 2) * SIDE, torch.arange(CELLS) % 3) for _ in range(CROPS)],
     )
-    return lambda: update(recipe, detector, training, batch, recipe.learning_rate)["loss"]
+    return lambda: update(recipe, training, batch, recipe.learning_rate)["loss"]
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from finetune.datasets import DataOptions, load_data
 from finetune.launch import LAUNCH
 from finetune.recipes import RECIPES
 from finetune.step import update
-from finetune.train import _start, train
+from finetune.train import begin, train
 from finetune.training.augment import AugmentConfig
 from finetune.training.criterion import Targets
 from finetune.training.tile_loader import Batch, TileStream, tile_batches
@@ -99,7 +99,7 @@ def test_two_halves_equal_the_whole(command: Command, tiles: Path, tmp_path: Pat
     assert done.returncode == 0, done.stderr
     assert steps_logged(tmp_path) == [1, 2, 3]
     done = command("finetune", *FEW, "--data", tiles)
-    assert "going on after step 3" in done.stdout, done.stderr
+    assert "goes on after step 3" in done.stdout, done.stderr
     assert_same_weights(tmp_path, undisturbed)
     assert_same_weights(tmp_path, undisturbed, "best.pth")
     assert steps_logged(tmp_path) == [1, 2, 3, 4, 5, 6]
@@ -119,7 +119,7 @@ def test_a_killed_run_goes_on(
     assert code == (-signal.SIGKILL if number == signal.SIGKILL else 85)
     done = command("finetune", *FEW, "--data", tiles)
     assert done.returncode == 0, done.stderr
-    assert "going on after step" in done.stdout
+    assert "goes on after step" in done.stdout
     assert_same_weights(tmp_path, undisturbed)
     assert steps_logged(tmp_path) == [1, 2, 3, 4, 5, 6]
 
@@ -147,7 +147,7 @@ def test_a_damaged_checkpoint_costs_one_checkpoint(
     newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
     done = command("finetune", *FEW, "--data", tiles)
     assert f"{newest.name} is damaged" in done.stderr
-    assert "going on after step 2" in done.stdout
+    assert "goes on after step 2" in done.stdout
     assert_same_weights(tmp_path, undisturbed)
 
 
@@ -196,7 +196,7 @@ def test_other_data_are_not_gone_on_with(command: Command, tiles: Path, tmp_path
     path.write_text(path.read_text() + "5,5,1\n")
     done = command("finetune", *FEW)
     assert done.returncode == 2
-    assert "the tiles or cells in data have changed since step 1 of runs/finetune" in done.stderr
+    assert "the tiles or cells of --data have changed since step 1 of runs/finetune" in done.stderr
 
 
 def test_the_ranks_of_a_step_get_different_tiles(tiles: Path) -> None:
@@ -244,7 +244,7 @@ def test_batch_norms_train_unless_their_statistics_were_loaded(
         data.splits[split] = [dataclasses.replace(tile, wider=(tile.image,) * (views - 1)) for tile in each]
     for init in ("random", str(tmp_path / "trunk.pth")):
         recipe = dataclasses.replace(RECIPES["dpa_p2pnet"], init=init, **common)
-        training, _ = _start(recipe, data, World(0, 0, 1, torch.device("cpu")))
+        training, _ = begin(recipe, data, World(0, 0, 1, torch.device("cpu")))
         training.detector.eval()
         training.training_mode()
         norms = [m for m in training.detector.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
@@ -296,12 +296,12 @@ def test_the_optimiser_gets_the_recipe_s_numbers(tiles: Path) -> None:
         learning_rate=0.01,
     )
     data = load_data(recipe.source)
-    training, _ = _start(recipe, data, World(0, 0, 1, torch.device("cpu")))
+    training, _ = begin(recipe, data, World(0, 0, 1, torch.device("cpu")))
     name, parameter = next(iter(training.detector.named_parameters()))
     before = parameter.detach().clone()
     targets = [Targets(torch.rand(5, 2) * 64, torch.zeros(5, dtype=torch.long))]
     image_BCHW = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
-    logged = update(recipe, training.detector, training, Batch(image_BCHW, targets), 0.01)
+    logged = update(recipe, training, Batch(image_BCHW, targets), 0.01)
     gradients = [p.grad for p in training.detector.parameters() if p.grad is not None]
     assert logged["gradient_norm"] > 1e-2
     assert torch.stack([g.norm() for g in gradients]).norm().item() == pytest.approx(1e-3, rel=1e-3)
@@ -370,7 +370,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_in_a_sentence(
     tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"no longer finite at step [2-4]; .* lower --learning-rate"):
+    with pytest.raises(UserError, match=r"not a number at step [2-4]; .* lower --learning-rate"):
         start(*TINY, "--data", tiles, "--learning-rate", 1e30)
     assert not (tmp_path / "detector.pth").exists()
 

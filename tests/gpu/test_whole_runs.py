@@ -66,7 +66,7 @@ def test_a_step_never_waits(name: str, tmp_path: Path):
     for forbids in (False, True):  # the first steps choose kernels and make the optimiser's state
         for _ in range(3):
             with waits_forbidden() if forbids else nullcontext():
-                update(plan, state, method, views, lambda: crops, WORLD)
+                update(plan, state, views, lambda: crops, WORLD)
             state.step += 1
 
 

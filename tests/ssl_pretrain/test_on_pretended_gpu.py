@@ -6,7 +6,6 @@ that wait for the device. One of each is planted in the end.
 
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,6 +23,7 @@ from ssl_pretrain.methods.dino import DINO
 from ssl_pretrain.methods.sync_batch_norm import GroupBatchNorm, synchronise
 from ssl_pretrain.recipe import Recipe
 from ssl_pretrain.run.batch_plan import BatchPlan
+from ssl_pretrain.run.state import TrainingState
 from ssl_pretrain.train import update
 from tests.pretended_gpu import GPU, moved, pretended_gpu
 from tests.ssl_pretrain import tiny
@@ -50,11 +50,11 @@ class Steps:
             moved(views)
             moved(self.method)
             self._record_products()
-            state = SimpleNamespace(method=self.method, optimiser=recipe.optimiser.build(self.method), step=0)
+            state = TrainingState(self.method, recipe.optimiser.build(self.method), layout=None)
             sizes = [crop.size for crop in each_crop(recipe.method.crops)]
             crops = [torch.zeros(plan.micro_batch, 3, size, size, dtype=torch.uint8) for size in sizes]
             for _ in range(STEPS):
-                self.losses.append(update(plan, state, self.method, views, lambda: crops, world))
+                self.losses.append(update(plan, state, views, lambda: crops, world))
                 self.measures = self.method.measures()
                 state.step += 1
             self.uploads = len(crops) * plan.accumulation * STEPS

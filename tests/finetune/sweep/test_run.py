@@ -108,7 +108,7 @@ def test_stopped_and_resumed_with_a_failing_row(
     foreign.parent.mkdir(parents=True)
     foreign.touch()
     assert sweep(tyro.cli(SweepConfig, args=[*words, *rows]), stop) == 3
-    assert "going on after step" in log.read_text()
+    assert "goes on after step" in log.read_text()
     errors = capsys.readouterr().err
     assert errors.count("\n") == 1
     assert errors.startswith("failed: msd/seed-0: error: ") and "msd/seed-0" in errors
