@@ -4,7 +4,7 @@ from finetune.datasets import load_data
 from finetune.recipes import Recipe, check
 from finetune.train import FREE_ON_RESUME, TUNABLE_ON_RESUME, refuse_uneven
 from shared.cli import as_plain
-from shared.jobs.launch import Launch, wait_for_run
+from shared.jobs.launcher import Launch, wait_for_run
 from shared.jobs.slurm import Slurm
 from shared.jobs.slurm import check as check_slurm
 from shared.training import checkpoint

@@ -3,7 +3,7 @@
 from patch_extraction.config import HarvestConfig
 from patch_extraction.slide_store.file_names import JOBS
 from shared.errors import UserError
-from shared.jobs.launch import PartsLaunch, part_tasks, typed_command, wait_in_slurm
+from shared.jobs.launcher import PartsLaunch, part_tasks, typed_command, wait_in_slurm
 from shared.jobs.slurm import Slurm
 from shared.jobs.slurm import check as check_slurm
 from shared.jobs.tasks import Task

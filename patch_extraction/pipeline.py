@@ -11,8 +11,8 @@ from patch_extraction.harvesting.workers import harvest_slides
 from patch_extraction.packing.locks import one_after_another, only_harvest, only_part
 from patch_extraction.packing.output_folder import kept_slides
 from patch_extraction.packing.pack import DamagedTarError, discard, pack
+from patch_extraction.reports.contact_sheets import save_contact_sheets
 from patch_extraction.reports.html_report import write_report
-from patch_extraction.reports.pictures import save_contact_sheets
 from patch_extraction.reports.summary import summary, write_slide_table
 from patch_extraction.slide_store.completed import (
     completed_slides,

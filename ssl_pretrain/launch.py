@@ -2,7 +2,7 @@
 
 import torch
 
-from shared.jobs.launch import Launch, wait_for_run
+from shared.jobs.launcher import Launch, wait_for_run
 from shared.jobs.slurm import Slurm
 from shared.jobs.slurm import check as check_slurm
 from shared.training.distributed import World

@@ -5,9 +5,9 @@ from typing import Annotated
 import tyro
 
 from finetune.datasets.cut_views import CutViews, cut_views
+from finetune.datasets.data_summary import Summary, summarise
 from finetune.datasets.import_qupath import Import, import_annotations
-from finetune.datasets.summary import Summary, summarise
-from finetune.predict.outputs.file_names import drawn_by_prediction
+from finetune.predict.outputs.output_names import drawn_by_prediction
 from finetune.review.options import Suggest
 from shared.cli import run
 

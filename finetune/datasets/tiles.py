@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from finetune.datasets.annotations.cells import ListedCell, place_cells
+from finetune.datasets.annotations.listed_cells import ListedCell, place_cells
 from finetune.datasets.dataset import Tile, image_sizes
 from finetune.datasets.description import ORIGIN_OFFSETS, Description
 from finetune.datasets.splits import slide_of

@@ -9,7 +9,7 @@ def main() -> int:
     stop = StopSignal()  # before torch, as in finetune
     from finetune.predict.config import PredictConfig, check
     from finetune.predict.launch import LAUNCH, predict_in_slurm
-    from finetune.predict.outputs.file_names import drawn_by_prediction
+    from finetune.predict.outputs.output_names import drawn_by_prediction
     from finetune.predict.supervise import SlideLog, supervise
     from shared.wsi.image_source import find_sources
 

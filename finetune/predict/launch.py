@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from shared.jobs.launch import PartsLaunch, part_tasks, typed_command, wait_in_slurm
+from shared.jobs.launcher import PartsLaunch, part_tasks, typed_command, wait_in_slurm
 from shared.jobs.slurm import Slurm
 from shared.jobs.slurm import check as check_slurm
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from finetune.predict.config import PredictConfig
-from finetune.predict.outputs.file_names import FAILURE, drawn_by_prediction, file_of
-from finetune.predict.outputs.summary import write_overview
-from finetune.predict.plan import PredictPlan, make_plan
+from finetune.predict.outputs.cell_counts import write_overview
+from finetune.predict.outputs.output_names import FAILURE, drawn_by_prediction, file_of
+from finetune.predict.prediction_plan import PredictPlan, make_plan
 from finetune.predict.share import share_of_process
 from finetune.predict.slide_job import SlideJob, predict_slide
 from finetune.predict.supervise import BEGUN, DONE, FAILED, INCOMPLETE, KILLED, SlideLog

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from finetune.predict.config import PredictConfig
-from finetune.predict.outputs.file_names import GEOJSON, file_of, work_folder
+from finetune.predict.outputs.output_names import GEOJSON, file_of, work_folder
 from finetune.predict.outputs.own_files import OwnFiles, read_summary
 from finetune.predict.outputs.write_all import Outputs, endings_of, write_outputs
-from finetune.predict.plan import PredictPlan, refuse_other_key
+from finetune.predict.prediction_plan import PredictPlan, refuse_other_key
 from finetune.predict.search.area import Area, Everywhere, Regions, default_area, inside, touched
 from finetune.predict.search.cell_store import CellStore, StoredCells, read_progress
 from finetune.predict.search.inference import WindowReader, find_cells

@@ -7,7 +7,7 @@ import numpy as np
 
 from finetune.datasets.dataset import OfficialRule
 from finetune.scoring.metrics import OfficialScore
-from finetune.scoring.ocelot import ocelot_score
+from finetune.scoring.ocelot_score import ocelot_score
 from shared.model.cells import Cells
 
 # By the name that the data set's reader gives. Labels are numbered in the order of the score's classes.

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from shared.model.dpa_p2pnet import DPAP2PNet
-from shared.training.flops import counted_operations
+from shared.training.network_size import counted_operations
 
 # The counter of the paper adds two operations for every output of a norm and two for its scale and shift.
 NORM_OPERATIONS = 4

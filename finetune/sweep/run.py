@@ -20,7 +20,7 @@ from finetune.sweep.config import (
     weights_files,
 )
 from finetune.sweep.paper_tables import TABLES
-from finetune.sweep.results import print_table, read_result, write_tables
+from finetune.sweep.score_tables import print_table, read_result, write_tables
 from shared.cli import as_plain, make_folder, settings_text
 from shared.errors import NOTHING_FAILED, SOME_FAILED, UserError
 from shared.files import write_json

@@ -16,7 +16,7 @@ from patch_extraction.harvesting.focus import focus
 from patch_extraction.harvesting.near_misses import MIN_FRACTION, remove_near_misses
 from patch_extraction.harvesting.search_area import save_tissue, search_area
 from patch_extraction.harvesting.slide_plan import HarvestStats, SlidePlan
-from patch_extraction.reports.pictures import save_thumbnail
+from patch_extraction.reports.contact_sheets import save_thumbnail
 from patch_extraction.slide_store.file_names import THUMBNAILS, failure_log_path, record_path, tar_path
 from patch_extraction.slide_store.fingerprint import fingerprint, is_copy, last_change
 from patch_extraction.slide_store.slide_record import (

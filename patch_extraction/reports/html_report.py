@@ -8,8 +8,8 @@ from typing import Any
 from PIL import Image
 
 from patch_extraction.config import HarvestConfig
+from patch_extraction.reports.contact_sheets import COLOURS
 from patch_extraction.reports.histogram import Histogram, summed
-from patch_extraction.reports.pictures import COLOURS
 from patch_extraction.reports.summary import biomarker_rows, remarks
 from patch_extraction.slide_store.file_names import (
     CONTACT_SHEET,

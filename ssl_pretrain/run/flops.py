@@ -2,7 +2,7 @@
 
 import torch
 
-from shared.training.flops import counted_operations
+from shared.training.network_size import counted_operations
 from ssl_pretrain.methods import Step
 from ssl_pretrain.recipe import Recipe
 

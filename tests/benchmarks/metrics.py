@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from finetune.scoring.metrics import match_greedily, score_cells
-from finetune.scoring.ocelot import RADIUS, ocelot_score
+from finetune.scoring.ocelot_score import RADIUS, ocelot_score
 from shared.model.cells import Cells
 from tests.benchmarks.measuring import Result, timed, write
 from tests.finetune.literal_rules import hits_by_distances, literal_ocelot

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from finetune.predict import slide_job
 from finetune.predict.config import PredictConfig
-from finetune.predict.plan import PredictPlan
+from finetune.predict.prediction_plan import PredictPlan
 from shared.model.decoders import Detections
 from shared.model.detector_file import LoadedDetector
 from shared.model.dpa_p2pnet import DetectorConfig

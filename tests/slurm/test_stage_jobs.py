@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.jobs.launch import typed_command
+from shared.jobs.launcher import typed_command
 from shared.jobs.slurm import Slurm, run_in_slurm
 from shared.jobs.slurm_states import job_states
 from shared.samples.sample_slides import write_tiles

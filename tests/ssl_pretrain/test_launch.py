@@ -23,7 +23,7 @@ def test_the_gpus_that_count_are_the_jobs(tmp_path: Path, monkeypatch: pytest.Mo
         loader=dataclasses.replace(recipe.loader, decode="gpu"),
     )
     monkeypatch.setattr("ssl_pretrain.launch.check_slurm", lambda slurm: None)
-    monkeypatch.setattr("shared.jobs.launch.wait_in_slurm", lambda tasks, folder, slurm: 0)
+    monkeypatch.setattr("shared.jobs.launcher.wait_in_slurm", lambda tasks, folder, slurm: 0)
     assert train_in_slurm(recipe, LAUNCH) == 0
     with pytest.raises(UserError, match=r"--loader\.decode gpu needs a GPU"):
         train_in_slurm(recipe, dataclasses.replace(LAUNCH, slurm=Slurm(gpus=0)))

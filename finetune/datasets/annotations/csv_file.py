@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from finetune.datasets.annotations.cells import ListedCell
+from finetune.datasets.annotations.listed_cells import ListedCell
 from shared.annotations.bounded_files import read_table
 from shared.annotations.features import class_value
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from finetune.datasets.annotations.cells import ListedCell
+from finetune.datasets.annotations.listed_cells import ListedCell
 from shared.annotations.features import class_of, mapping_of
 from shared.errors import UserError
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.datasets.annotations import geojson_file
-from finetune.datasets.annotations.cells import ListedCell
+from finetune.datasets.annotations.listed_cells import ListedCell
 from shared.annotations.bounded_files import read_json
 from shared.annotations.features import class_value, features_of
 from shared.errors import UserError

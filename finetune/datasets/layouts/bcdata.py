@@ -9,7 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from finetune.datasets.annotations.cells import ListedCell
+from finetune.datasets.annotations.listed_cells import ListedCell
 from finetune.datasets.dataset import AnnotatedData, Tile
 from finetune.datasets.description import Description, checked
 from finetune.datasets.pairing import by_stem, images_in, paired, require_known_folders

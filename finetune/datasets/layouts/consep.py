@@ -12,7 +12,7 @@ import numpy as np
 import scipy.io
 from scipy.io.matlab import MatReadError
 
-from finetune.datasets.annotations.cells import ListedCell, place_cells
+from finetune.datasets.annotations.listed_cells import ListedCell, place_cells
 from finetune.datasets.dataset import AnnotatedData, Tile, image_sizes
 from finetune.datasets.description import NAME, ORIGIN_OFFSETS, Description, checked
 from finetune.datasets.layouts import points

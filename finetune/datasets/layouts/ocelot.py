@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from finetune.datasets.annotations.cells import ListedCell
+from finetune.datasets.annotations.listed_cells import ListedCell
 from finetune.datasets.dataset import SPLITS, AnnotatedData, OfficialRule, Tile
 from finetune.datasets.description import Description, checked
 from finetune.datasets.pairing import by_stem, images_in, paired, require_known_folders

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from finetune.datasets.annotations import csv_file, json_file
-from finetune.datasets.annotations.cells import ListedCell, ordered_values
+from finetune.datasets.annotations.listed_cells import ListedCell, ordered_values
 from finetune.datasets.dataset import SPLITS, AnnotatedData
 from finetune.datasets.description import Description, checked, class_values
 from finetune.datasets.pairing import by_stem, images_in, paired

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from finetune.predict.outputs.file_names import ENDINGS, SUMMARY, file_of, work_folder
+from finetune.predict.outputs.output_names import ENDINGS, SUMMARY, file_of, work_folder
 from shared.errors import UserError
 from shared.files import record_digest, recorded, sha256
 

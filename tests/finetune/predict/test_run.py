@@ -18,7 +18,7 @@ from PIL import Image
 from finetune import Detector
 from finetune.datasets import DataOptions, load_data
 from finetune.datasets.import_qupath import Import, import_annotations
-from finetune.predict.outputs.file_names import drawn_by_prediction
+from finetune.predict.outputs.output_names import drawn_by_prediction
 from finetune.predict.share import Share, share_of_process
 from shared.errors import UserError
 from shared.model import dpa_p2pnet as core

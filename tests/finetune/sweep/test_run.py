@@ -21,8 +21,8 @@ from finetune.launch import LAUNCH
 from finetune.recipes import RECIPES, Recipe
 from finetune.sweep.config import CommonRecipe, SweepConfig, planned_runs, words_of
 from finetune.sweep.paper_tables import TABLES
-from finetune.sweep.results import mean_and_spread
 from finetune.sweep.run import sweep
+from finetune.sweep.score_tables import mean_and_spread
 from finetune.training.augment import AugmentConfig
 from shared.cli import as_plain, parse_beside
 from shared.errors import UserError

@@ -15,7 +15,7 @@ from shared.model.detector_file import load_detector, save_detector
 from shared.model.dpa_p2pnet import Detections, DetectorConfig, DPAP2PNet
 from shared.model.proposals import proposal_grid
 from shared.training import checkpoint
-from shared.training.flops import counted_operations
+from shared.training.network_size import counted_operations
 from shared.weights.weights_file import read, write
 from tests.benchmarks.detector import plainly
 

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from finetune.datasets import DataOptions, load_data
+from finetune.datasets.data_summary import table
 from finetune.datasets.dataset import Tile
 from finetune.datasets.description import Description
 from finetune.datasets.splits import arrange, hold_out
-from finetune.datasets.summary import table
 from shared.errors import UserError
 
 NOTHING = (np.zeros((0, 2), np.float32), np.zeros(0, np.int64))

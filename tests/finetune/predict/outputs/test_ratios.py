@@ -2,8 +2,8 @@
 
 import pytest
 
+from finetune.predict.outputs.cell_counts import columns_of
 from finetune.predict.outputs.ratios import parse_ratio, parse_ratios
-from finetune.predict.outputs.summary import columns_of
 from shared.errors import UserError
 
 CLASSES = ("positive", "negative", "PD-L1+ tumour", "2+")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from shared.training.flops import counted_operations
+from shared.training.network_size import counted_operations
 
 
 @pytest.mark.parametrize("trained", [False, True])

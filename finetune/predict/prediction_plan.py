@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune.predict.config import PredictConfig, check
+from finetune.predict.outputs.cell_counts import columns_of
 from finetune.predict.outputs.ratios import Ratio, parse_ratios
-from finetune.predict.outputs.summary import columns_of
 from finetune.predict.search.inference import PAPER_RULE, Selection
 from finetune.predict.search.tiling import Tiling, tiling_of
 from finetune.scoring.operating_point import resolve_threshold

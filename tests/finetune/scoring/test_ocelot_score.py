@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from finetune.scoring.ocelot import Rates, as_submitted, ocelot_score
+from finetune.scoring.ocelot_score import Rates, as_submitted, ocelot_score
 from shared.model.cells import Cells
 from tests.finetune.literal_rules import literal_greedy, literal_ocelot
 

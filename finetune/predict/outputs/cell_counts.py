@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune.predict.outputs.file_names import SUMMARY
+from finetune.predict.outputs.output_names import SUMMARY
 from finetune.predict.outputs.ratios import Ratio
 from finetune.predict.outputs.writers import Rows
 from finetune.predict.search.area import Area
