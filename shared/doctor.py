@@ -20,12 +20,11 @@ from packaging.requirements import Requirement
 
 from shared.cli import run
 from shared.errors import UserError
-from shared.files import atomic_path, lock_error
+from shared.files import SHARED_MEMORY, atomic_path, lock_error
 from shared.weights.shipped import NUCLEI_FILE
 
 State = Literal["ok", "note", "missing"]
 PROJECT = "dpa-p2pnet"
-SHARED_MEMORY = Path("/dev/shm")
 MIN_SHARED_MEMORY = 2**30  # bytes; the published recipes of pre-training keep about 1 GB of crops ahead
 PROBE = b"\0" * 2**26  # 64 MiB
 SIGNS: dict[State, str] = {"ok": "ok     ", "note": "note   ", "missing": "MISSING"}

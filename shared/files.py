@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+# What worker processes pass tensors through.
+SHARED_MEMORY = Path("/dev/shm")
 # Of file systems that cannot lock: Lustre mounted without flock, NFS without lockd.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 

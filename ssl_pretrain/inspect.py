@@ -21,7 +21,7 @@ from ssl_pretrain.inspection import feature_metrics
 from ssl_pretrain.inspection.backbone_sources import LoadedBackbone, open_subject, untrained
 from ssl_pretrain.inspection.monitor import SAMPLES, undisturbed
 from ssl_pretrain.inspection.probe_patches import Sample, labelled_patches, sample_patches
-from ssl_pretrain.inspection.report import Finding, as_table, write_csv, write_html
+from ssl_pretrain.inspection.report import InspectionResult, as_table, write_csv, write_html
 from ssl_pretrain.methods.attention_maps import attention_sheet, class_attention, has_class_attention
 
 
@@ -56,25 +56,25 @@ def inspect(config: InspectConfig) -> None:
     rows = [*subjects, *map(untrained, reversed(first_of_arch.values()))]
 
     sample_for = functools.cache(lambda crop: labelled_patches(shard_set, crop, most))
-    findings = [
+    results = [
         _examine(number, row, sample_for, shard_set, config.out) for number, row in enumerate(rows, start=1)
     ]
 
     sample = f"{len(sample_for(rows[0].crop).slides)} patches of {config.shards}"
-    if missing := feature_metrics.missing_labels(findings[0].measures):
+    if missing := feature_metrics.missing_labels(results[0].measures):
         sample += f" ({missing})"
-    print(f"{sample}\n\n{as_table(findings)}\n")
-    for finding in findings:
-        for remark in finding.remarks:
-            print(f"{finding.name}: {remark}")
-    write_csv(config.out / "report.csv", findings)
-    write_html(config.out / "report.html", findings, sample)
+    print(f"{sample}\n\n{as_table(results)}\n")
+    for result in results:
+        for remark in result.remarks:
+            print(f"{result.name}: {remark}")
+    write_csv(config.out / "report.csv", results)
+    write_html(config.out / "report.html", results, sample)
     print(f"report: {config.out / 'report.html'}, numbers: {config.out / 'report.csv'}")
 
 
 def _examine(
     number: int, subject: LoadedBackbone, sample_for: Callable[[Crop], Sample], shard_set: ShardSet, out: Path
-) -> Finding:
+) -> InspectionResult:
     """Measure one backbone and save its pictures as `NUMBER-NAME-TITLE.png`."""
     device = _device()
     views = Views(ViewsConfig(), (), subject.mean, subject.std).to(device)
@@ -87,7 +87,9 @@ def _examine(
     shown = {} if subject.samples_seen == 0 else _pictures(subject, shard_set, views, device)
     stem = f"{number}-{re.sub(r'[^A-Za-z0-9-]+', '_', Path(subject.name).name)}"
     places = {title: _saved(image, out / f"{stem}-{title}.png") for title, image in shown.items()}
-    return Finding(subject.name, subject.samples_seen, measures | {"most_rank": most_rank}, remarks, places)
+    return InspectionResult(
+        subject.name, subject.samples_seen, measures | {"most_rank": most_rank}, remarks, places
+    )
 
 
 def _pictures(

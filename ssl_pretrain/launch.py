@@ -6,7 +6,7 @@ from shared.jobs.launcher import Launch, wait_for_run
 from shared.jobs.slurm import Slurm
 from shared.jobs.slurm import check as check_slurm
 from shared.training.distributed import World
-from ssl_pretrain.recipe import Recipe
+from ssl_pretrain.recipe import PretrainingRecipe
 from ssl_pretrain.run.batch_plan import BatchPlan, require_images_at_once
 from ssl_pretrain.run.setup import prepare
 
@@ -14,7 +14,7 @@ from ssl_pretrain.run.setup import prepare
 LAUNCH = Launch(slurm=Slurm(nodes=1, gpus=8, cpus=12))
 
 
-def train_in_slurm(recipe: Recipe, launch: Launch) -> int:
+def train_in_slurm(recipe: PretrainingRecipe, launch: Launch) -> int:
     """Submit the run and wait for it; returns the exit code of the process.
 
     Raises:

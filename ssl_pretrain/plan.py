@@ -10,7 +10,7 @@ from shared.training.gpu_usage import MEMORIES, PEAKS
 from ssl_pretrain.data.shard_loader import MOST_WORKERS
 from ssl_pretrain.data.shard_set import ShardSet, open_shards
 from ssl_pretrain.optim.optimizers import AdamW
-from ssl_pretrain.recipe import Recipe, check
+from ssl_pretrain.recipe import PretrainingRecipe, check
 from ssl_pretrain.recipes import RECIPES
 from ssl_pretrain.run.batch_plan import BatchPlan, require_images_at_once
 from ssl_pretrain.run.flops import flops_per_image
@@ -117,7 +117,7 @@ def check_asked(asked: ClusterSpec) -> None:
         )
 
 
-def speed_of(recipe: Recipe, asked: ClusterSpec) -> tuple[float, str]:
+def speed_of(recipe: PretrainingRecipe, asked: ClusterSpec) -> tuple[float, str]:
     """Images a second of one GPU, and where the number comes from."""
     if asked.images_per_second is not None:
         return asked.images_per_second, "as given"
@@ -130,7 +130,7 @@ def speed_of(recipe: Recipe, asked: ClusterSpec) -> tuple[float, str]:
     return reached * peak / flops, how
 
 
-def sizes_of(recipe: Recipe) -> Sizes:
+def sizes_of(recipe: PretrainingRecipe) -> Sizes:
     """Sizes of a checkpoint and of the exported weights."""
     method = recipe.method.build()
     trained = sum(weight.numel() for weight in method.parameters() if weight.requires_grad)
@@ -190,7 +190,7 @@ def _enough(plan: BatchPlan, shard_set: ShardSet, workers: int) -> str:
     return f"enough, a shard for each of {readers}"
 
 
-def table_of(recipe: Recipe, ranks: Sequence[int], speed: float) -> str:
+def table_of(recipe: PretrainingRecipe, ranks: Sequence[int], speed: float) -> str:
     """Make a table with a row for each number of GPUs; below, those that are refused."""
     rows, remarks = [], []
     for count in ranks:

@@ -25,7 +25,7 @@ Optimiser = tyro.conf.AvoidSubcommands[AdamW | SGD | LARC]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class PretrainingRecipe:
     """A pre-training run."""
 
     name: Annotated[str, tyro.conf.Fixed]
@@ -82,7 +82,7 @@ class Recipe:
     beginning and one at the end as well. None: about every 15 minutes; 0: none at all."""
 
 
-def check(recipe: Recipe) -> None:
+def check(recipe: PretrainingRecipe) -> None:
     """Check ranges.
 
     Raises:
@@ -110,7 +110,7 @@ def check(recipe: Recipe) -> None:
     _check_blur(recipe)
 
 
-def _check_blur(recipe: Recipe) -> None:
+def _check_blur(recipe: PretrainingRecipe) -> None:
     """Refuse a blur wider than a view, whose edges are mirrored once."""
     reach = recipe.views.blur_reach
     for crop in recipe.method.crops:

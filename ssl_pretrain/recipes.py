@@ -11,9 +11,9 @@ from pathlib import Path
 from ssl_pretrain.data.views import ViewsConfig
 from ssl_pretrain.methods import dino, mae, moco_v2, swav
 from ssl_pretrain.optim.optimizers import LARC, SGD, AdamW
-from ssl_pretrain.recipe import Recipe, check
+from ssl_pretrain.recipe import PretrainingRecipe, check
 
-__all__ = ["IMAGENET_EPOCH", "RECIPES", "Recipe", "check"]
+__all__ = ["IMAGENET_EPOCH", "RECIPES", "PretrainingRecipe", "check"]
 
 # Lengths are counted in passes over ImageNet-1k, as the literature does, whatever the number of patches.
 IMAGENET_EPOCH = 1_281_167
@@ -28,7 +28,7 @@ SWAV_COLOURS = replace(MOCO_COLOURS, brightness=0.8, contrast=0.8, saturation=0.
 # DINO (main_dino.py, DataAugmentationDINO).
 DINO_COLOURS = replace(MOCO_COLOURS, saturation=0.2)
 
-MOCO_V2_RESNET50 = Recipe(
+MOCO_V2_RESNET50 = PretrainingRecipe(
     name="moco_v2_resnet50",
     run_dir=Path("runs/moco_v2_resnet50"),
     out=Path("moco_v2_resnet50.pth"),
@@ -82,7 +82,7 @@ SWAV_OPTIMISER = LARC(
     warmup_lr=0.3,
     final_lr=0.0048,
 )
-SWAV_RESNET50 = Recipe(
+SWAV_RESNET50 = PretrainingRecipe(
     name="swav_resnet50",
     run_dir=Path("runs/swav_resnet50"),
     out=Path("swav_resnet50.pth"),
@@ -133,7 +133,7 @@ DINO = dino.DINOConfig(
     batch_norm_ranks=8,  # official: all, which are 8 in the README
     frozen_samples=IMAGENET_EPOCH,  # --freeze_last_layer 1
 )
-DINO_RESNET50 = Recipe(
+DINO_RESNET50 = PretrainingRecipe(
     name="dino_resnet50",
     run_dir=Path("runs/dino_resnet50"),
     out=Path("dino_resnet50.pth"),
@@ -180,7 +180,7 @@ DINO_VITB = replace(
     micro_batch=64,
 )
 
-MAE_VITB = Recipe(
+MAE_VITB = PretrainingRecipe(
     name="mae_vitb",
     run_dir=Path("runs/mae_vitb"),
     out=Path("mae.pth"),
@@ -210,7 +210,7 @@ MAE_VITB = Recipe(
 )
 
 # A few minutes on two CPU cores, to see the whole thing work; the numbers are ours. The loss falls to 0.8.
-MAE_DEMO = Recipe(
+MAE_DEMO = PretrainingRecipe(
     name="mae_demo",
     run_dir=Path("runs/mae_demo"),
     out=Path("mae_demo.pth"),
@@ -234,7 +234,7 @@ MAE_DEMO = Recipe(
 )
 
 
-def _for_ihc(recipe: Recipe) -> Recipe:
+def _for_ihc(recipe: PretrainingRecipe) -> PretrainingRecipe:
     """The recipe `NAME_ihc`: colours and orientation varied as suits immunohistochemistry.
 
     Whether a nucleus is brown or blue is what is to be learnt, and what strong hue jitter, grayscale and

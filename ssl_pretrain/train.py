@@ -25,19 +25,19 @@ from ssl_pretrain.data.shard_set import ShardSet
 from ssl_pretrain.data.views import Views
 from ssl_pretrain.inspection.monitor import Monitor
 from ssl_pretrain.optim.optimizers import set_rates
-from ssl_pretrain.recipe import Recipe
+from ssl_pretrain.recipe import PretrainingRecipe
 from ssl_pretrain.run.batch_plan import BatchPlan
 from ssl_pretrain.run.export import export, is_finished
 from ssl_pretrain.run.look_schedule import LookSchedule
 from ssl_pretrain.run.setup import begin, describe, normalisation, open_run, prepare, verify
-from ssl_pretrain.run.state import TrainingState
+from ssl_pretrain.run.state import PretrainingState
 from ssl_pretrain.run.step_logger import StepLogger
 
 # Gives the uint8 crops of a micro-batch.
 Batches = Callable[[], list[Tensor]]
 
 
-def train(recipe: Recipe, world: World, stop: StopSignal) -> int:
+def train(recipe: PretrainingRecipe, world: World, stop: StopSignal) -> int:
     """Train, or resume training, to the recipe's end; returns the exit code of the process.
 
     0: the weights are exported. 85: stopped by a signal, at a checkpoint or before there was any.
@@ -78,7 +78,7 @@ def _train(plan: BatchPlan, shard_set: ShardSet, run: Run, world: World, stop: S
 
 
 def _loop(
-    plan: BatchPlan, state: TrainingState, shard_set: ShardSet, run: Run, world: World, stop: StopSignal
+    plan: BatchPlan, state: PretrainingState, shard_set: ShardSet, run: Run, world: World, stop: StopSignal
 ) -> bool:
     """Take steps until the last one or a stop signal on any rank; returns True if it was stopped."""
     recipe, method = plan.recipe, state.method
@@ -122,7 +122,7 @@ def _loop(
     return stopping
 
 
-def _views(recipe: Recipe, shard_set: ShardSet) -> Views:
+def _views(recipe: PretrainingRecipe, shard_set: ShardSet) -> Views:
     """Make the augmentation, which runs on the device."""
     views = Views(recipe.views, recipe.method.crops, *normalisation(recipe, shard_set))
     if recipe.compile:
@@ -130,7 +130,7 @@ def _views(recipe: Recipe, shard_set: ShardSet) -> Views:
     return views
 
 
-def update(plan: BatchPlan, state: TrainingState, views: Views, take: Batches, world: World) -> Tensor:
+def update(plan: BatchPlan, state: PretrainingState, views: Views, take: Batches, world: World) -> Tensor:
     """Make one step, in which nothing waits for the device; returns this rank's loss (scalar, on the device).
 
     Args:
@@ -151,7 +151,7 @@ def update(plan: BatchPlan, state: TrainingState, views: Views, take: Batches, w
     return loss
 
 
-def _add_gradients(plan: BatchPlan, state: TrainingState, views: Views, take: Batches, world: World) -> Tensor:
+def _add_gradients(plan: BatchPlan, state: PretrainingState, views: Views, take: Batches, world: World) -> Tensor:
     """Accumulate the gradients of a batch, one pass per micro-batch; returns this rank's loss (scalar)."""
     step, loss = plan.at(state.step), torch.zeros((), device=world.device)
     for part in range(plan.accumulation):

@@ -9,16 +9,15 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate, default_convert
 
+from shared.files import SHARED_MEMORY
 from shared.signals import ignore_signals_in_worker
 from shared.training.worker_errors import explain_worker_death
 
-SHARED_MEMORY = Path("/dev/shm")
 # Seconds without a batch after which the command ends.
 PATIENCE_S = 600
 

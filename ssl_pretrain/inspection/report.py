@@ -33,7 +33,7 @@ STYLE = (
 
 
 @dataclass(frozen=True)
-class Finding:
+class InspectionResult:
     """One row."""
 
     name: str
@@ -43,32 +43,32 @@ class Finding:
     pictures: dict[str, Path] = field(default_factory=dict)
 
 
-def as_table(findings: Sequence[Finding]) -> str:
+def as_table(results: Sequence[InspectionResult]) -> str:
     """For the terminal, with an explanation below."""
-    return f"{table(_header(), [_row(finding) for finding in findings])}\n\n{EXPLANATION}"
+    return f"{table(_header(), [_row(result) for result in results])}\n\n{EXPLANATION}"
 
 
-def write_csv(path: Path, findings: Sequence[Finding]) -> None:
+def write_csv(path: Path, results: Sequence[InspectionResult]) -> None:
     """One row a backbone, columns by the names that `metrics.jsonl` has."""
     with own_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["name", "samples_seen", *COLUMNS])
-        for finding in findings:
-            seen = "" if finding.samples_seen is None else finding.samples_seen
-            writer.writerow([finding.name, seen, *(finding.measures.get(name, "") for name in COLUMNS)])
+        for result in results:
+            seen = "" if result.samples_seen is None else result.samples_seen
+            writer.writerow([result.name, seen, *(result.measures.get(name, "") for name in COLUMNS)])
 
 
-def write_html(path: Path, findings: Sequence[Finding], sample: str) -> None:
+def write_html(path: Path, results: Sequence[InspectionResult], sample: str) -> None:
     """Write one file that holds the table, the remarks and the pictures."""
     rows = [f"<tr>{''.join(f'<th>{html.escape(head)}</th>' for head in _header())}</tr>"]
-    for finding in findings:
-        rows.append(f"<tr>{''.join(f'<td>{html.escape(str(cell))}</td>' for cell in _row(finding))}</tr>")
+    for result in results:
+        rows.append(f"<tr>{''.join(f'<td>{html.escape(str(cell))}</td>' for cell in _row(result))}</tr>")
     parts = [f"<h1>Backbones side by side</h1><p>{html.escape(sample)}</p>", f"<table>{''.join(rows)}</table>"]
     parts.append(f"<p>{html.escape(EXPLANATION)}</p>")
     parts += [
-        f"<p><b>{html.escape(f.name)}</b>: {html.escape(remark)}</p>" for f in findings for remark in f.remarks
+        f"<p><b>{html.escape(f.name)}</b>: {html.escape(remark)}</p>" for f in results for remark in f.remarks
     ]
-    shown = {f"{f.name}: {title}": picture for f in findings for title, picture in f.pictures.items()}
+    shown = {f"{f.name}: {title}": picture for f in results for title, picture in f.pictures.items()}
     parts += [f"<h2>{html.escape(title)}</h2>{_embedded(place)}" for title, place in shown.items()]
     page = (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Backbones side by side</title>'
@@ -82,9 +82,9 @@ def _header() -> list[str]:
     return ["backbone", "images seen", *COLUMNS.values()]
 
 
-def _row(finding: Finding) -> list[str | int | float]:
-    seen: str | int = "" if finding.samples_seen is None else finding.samples_seen
-    return [finding.name, seen, *(round(finding.measures[n], 3) if n in finding.measures else "" for n in COLUMNS)]
+def _row(result: InspectionResult) -> list[str | int | float]:
+    seen: str | int = "" if result.samples_seen is None else result.samples_seen
+    return [result.name, seen, *(round(result.measures[n], 3) if n in result.measures else "" for n in COLUMNS)]
 
 
 def _embedded(picture: Path) -> str:

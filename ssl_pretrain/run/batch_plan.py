@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from shared.errors import UserError
 from ssl_pretrain.methods import Step
 from ssl_pretrain.methods.swav import BATCH_WITHOUT_QUEUE, SwAVConfig
-from ssl_pretrain.recipe import Recipe, check
+from ssl_pretrain.recipe import PretrainingRecipe, check
 
 
 @dataclass(frozen=True)
 class BatchPlan:
     """Derived numbers of a run."""
 
-    recipe: Recipe
+    recipe: PretrainingRecipe
     ranks: int
     micro_batch: int
     """Images of one rank in one forward pass."""
@@ -24,7 +24,7 @@ class BatchPlan:
     """Steps of the whole schedule."""
 
     @classmethod
-    def of(cls, recipe: Recipe, ranks: int) -> "BatchPlan":
+    def of(cls, recipe: PretrainingRecipe, ranks: int) -> "BatchPlan":
         """Divide a recipe's batch among the ranks.
 
         Raises:
@@ -41,7 +41,7 @@ class BatchPlan:
         return cls(recipe, ranks, micro, accumulation, steps)
 
     @staticmethod
-    def divide(recipe: Recipe, ranks: int) -> tuple[int, int]:
+    def divide(recipe: PretrainingRecipe, ranks: int) -> tuple[int, int]:
         """Compute images of one rank in one forward pass, and forward passes a step.
 
         Raises:
@@ -114,7 +114,7 @@ class BatchPlan:
         return f"\nadvice  {advice}" if advice else ""
 
 
-def require_images_at_once(recipe: Recipe, ranks: int) -> None:
+def require_images_at_once(recipe: PretrainingRecipe, ranks: int) -> None:
     """Refuse SwAV without a queue for fewer images in one pass of all ranks than the published number.
 
     They share the prototypes; gradient accumulation does not add to them.
@@ -136,7 +136,7 @@ def require_images_at_once(recipe: Recipe, ranks: int) -> None:
     )
 
 
-def _begun_as(other: str, recipe: Recipe) -> str:
+def _begun_as(other: str, recipe: PretrainingRecipe) -> str:
     """Command that resumes a run which older releases began with the recipe for small batches; else empty."""
     path = recipe.run_dir / "config.json"
     try:

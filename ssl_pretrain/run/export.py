@@ -10,13 +10,13 @@ from ssl_pretrain.data.shard_set import ShardSet
 from ssl_pretrain.run.batch_plan import BatchPlan
 from ssl_pretrain.run.model_card import write_card
 from ssl_pretrain.run.setup import normalisation
-from ssl_pretrain.run.state import TrainingState
+from ssl_pretrain.run.state import PretrainingState
 
 # Names of images in the metadata of the weights.
 MOST_NAMED = 20
 
 
-def export(state: TrainingState, plan: BatchPlan, run: Run, shard_set: ShardSet) -> Path:
+def export(state: PretrainingState, plan: BatchPlan, run: Run, shard_set: ShardSet) -> Path:
     """Write the backbone into the run folder and copy it to the recipe's `out`; returns that path."""
     path = _in_run(run, plan)
     metadata = _metadata(state, plan, run, shard_set)
@@ -49,7 +49,7 @@ def _in_run(run: Run, plan: BatchPlan) -> Path:
     return run.folder / plan.recipe.out.name
 
 
-def _metadata(state: TrainingState, plan: BatchPlan, run: Run, shard_set: ShardSet) -> dict[str, Any]:
+def _metadata(state: PretrainingState, plan: BatchPlan, run: Run, shard_set: ShardSet) -> dict[str, Any]:
     recipe = plan.recipe
     mean, std = normalisation(recipe, shard_set)
     return {

@@ -4,13 +4,13 @@ import torch
 
 from shared.training.network_size import counted_operations
 from ssl_pretrain.methods import Step
-from ssl_pretrain.recipe import Recipe
+from ssl_pretrain.recipe import PretrainingRecipe
 
 # Images that are counted with: batch norms want more than one.
 IMAGES = 2
 
 
-def flops_per_image(recipe: Recipe) -> float:
+def flops_per_image(recipe: PretrainingRecipe) -> float:
     """Operations (two a multiply-add) of forward and backward pass for one patch; nothing is computed."""
     crops = [crop for crop in recipe.method.crops for _ in range(crop.count)]
     with torch.random.fork_rng(devices=[]):

@@ -3,7 +3,7 @@
 import time
 
 from shared.training.distributed import World, any_rank
-from ssl_pretrain.recipe import Recipe
+from ssl_pretrain.recipe import PretrainingRecipe
 
 # A checkpoint of ViT-B, its picture and a measurement take 3 to 8 s together: 0.3 to 0.9 % of this.
 MINUTES = 15.0
@@ -12,7 +12,7 @@ MINUTES = 15.0
 class LookSchedule:
     """Decision after every step, the same on all ranks."""
 
-    def __init__(self, recipe: Recipe, world: World) -> None:
+    def __init__(self, recipe: PretrainingRecipe, world: World) -> None:
         """Start the clock."""
         self._recipe, self._device = recipe, world.device
         self._since, self._is_time = time.monotonic(), False

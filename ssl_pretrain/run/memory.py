@@ -7,7 +7,7 @@ import torch
 from shared.training.peak_memory import counted_memory
 from ssl_pretrain.methods import Step
 from ssl_pretrain.optim.optimizers import AdamW
-from ssl_pretrain.recipe import Recipe
+from ssl_pretrain.recipe import PretrainingRecipe
 
 GIB = 2**30
 # CUDA's context, workspaces of cuDNN and cuBLAS, buffers of NCCL: our estimate.
@@ -48,7 +48,7 @@ class MemoryEstimate:
         return "; lower --micro-batch, or add --checkpoint-activations"
 
 
-def estimate_memory(recipe: Recipe, micro_batch: int) -> MemoryEstimate:
+def estimate_memory(recipe: PretrainingRecipe, micro_batch: int) -> MemoryEstimate:
     """Memory for passes over `micro_batch` images; nothing is computed."""
     crops = [crop for crop in recipe.method.crops for _ in range(crop.count)]
     with torch.random.fork_rng(devices=[]):

@@ -27,9 +27,9 @@ from ssl_pretrain.data.shard_set import (
 )
 from ssl_pretrain.methods import Method
 from ssl_pretrain.methods.sync_batch_norm import synchronise
-from ssl_pretrain.recipe import Recipe, check
+from ssl_pretrain.recipe import PretrainingRecipe, check
 from ssl_pretrain.run.batch_plan import BatchPlan
-from ssl_pretrain.run.state import TrainingState
+from ssl_pretrain.run.state import PretrainingState
 
 # May differ between two attempts of one run: where things lie, how the work is divided, what is written when ...
 FREE_ON_RESUME = (
@@ -44,7 +44,7 @@ TUNABLE_ON_RESUME = (
 )
 
 
-def prepare(recipe: Recipe, world: World) -> tuple[BatchPlan, ShardSet]:
+def prepare(recipe: PretrainingRecipe, world: World) -> tuple[BatchPlan, ShardSet]:
     """Check settings and shards and divide the batch; writes nothing.
 
     Raises:
@@ -72,7 +72,7 @@ def prepare(recipe: Recipe, world: World) -> tuple[BatchPlan, ShardSet]:
     return plan, shard_set
 
 
-def has_begun(recipe: Recipe) -> bool:
+def has_begun(recipe: PretrainingRecipe) -> bool:
     """True if an earlier attempt left a checkpoint or weights; until then, settings may change."""
     export = recipe.run_dir / recipe.out.name
     return export.exists() or any(recipe.run_dir.glob("checkpoint-*.pt"))
@@ -84,7 +84,7 @@ def _free(plan: BatchPlan) -> tuple[str, ...]:
     return FREE_ON_RESUME if finished else (*FREE_ON_RESUME, *TUNABLE_ON_RESUME)
 
 
-def verify(recipe: Recipe, shard_set: ShardSet, world: World, stop: StopSignal) -> bool:
+def verify(recipe: PretrainingRecipe, shard_set: ShardSet, world: World, stop: StopSignal) -> bool:
     """Compare the shards with their index before the first step, each rank a part; False on a stop signal.
 
     Raises:
@@ -97,7 +97,7 @@ def verify(recipe: Recipe, shard_set: ShardSet, world: World, stop: StopSignal) 
     return not is_stopped(stop, world)
 
 
-def open_run(recipe: Recipe, shard_set: ShardSet, world: World) -> Run:
+def open_run(recipe: PretrainingRecipe, shard_set: ShardSet, world: World) -> Run:
     """Open the run folder; the caller closes it.
 
     Raises:
@@ -111,7 +111,7 @@ def open_run(recipe: Recipe, shard_set: ShardSet, world: World) -> Run:
     return run
 
 
-def begin(plan: BatchPlan, world: World) -> tuple[TrainingState, str]:
+def begin(plan: BatchPlan, world: World) -> tuple[PretrainingState, str]:
     """Make networks and optimiser, or restore them; returns a description of the run's position, too.
 
     Raises:
@@ -122,7 +122,7 @@ def begin(plan: BatchPlan, world: World) -> tuple[TrainingState, str]:
     layout = EpochPartition(plan.micro_batch, world.size, workers, recipe.loader.buffer)
     torch.manual_seed(recipe.seed)  # the same fresh weights on every rank
     method = _networks(recipe, world)
-    state = TrainingState(method, recipe.optimiser.build(method), layout)
+    state = PretrainingState(method, recipe.optimiser.build(method), layout)
     with together(world):
         standing = state.restore(recipe.run_dir, recipe.name, free_workers=recipe.loader.workers is None)
     different = (
@@ -133,7 +133,7 @@ def begin(plan: BatchPlan, world: World) -> tuple[TrainingState, str]:
     return state, standing
 
 
-def _networks(recipe: Recipe, world: World) -> Method:
+def _networks(recipe: PretrainingRecipe, world: World) -> Method:
     """The recipe's networks with fresh weights, as this machine is to run them."""
     method: Method = recipe.method.build().to(world.device)
     if world.size > 1 and recipe.method.batch_norm_ranks > 1:
@@ -145,14 +145,14 @@ def _networks(recipe: Recipe, world: World) -> Method:
     return method
 
 
-def normalisation(recipe: Recipe, shard_set: ShardSet) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def normalisation(recipe: PretrainingRecipe, shard_set: ShardSet) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Channel means and standard deviations of the recipe's normalisation."""
     if recipe.normalisation == "imagenet":
         return IMAGENET_MEAN, IMAGENET_STD
     return shard_set.mean, shard_set.std
 
 
-def describe(plan: BatchPlan, state: TrainingState, shard_set: ShardSet, world: World) -> str:
+def describe(plan: BatchPlan, state: PretrainingState, shard_set: ShardSet, world: World) -> str:
     """The numbers a user wants to see before the first step."""
     recipe, method = plan.recipe, state.method
     mean, std = (", ".join(f"{x:.3f}" for x in values) for values in normalisation(recipe, shard_set))
@@ -171,11 +171,11 @@ def describe(plan: BatchPlan, state: TrainingState, shard_set: ShardSet, world: 
     )
 
 
-def _memory(recipe: Recipe) -> Path:
+def _memory(recipe: PretrainingRecipe) -> Path:
     return recipe.run_dir / "shards.json"
 
 
-def _refuse_other_shards(recipe: Recipe, shard_set: ShardSet) -> None:
+def _refuse_other_shards(recipe: PretrainingRecipe, shard_set: ShardSet) -> None:
     if _memory(recipe).exists() and not same_as_remembered(shard_set, _memory(recipe)):
         raise UserError(
             f"the shards in {recipe.shards} are not those that the run in {recipe.run_dir} began with; "
@@ -183,7 +183,7 @@ def _refuse_other_shards(recipe: Recipe, shard_set: ShardSet) -> None:
         )
 
 
-def _sweep(recipe: Recipe) -> None:
+def _sweep(recipe: PretrainingRecipe) -> None:
     """Remove what a killed process was writing; a half checkpoint of ViT-B is a gigabyte."""
     for path in (
         *recipe.run_dir.glob(".*.tmp"),

@@ -18,7 +18,7 @@ REMEDY = "a lower --optimiser.base-lr, with --optimiser.clip, or with --precisio
 
 
 @dataclass
-class TrainingState:
+class PretrainingState:
     """Networks, optimiser and how far the run is.
 
     Random numbers need no state: torch's generators are seeded for every batch, from the seed

@@ -26,7 +26,7 @@ from ssl_pretrain.data.shard_loader import ShardLoader
 from ssl_pretrain.data.shard_set import open_shards
 from ssl_pretrain.data.views import Views
 from ssl_pretrain.methods import Method, Step
-from ssl_pretrain.recipe import Recipe
+from ssl_pretrain.recipe import PretrainingRecipe
 from ssl_pretrain.recipes import RECIPES
 from ssl_pretrain.run.batch_plan import BatchPlan
 from ssl_pretrain.run.flops import flops_per_image
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def measured(
-    recipe: Recipe, batch: int, steps: int, shards: Path | None, device: torch.device
+    recipe: PretrainingRecipe, batch: int, steps: int, shards: Path | None, device: torch.device
 ) -> dict[str, object]:
     """Images/s of all three, in turn, and what ours makes of the GPU."""
     if device.type == "cuda":
@@ -93,7 +93,7 @@ def measured(
 
 
 def step_of(
-    recipe: Recipe, device: torch.device, plainly: bool, fuses: bool = False
+    recipe: PretrainingRecipe, device: torch.device, plainly: bool, fuses: bool = False
 ) -> Callable[[list[Tensor]], None]:
     """A function that trains on one batch of uint8 crops."""
     torch.manual_seed(0)
@@ -122,7 +122,7 @@ def step_of(
     return train
 
 
-def synthetic(recipe: Recipe, batch: int, device: torch.device) -> list[Tensor]:
+def synthetic(recipe: PretrainingRecipe, batch: int, device: torch.device) -> list[Tensor]:
     """Random uint8 crops as the loader gives them."""
     crops = [crop for crop in recipe.method.crops for _ in range(crop.count)]
     return [
@@ -138,7 +138,7 @@ def repeat(train: Callable[[list[Tensor]], None], crops: list[Tensor], steps: in
 
 def fed_from(
     shards: Path,
-    recipe: Recipe,
+    recipe: PretrainingRecipe,
     batch: int,
     steps: int,
     train: Callable[[list[Tensor]], None],

@@ -20,7 +20,7 @@ from ssl_pretrain.data.views import Views
 from ssl_pretrain.methods import Step
 from ssl_pretrain.methods.sync_batch_norm import synchronise
 from ssl_pretrain.run.batch_plan import BatchPlan
-from ssl_pretrain.run.state import TrainingState
+from ssl_pretrain.run.state import PretrainingState
 from ssl_pretrain.train import train, update
 from tests.conftest import Command, free_port
 from tests.ssl_pretrain import tiny
@@ -60,7 +60,7 @@ def test_a_step_never_waits(name: str, tmp_path: Path):
     recipe = tiny.recipe(name, tmp_path, tmp_path)
     plan, method = BatchPlan.of(recipe, 1), recipe.method.build().cuda()
     views = Views(recipe.views, recipe.method.crops, (0.7, 0.6, 0.6), (0.2, 0.2, 0.2)).cuda()
-    state = TrainingState(method, recipe.optimiser.build(method), layout=None)  # type: ignore[arg-type]
+    state = PretrainingState(method, recipe.optimiser.build(method), layout=None)  # type: ignore[arg-type]
     sizes = [crop.size for crop in each_crop(recipe.method.crops)]
     crops = [torch.zeros(plan.micro_batch, 3, size, size, dtype=torch.uint8).pin_memory() for size in sizes]
     for forbids in (False, True):  # the first steps choose kernels and make the optimiser's state

@@ -11,7 +11,7 @@ from ssl_pretrain.data.crops import Crop
 from ssl_pretrain.data.views import ViewsConfig
 from ssl_pretrain.methods import Method, MethodConfig, Step
 from ssl_pretrain.optim import optimizers
-from ssl_pretrain.recipe import Recipe
+from ssl_pretrain.recipe import PretrainingRecipe
 from ssl_pretrain.recipes import MAE_DEMO
 
 SAMPLES = 40
@@ -87,7 +87,7 @@ def changed(config: object, **fields: object):
     return type(config)(**{**vars(config), **fields})
 
 
-def recipe(shards: Path, folder: Path, **fields: object) -> Recipe:
+def recipe(shards: Path, folder: Path, **fields: object) -> PretrainingRecipe:
     """Six steps, each on all images of an epoch, whatever the number of ranks; only their order differs then."""
     told = {
         "name": "stub",

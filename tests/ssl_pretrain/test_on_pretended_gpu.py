@@ -21,9 +21,9 @@ from ssl_pretrain.inspection.feature_metrics import features_of
 from ssl_pretrain.methods import Method
 from ssl_pretrain.methods.dino import DINO
 from ssl_pretrain.methods.sync_batch_norm import GroupBatchNorm, synchronise
-from ssl_pretrain.recipe import Recipe
+from ssl_pretrain.recipe import PretrainingRecipe
 from ssl_pretrain.run.batch_plan import BatchPlan
-from ssl_pretrain.run.state import TrainingState
+from ssl_pretrain.run.state import PretrainingState
 from ssl_pretrain.train import update
 from tests.pretended_gpu import GPU, moved, pretended_gpu
 from tests.ssl_pretrain import tiny
@@ -36,7 +36,7 @@ IN_FLOAT32 = {"dino": ("student.head.last_layer", "teacher.head.last_layer"), "s
 class Steps:
     """What two steps of a recipe left behind."""
 
-    def __init__(self, recipe: Recipe, world: World, ranks: int = 1) -> None:
+    def __init__(self, recipe: PretrainingRecipe, world: World, ranks: int = 1) -> None:
         plan = BatchPlan.of(recipe, ranks)
         self.method: Method = recipe.method.build()
         if ranks > 1 and recipe.method.batch_norm_ranks > 1:
@@ -50,7 +50,7 @@ class Steps:
             moved(views)
             moved(self.method)
             self._record_products()
-            state = TrainingState(self.method, recipe.optimiser.build(self.method), layout=None)
+            state = PretrainingState(self.method, recipe.optimiser.build(self.method), layout=None)
             sizes = [crop.size for crop in each_crop(recipe.method.crops)]
             crops = [torch.zeros(plan.micro_batch, 3, size, size, dtype=torch.uint8) for size in sizes]
             for _ in range(STEPS):
@@ -85,7 +85,7 @@ def eight_ranks() -> Iterator[World]:
     dist.destroy_process_group()
 
 
-def recipe_of(name: str, folder: Path, **fields: object) -> Recipe:
+def recipe_of(name: str, folder: Path, **fields: object) -> PretrainingRecipe:
     return tiny.recipe(name, folder, folder, **fields)
 
 

@@ -11,7 +11,7 @@ from ssl_pretrain.data.epoch_order import EpochPartition
 from ssl_pretrain.plan import ClusterSpec, CostEstimate, sizes_of, speed_of
 from ssl_pretrain.recipes import MAE_VITB, RECIPES
 from ssl_pretrain.run.batch_plan import BatchPlan
-from ssl_pretrain.run.state import TrainingState
+from ssl_pretrain.run.state import PretrainingState
 from tests.conftest import InProcess
 from tests.ssl_pretrain.tiny import NAMES, recipe
 
@@ -50,7 +50,7 @@ def test_hours_are_those_of_200_imagenet_epochs():
 def test_sizes_are_those_of_the_files(name: str, tmp_path: Path):
     asked = recipe(name, tmp_path, tmp_path)
     plan, method = BatchPlan.of(asked, 1), asked.method.build()
-    state = TrainingState(
+    state = PretrainingState(
         method, asked.optimiser.build(method), EpochPartition(batch=1, ranks=1, workers=1, buffer=1)
     )
     for weight in method.parameters():

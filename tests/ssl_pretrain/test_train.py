@@ -23,7 +23,7 @@ from shared.weights import weights_file
 from ssl_pretrain.data import shard_loader
 from ssl_pretrain.methods import Step
 from ssl_pretrain.methods.mae import MAE
-from ssl_pretrain.recipe import Recipe
+from ssl_pretrain.recipe import PretrainingRecipe
 from ssl_pretrain.recipes import MAE_DEMO
 from ssl_pretrain.train import train
 from tests.conftest import ENVIRONMENT
@@ -33,7 +33,7 @@ from tests.ssl_pretrain.stub import changed
 
 
 @pytest.fixture
-def small(tmp_path: Path, shards: Path) -> Recipe:
+def small(tmp_path: Path, shards: Path) -> PretrainingRecipe:
     """A run of 20 steps that takes two seconds."""
     return changed(
         MAE_DEMO,
@@ -50,13 +50,13 @@ def small(tmp_path: Path, shards: Path) -> Recipe:
     )
 
 
-def run_again(recipe: Recipe, world: World, **fields: object) -> dict[str, Tensor]:
+def run_again(recipe: PretrainingRecipe, world: World, **fields: object) -> dict[str, Tensor]:
     """The weights of a run of this recipe; the folder says whether it is a new one."""
     assert train(changed(recipe, **fields), world, StopSignal()) == 0
     return weights_file.read(recipe.out).tensors
 
 
-def elsewhere(recipe: Recipe, name: str) -> Recipe:
+def elsewhere(recipe: PretrainingRecipe, name: str) -> PretrainingRecipe:
     folder = recipe.run_dir.parent
     return changed(recipe, run_dir=folder / name, out=folder / f"{name}.pth")
 
@@ -70,7 +70,7 @@ def metrics(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_learns_and_leaves_what_it_promises(tmp_path: Path, world: World, small: Recipe):
+def test_a_run_learns_and_leaves_what_it_promises(tmp_path: Path, world: World, small: PretrainingRecipe):
     recipe = changed(
         small,
         shards=write_shards(tmp_path / "gradients", [40], gradient),
@@ -97,7 +97,7 @@ def test_a_run_learns_and_leaves_what_it_promises(tmp_path: Path, world: World, 
     assert json.loads((recipe.run_dir / "shards.json").read_text())["samples"] == 40
 
 
-def test_twice_five_steps_are_ten(world: World, small: Recipe):
+def test_twice_five_steps_are_ten(world: World, small: PretrainingRecipe):
     """Bit for bit, with accumulation, over the end of an epoch (5 steps of 8 images), with a worker."""
     recipe = changed(small, micro_batch=4, loader=changed(small.loader, workers=1))
     run_again(recipe, world, max_steps=5)
@@ -110,7 +110,7 @@ def test_twice_five_steps_are_ten(world: World, small: Recipe):
 
 
 def test_told_to_stop_it_stops_at_a_checkpoint_and_goes_on(
-    world: World, small: Recipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    world: World, small: PretrainingRecipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     """Twice; at the next look, which is due after the first step of an attempt and then at every third."""
     marker = tmp_path / "marker"
@@ -162,7 +162,9 @@ def test_matrix_products_are_in_bfloat16_on_a_gpu_and_in_float32_on_a_cpu(shards
         assert recipe.method.built[-1].dtypes == {expected}
 
 
-def test_finished_run_says_so_and_does_nothing(world: World, small: Recipe, capsys: pytest.CaptureFixture[str]):
+def test_finished_run_says_so_and_does_nothing(
+    world: World, small: PretrainingRecipe, capsys: pytest.CaptureFixture[str]
+):
     run_again(small, world)
     before = {path: path.stat().st_mtime_ns for path in (small.out, *small.run_dir.glob("*.pt"))}
     capsys.readouterr()
@@ -174,7 +176,7 @@ def test_finished_run_says_so_and_does_nothing(world: World, small: Recipe, caps
 
 
 def test_an_undecodable_image_is_survived_and_named_in_log_and_model_card(
-    tmp_path: Path, world: World, small: Recipe, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, world: World, small: PretrainingRecipe, capsys: pytest.CaptureFixture[str]
 ):
     def sample(n: int) -> dict[str, bytes]:
         return {"jpg": jpeg(tissue(n))[: 300 if n == 3 else None]}
@@ -191,7 +193,9 @@ def test_an_undecodable_image_is_survived_and_named_in_log_and_model_card(
     )
 
 
-def test_learning_rate_clipping_and_precision_may_change_on_resume_and_are_recorded(world: World, small: Recipe):
+def test_learning_rate_clipping_and_precision_may_change_on_resume_and_are_recorded(
+    world: World, small: PretrainingRecipe
+):
     run_again(small, world, max_steps=4)
     calmer = changed(small.optimiser, base_lr=1e-4, clip=1.0)
     run_again(small, world, optimiser=calmer, precision="bfloat16", max_steps=8)
@@ -225,7 +229,7 @@ def test_exhausted_gpu_memory_is_a_sentence_with_the_options(
         train(stub.recipe(shards, tmp_path), world, StopSignal())
 
 
-def test_weights_of_another_run_are_kept(world: World, small: Recipe):
+def test_weights_of_another_run_are_kept(world: World, small: PretrainingRecipe):
     run_again(small, world, max_steps=1)
     first = small.out.read_bytes()
     run_again(changed(small, run_dir=small.run_dir.parent / "other"), world, max_steps=1)
@@ -233,7 +237,7 @@ def test_weights_of_another_run_are_kept(world: World, small: Recipe):
 
 
 def test_number_of_workers_is_kept_unless_another_is_asked_for(
-    world: World, small: Recipe, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    world: World, small: PretrainingRecipe, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     """A requeued job may find another number of cores."""
     cores = changed(small, loader=changed(small.loader, workers=None))
@@ -249,7 +253,7 @@ def test_number_of_workers_is_kept_unless_another_is_asked_for(
 
 
 def test_damaged_checkpoint_falls_back_to_the_one_before(
-    world: World, small: Recipe, capsys: pytest.CaptureFixture[str]
+    world: World, small: PretrainingRecipe, capsys: pytest.CaptureFixture[str]
 ):
     run_again(small, world, max_steps=10, checkpoint_every=5)
     newest = small.run_dir / "checkpoint-000000010.pt"

@@ -8,7 +8,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from shared.weights.weights_file import VITS
 from ssl_pretrain.methods import Step, trunks
-from ssl_pretrain.recipe import Recipe
+from ssl_pretrain.recipe import PretrainingRecipe
 from ssl_pretrain.recipes import MAE_DEMO, RECIPES
 from tests.ssl_pretrain.stub import changed
 
@@ -60,7 +60,7 @@ def method(name: str, **fields: object):
     return changed(config, **{**own, **fields})
 
 
-def recipe(name: str, shards: Path, folder: Path, **fields: object) -> Recipe:
+def recipe(name: str, shards: Path, folder: Path, **fields: object) -> PretrainingRecipe:
     """A published recipe with tiny networks and 20 steps of 8 images, in two passes of 4."""
     published = RECIPES[name]
     told = {

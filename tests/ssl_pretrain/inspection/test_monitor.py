@@ -20,7 +20,7 @@ from ssl_pretrain.inspection.feature_metrics import alarms, features_of, measure
 from ssl_pretrain.inspection.monitor import SHEET_SIDE, augmentation_sheet, undisturbed
 from ssl_pretrain.inspection.probe_patches import labelled_patches
 from ssl_pretrain.methods import Method
-from ssl_pretrain.recipe import Recipe
+from ssl_pretrain.recipe import PretrainingRecipe
 from ssl_pretrain.train import train
 from tests.ssl_pretrain import tiny
 from tests.ssl_pretrain.conftest import write_shards
@@ -62,7 +62,7 @@ def test_sheet_shows_colours_as_they_are_varied(tmp_path: Path):
             assert (view_CHW.float() - brightness).abs().max() < 4
 
 
-def lines_of(recipe: Recipe) -> list[dict]:
+def lines_of(recipe: PretrainingRecipe) -> list[dict]:
     return [json.loads(line) for line in (recipe.run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -113,7 +113,7 @@ def test_a_run_that_is_watched_ends_bit_for_bit_as_one_that_is_not(name: str, tm
         _assert_same(watched[part], alone[part])
 
 
-def _check_measures(recipe: Recipe, steps: list[dict]) -> None:
+def _check_measures(recipe: PretrainingRecipe, steps: list[dict]) -> None:
     """What each method tells of its own in every step."""
     own = {
         "moco_v2": {"queue_accuracy": 1},

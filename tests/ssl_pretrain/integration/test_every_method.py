@@ -15,7 +15,7 @@ from shared.signals import StopSignal
 from shared.training import checkpoint
 from shared.training.distributed import World
 from shared.weights import weights_file
-from ssl_pretrain.recipe import Recipe
+from ssl_pretrain.recipe import PretrainingRecipe
 from ssl_pretrain.train import train
 from tests.ssl_pretrain import tiny
 from tests.ssl_pretrain.conftest import tissue, write_shards
@@ -36,23 +36,23 @@ REMEMBERED = {
 class Straight(NamedTuple):
     """A run of ten steps without a break."""
 
-    recipe: Recipe
+    recipe: PretrainingRecipe
     state: dict[str, Any]
     losses: list[float]
 
 
-def run(recipe: Recipe) -> None:
+def run(recipe: PretrainingRecipe) -> None:
     torch.set_num_threads(1)  # a forked process has lost the others
     assert train(recipe, ALONE, StopSignal()) == 0
 
 
-def state_of(recipe: Recipe) -> dict[str, Any]:
+def state_of(recipe: PretrainingRecipe) -> dict[str, Any]:
     found = checkpoint.resume(recipe.run_dir, recipe.name)
     assert found is not None
     return found
 
 
-def losses_of(recipe: Recipe) -> list[float]:
+def losses_of(recipe: PretrainingRecipe) -> list[float]:
     lines = (recipe.run_dir / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line)["loss"] for line in lines if '"loss"' in line]
 
@@ -82,7 +82,7 @@ def straight(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return Straight(recipe, state_of(recipe), losses_of(recipe))
 
 
-def elsewhere(straight: Straight, folder: Path, **fields: object) -> Recipe:
+def elsewhere(straight: Straight, folder: Path, **fields: object) -> PretrainingRecipe:
     return changed(straight.recipe, run_dir=folder / "run", out=folder / "out.pth", **fields)
 
 
@@ -112,7 +112,7 @@ def test_killed_twice_it_ends_with_the_same_state(straight: Straight, tmp_path: 
     assert not list(recipe.run_dir.glob(".*.tmp"))
 
 
-def killed_when(recipe: Recipe, due: Callable[[], bool]) -> None:
+def killed_when(recipe: PretrainingRecipe, due: Callable[[], bool]) -> None:
     """A process killed with a signal nobody can catch.
 
     Forked from one that has imported everything and done nothing: torch refuses to train in a fork of a process

@@ -38,7 +38,7 @@ from ssl_pretrain.inspection.feature_metrics import features_of
 from ssl_pretrain.inspection.monitor import sample_patches
 from ssl_pretrain.inspection.probe_patches import labelled_patches
 from ssl_pretrain.optim.optimizers import AdamW
-from ssl_pretrain.recipe import Recipe
+from ssl_pretrain.recipe import PretrainingRecipe
 from ssl_pretrain.recipes import MAE_DEMO
 from ssl_pretrain.train import train
 from tests.conftest import ENVIRONMENT
@@ -151,7 +151,7 @@ def test_the_demos_recipe_learns_to_complete_harvested_patches(harvested: Path, 
     assert rank > 3
 
 
-def learn(name: str, lesson: tuple, shards: Path, folder: Path, steps: int) -> Recipe:
+def learn(name: str, lesson: tuple, shards: Path, folder: Path, steps: int) -> PretrainingRecipe:
     """Train on so many batches; the loss must have fallen, and features must not have become alike.
 
     Returns the recipe.
@@ -172,11 +172,11 @@ def learn(name: str, lesson: tuple, shards: Path, folder: Path, steps: int) -> R
     return recipe
 
 
-def losses(recipe: Recipe) -> torch.Tensor:
+def losses(recipe: PretrainingRecipe) -> torch.Tensor:
     return logged(recipe, "loss")
 
 
-def logged(recipe: Recipe, name: str) -> torch.Tensor:
+def logged(recipe: PretrainingRecipe, name: str) -> torch.Tensor:
     """A number of each step."""
     lines = (recipe.run_dir / "metrics.jsonl").read_text().splitlines()
     return torch.tensor([json.loads(line)[name] for line in lines if f'"{name}"' in line])

@@ -8,7 +8,7 @@ import pytest
 from shared.errors import UserError
 from shared.signals import MARKER, STOPPED, StopSignal
 from shared.training.distributed import World
-from ssl_pretrain.recipe import Recipe
+from ssl_pretrain.recipe import PretrainingRecipe
 from ssl_pretrain.run.setup import prepare, verify
 from ssl_pretrain.train import train
 from tests.ssl_pretrain import stub
@@ -17,7 +17,7 @@ from tests.ssl_pretrain.stub import changed
 
 
 @pytest.fixture
-def recipe(shards: Path, tmp_path: Path) -> Recipe:
+def recipe(shards: Path, tmp_path: Path) -> PretrainingRecipe:
     return stub.recipe(shards, tmp_path, batch_size=8)
 
 
@@ -33,7 +33,7 @@ class Told(StopSignal):
         return "SIGTERM" if self.left < 0 else None
 
 
-def test_nothing_is_written_where_the_run_cannot_begin(recipe: Recipe, world: World, tmp_path: Path):
+def test_nothing_is_written_where_the_run_cannot_begin(recipe: PretrainingRecipe, world: World, tmp_path: Path):
     (tmp_path / "folder.pth").mkdir()
     for change, sentence in (
         ({"out": tmp_path / "folder.pth"}, r"--out .*folder.pth is a folder"),
@@ -46,7 +46,7 @@ def test_nothing_is_written_where_the_run_cannot_begin(recipe: Recipe, world: Wo
     assert not recipe.run_dir.exists()
 
 
-def test_settings_and_shards_may_change_until_there_is_a_checkpoint(recipe: Recipe, world: World):
+def test_settings_and_shards_may_change_until_there_is_a_checkpoint(recipe: PretrainingRecipe, world: World):
     """Advice from a failed attempt can be followed in the same folder."""
     assert train(recipe, world, StopSignal()) == 0
     other = changed(recipe, seed=7, shards=write_shards(recipe.shards.parent / "others", [17, 24], tissue))
@@ -61,7 +61,7 @@ def test_settings_and_shards_may_change_until_there_is_a_checkpoint(recipe: Reci
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "{"])
-def test_damaged_memory_of_the_shards(recipe: Recipe, world: World, content: str):
+def test_damaged_memory_of_the_shards(recipe: PretrainingRecipe, world: World, content: str):
     assert train(changed(recipe, max_steps=1), world, StopSignal()) == 0
     (recipe.run_dir / "shards.json").write_text(content)
     with pytest.raises(UserError, match=r"shards.json is damaged; give another run folder with --run-dir"):
@@ -69,7 +69,7 @@ def test_damaged_memory_of_the_shards(recipe: Recipe, world: World, content: str
 
 
 def test_told_to_stop_while_it_reads_the_shards_it_is_to_be_queued_again(
-    recipe: Recipe,
+    recipe: PretrainingRecipe,
     world: World,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -84,7 +84,7 @@ def test_told_to_stop_while_it_reads_the_shards_it_is_to_be_queued_again(
     assert "stopped before its first step by SIGTERM; the same command goes on" in capsys.readouterr().out
 
 
-def test_what_killed_attempts_left_is_swept_up(recipe: Recipe, world: World, tmp_path: Path):
+def test_what_killed_attempts_left_is_swept_up(recipe: PretrainingRecipe, world: World, tmp_path: Path):
     assert train(changed(recipe, max_steps=1), world, StopSignal()) == 0
     left = [recipe.run_dir / ".checkpoint-000000009.pt.1.tmp", recipe.run_dir / "pictures" / ".x.png.1.tmp"]
     left += [tmp_path / ".out.pth.1.tmp"]
