@@ -16,6 +16,7 @@ from shared.errors import UserError
 from shared.files import own_path
 from shared.model.dpa_p2pnet import DetectorConfig, DPAP2PNet
 from shared.reporting.tables import table
+from shared.training.network_size import count_parameters
 from shared.training.precision import autocast
 from shared.training.run_folder import provenance
 
@@ -89,7 +90,7 @@ def _measure(variant: Variant, settings: DetectorConfig, config: ProfileConfig) 
     detector.samples_smoothing = True
     return ProfileRow(
         variant.name,
-        sum(parameter.numel() for parameter in detector.parameters()) / 1e6,
+        count_parameters(detector) / 1e6,
         variant.paper_params_m,
         dense,
         variant.paper_macs_g,

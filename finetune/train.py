@@ -31,6 +31,7 @@ from shared.signals import StopSignal
 from shared.training import checkpoint
 from shared.training.distributed import World, end_at_checkpoint, is_stopped, replicated
 from shared.training.gpu_usage import explain_out_of_memory
+from shared.training.network_size import count_parameters
 from shared.training.precision import set_backends
 from shared.training.rank_errors import refuse_differences, together
 from shared.training.run_folder import Run, progress, provenance
@@ -163,8 +164,7 @@ def begin(recipe: Recipe, data: AnnotatedData, world: World) -> tuple[TrainingSt
 
 def describe(recipe: Recipe, state: TrainingState, data: AnnotatedData, world: World) -> str:
     """The numbers a user wants to see before the first step."""
-    parameters = list(state.detector.parameters())
-    total, trained = (sum(p.numel() for p in parameters if p.requires_grad or frozen) for frozen in (True, False))
+    total, trained = count_parameters(state.detector), count_parameters(state.detector, trained_only=True)
     return (
         f"data    {data}\n"
         f"device  {world.size} x {world.device.type}, {recipe.batch_size} tiles a step\n"

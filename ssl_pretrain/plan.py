@@ -7,15 +7,15 @@ from shared.cli import check_range, parse_beside, run
 from shared.errors import UserError
 from shared.reporting.tables import table
 from shared.training.gpu_usage import MEMORIES, PEAKS
+from shared.training.network_size import count_parameters
 from ssl_pretrain.data.shard_loader import MOST_WORKERS
 from ssl_pretrain.data.shard_set import ShardSet, open_shards
-from ssl_pretrain.optim.optimizers import AdamW
 from ssl_pretrain.recipe import PretrainingRecipe, check
 from ssl_pretrain.recipes import RECIPES
 from ssl_pretrain.run.batch_plan import BatchPlan, require_images_at_once
 from ssl_pretrain.run.flops import flops_per_image
 from ssl_pretrain.run.look_schedule import MINUTES
-from ssl_pretrain.run.memory import estimate_memory
+from ssl_pretrain.run.memory import checkpoint_bytes, estimate_memory
 
 # Share of a GPU's peak that training reaches, for ViTs and ResNets (channels last, bfloat16): estimates for A100
 # from published speeds of MAE, DINO and supervised ResNet-50.
@@ -133,11 +133,7 @@ def speed_of(recipe: PretrainingRecipe, asked: ClusterSpec) -> tuple[float, str]
 def sizes_of(recipe: PretrainingRecipe) -> Sizes:
     """Sizes of a checkpoint and of the exported weights."""
     method = recipe.method.build()
-    trained = sum(weight.numel() for weight in method.parameters() if weight.requires_grad)
-    moments = 2 if isinstance(recipe.optimiser, AdamW) else 1  # AdamW keeps two numbers a weight, SGD and LARC one
-    state = sum(tensor.numel() * tensor.element_size() for tensor in method.state_dict().values())
-    backbone = sum(weight.numel() for weight in method.backbone().parameters())
-    return Sizes(state + 4 * moments * trained, 4 * backbone)
+    return Sizes(checkpoint_bytes(recipe, method), 4 * count_parameters(method.backbone()))
 
 
 def describe(bill: CostEstimate, sizes: Sizes) -> str:

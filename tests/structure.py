@@ -27,7 +27,7 @@ ENTRY_POINTS = ("__init__", "__main__")
 LIMITS = {
     "modules in the fullest folder": 12,
     "import circles": 0,
-    "module names used more than once": 7,
+    "module names used more than once": 8,
     "public class names used more than once": 0,
     "docstrings that begin with a wh-word or Of, %": 2,
     "field docs that begin with a wh-word or Of": 0,

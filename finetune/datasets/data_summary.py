@@ -11,6 +11,7 @@ import tyro
 
 from finetune.datasets import DataOptions, Overrides, load_data
 from finetune.datasets.dataset import AnnotatedData, Tile
+from shared.reporting.tables import table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,20 +25,17 @@ class Summary(Overrides):
 def summarise(config: Summary) -> None:
     """Print the summary."""
     stated = {field.name: getattr(config, field.name) for field in dataclasses.fields(Overrides)}
-    print(table(load_data(DataOptions(data=config.data, **stated))))
+    print(summary_text(load_data(DataOptions(data=config.data, **stated))))
 
 
-def table(data: AnnotatedData) -> str:
+def summary_text(data: AnnotatedData) -> str:
     """Format the line of Table 2, and a table of images, slides, patients and cells per split and class."""
     everything = [tile for tiles in data.splits.values() for tile in tiles]
     patients = any(tile.patient for tile in everything)
     columns = ["images", "slides", *(["patients"] if patients else []), "cells", *data.classes]
-    widths = [max(len(column), 8) + 2 for column in columns]
     lines = [f"{data.folder}: {_sizes(everything)} px at {data.mpp:.4g} um/px, {_table_2(data)}"]
-    lines += ["", f"{'split':<6}" + _row(columns, widths)]
-    for name, tiles in {**data.splits, "all": everything}.items():
-        lines.append(f"{name:<6}" + _row(_counts(tiles, data, patients), widths))
-    return "\n".join([*lines, *data.notes()])
+    rows = [[name, *_counts(tiles, data, patients)] for name, tiles in {**data.splits, "all": everything}.items()]
+    return "\n".join([*lines, "", table(["split", *columns], rows), *data.notes()])
 
 
 def _table_2(data: AnnotatedData) -> str:
@@ -63,7 +61,3 @@ def _counts(tiles: Sequence[Tile], data: AnnotatedData, patients: bool) -> list[
     people = [len({tile.patient for tile in tiles} - {""})] if patients else []
     counts = [len(tiles), len({tile.slide for tile in tiles}), *people, len(labels_N), *per_class]
     return [f"{count:,}" for count in counts]
-
-
-def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
-    return "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))

@@ -16,6 +16,7 @@ from shared.errors import UserError
 from shared.files import own_path
 from shared.model.dpa_p2pnet import DetectorConfig, DPAP2PNet
 from shared.reporting.tables import table as text_table
+from shared.training.network_size import count_parameters
 
 # Best weights are those of the best validation score, last weights those of the last step.
 COLUMNS = {
@@ -138,7 +139,7 @@ def _sizes(row: TableRow) -> list[str]:
     variant = next(each for each in VARIANTS if each.name == row.variant)
     detector = DPAP2PNet(DetectorConfig(classes=CLASSES, interval=INTERVAL, **variant.fields)).eval()
     detector.samples_smoothing = False  # the paper's counter sees every output of every convolution
-    params = sum(parameter.numel() for parameter in detector.parameters()) / 1e6
+    params = count_parameters(detector) / 1e6
     macs = multiply_adds(detector, SIZE)
     return [f"{params:.1f}", f"{variant.paper_params_m:g}", f"{macs:.0f}", f"{variant.paper_macs_g:g}"]
 

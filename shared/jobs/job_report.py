@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from shared.jobs.slurm_states import ENDED, SUCCEEDED
 from shared.jobs.tasks import Task, last_line
+from shared.reporting.tables import table
 
 # Lines in which a rank reports its failure; that another rank has ended is not the cause.
 REASON = re.compile(
@@ -35,17 +36,16 @@ def report(jobs: Sequence[Job], states: Mapping[str, str], folder: Path) -> str:
         states: By the jobs' numbers.
         folder: Of submitit's files.
     """
-    width = max(len(job.task.name) for job in jobs)
-    lines = [f"\n{'run':<{width}}  {'job':<10}  {'state':<13}  log"]
+    rows, reasons = [], []
     for job in jobs:
-        state, log = states[job.number], job.task.log
-        failed = state in ENDED and state != SUCCEEDED
-        if failed:
+        state, log, reason = states[job.number], job.task.log, ""
+        if state in ENDED and state != SUCCEEDED:
             log, reason = _telling_log(job, folder)
-        lines.append(f"{job.task.name:<{width}}  {job.number:<10}  {state:<13}  {log}")
-        if failed:
-            lines.append(f"  {reason or last_line(log) or 'nothing was printed'}")
-    return "\n".join(lines)
+            reason = f"\n  {reason or last_line(log) or 'nothing was printed'}"
+        rows.append((job.task.name, job.number, state, log))
+        reasons.append(reason)
+    header, *lines = table(("run", "job", "state", "log"), rows).splitlines()
+    return "\n".join(["", header, *(line + reason for line, reason in zip(lines, reasons, strict=True))])
 
 
 def _telling_log(job: Job, folder: Path) -> tuple[Path, str]:

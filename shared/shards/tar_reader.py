@@ -20,9 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from shared.errors import UserError
-from shared.shards.format import INDEX
-
-HARVEST = "python -m patch_extraction"
+from shared.shards.format import HARVEST, INDEX
 
 BLOCK = 512  # a tar consists of blocks of this many bytes; two empty ones end it
 READ_AHEAD = 1 << 20  # bytes; images are read one after another

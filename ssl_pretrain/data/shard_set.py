@@ -8,15 +8,15 @@ index, are counted.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shared.errors import UserError
 from shared.files import write_json
-from shared.shards.format import INDEX, JOURNAL
-from shared.shards.tar_reader import HARVEST, check_end, count_images, damaged, sha256
+from shared.shards.format import HARVEST, INDEX, JOURNAL, Shard, ShardIndex, open_index
+from shared.shards.tar_reader import check_end, count_images, damaged, sha256
 from shared.training.run_folder import progress
 from shared.weights.weights_file import IMAGENET_MEAN, IMAGENET_STD
 
@@ -25,40 +25,13 @@ COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 Counts = dict[str, tuple[int, int]]
 
 
-@dataclass(frozen=True)
-class Shard:
-    """One tar file."""
-
-    name: str
-    """File name inside the folder."""
-    samples: int
-    """Number of images."""
-    sha256: str
-    """SHA-256 of the file; empty for a foreign shard."""
-
-
-@dataclass(frozen=True)
-class ShardSet:
+@dataclass(frozen=True, kw_only=True)
+class ShardSet(ShardIndex):
     """Shards of a folder, with the content of their index."""
 
     folder: Path
-    shards: tuple[Shard, ...]
-    mean: tuple[float, ...]
-    """Channel means (RGB, 0..1) over the patches."""
-    std: tuple[float, ...]
-    settings: dict[str, Any]
-    """Settings of the harvest."""
     indexed: bool
     """False for foreign shards without `index.json`: counted here, normalised with ImageNet's values."""
-    slides: int = 0
-    """Number of slides; 0: unknown."""
-    biomarkers: Mapping[str, dict[str, int]] = field(default_factory=dict)
-    """`patches` and `slides` of each biomarker, as far as known."""
-
-    @property
-    def samples(self) -> int:
-        """Number of images."""
-        return sum(shard.samples for shard in self.shards)
 
     @property
     def counts(self) -> list[int]:
@@ -87,9 +60,8 @@ def open_shards(folder: Path, counts: Counts | None = None) -> ShardSet:
             cut short.
     """
     _require_folder(folder)
-    index = folder / INDEX
-    if index.exists():
-        shard_set = _read_index(index)
+    if (folder / INDEX).exists():
+        shard_set = ShardSet(folder=folder, indexed=True, **vars(open_index(folder)))
     else:
         shard_set = _foreign(folder, count_foreign(folder) if counts is None else counts)
     for number in range(len(shard_set.shards)):
@@ -173,51 +145,6 @@ def fingerprint(shard_set: ShardSet) -> str:
     return hashlib.sha256(json.dumps(_contents(shard_set)).encode()).hexdigest()
 
 
-def _read_index(index: Path) -> ShardSet:
-    try:
-        content = json.loads(index.read_text(encoding="utf-8"))
-        shards = tuple(_entry(entry) for entry in content["shards"])
-        if len({shard.name for shard in shards}) < len(shards):
-            raise ValueError("it lists a shard twice")
-        mean, std = (_of_channels(content, name) for name in ("mean", "std"))
-        if not all(std):
-            raise ValueError("a standard deviation is 0")
-        slides = int(content.get("slides", 0))
-        settings = dict(content.get("settings", {}))
-        biomarkers = {
-            str(name): {part: int(counts[part]) for part in ("patches", "slides")}
-            for name, counts in dict(content.get("biomarkers", {})).items()
-        }
-    except (ValueError, KeyError, TypeError, OverflowError, OSError) as error:
-        raise UserError(
-            f"{index} is not an index of shards ({type(error).__name__}: {error}); "
-            f"remove it and run {HARVEST} again"
-        ) from error
-    if not sum(shard.samples for shard in shards):
-        raise UserError(f"{index} lists no patches; harvest some with: {HARVEST} --wsi-dir SLIDES")
-    return ShardSet(index.parent, shards, mean, std, settings, True, slides, biomarkers)
-
-
-def _entry(entry: Any) -> Shard:
-    """One shard of the index."""
-    name, samples, sha256 = entry["name"], entry["samples"], entry["sha256"]
-    if not isinstance(name, str) or Path(name).name != name or name in ("", "..") or "\0" in name:
-        raise ValueError(f"{name!r} is not the name of a file beside it")
-    if type(samples) is not int or samples < 0:
-        raise ValueError(f"{samples!r} is not a number of samples")
-    if not isinstance(sha256, str):
-        raise ValueError(f"{sha256!r} is not a SHA-256")
-    return Shard(name, samples, sha256)
-
-
-def _of_channels(content: Any, name: str) -> tuple[float, ...]:
-    """The mean or the standard deviation of red, green and blue."""
-    values = tuple(map(float, content[name]))
-    if len(values) != 3 or not all(0 <= value <= 1 for value in values):
-        raise ValueError(f"{name} is not three numbers between 0 and 1")
-    return values
-
-
 def _foreign(folder: Path, counts: Counts) -> ShardSet:
     """The tars of a folder without an index; one that differs from the counted one gets no samples."""
     sized = [(path.name, path.stat().st_size) for path in _tars(folder)]
@@ -227,7 +154,7 @@ def _foreign(folder: Path, counts: Counts) -> ShardSet:
         raise UserError(
             f"the tar files in {folder} hold no .jpg or .png images; convert them, or make shards with: {HARVEST}"
         )
-    return ShardSet(folder, shards, IMAGENET_MEAN, IMAGENET_STD, {}, indexed=False)
+    return ShardSet(shards=shards, mean=IMAGENET_MEAN, std=IMAGENET_STD, settings={}, folder=folder, indexed=False)
 
 
 def _require_folder(folder: Path) -> None:

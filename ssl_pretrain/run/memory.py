@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import torch
 
+from shared.training.network_size import count_parameters
 from shared.training.peak_memory import counted_memory
-from ssl_pretrain.methods import Step
+from ssl_pretrain.methods import Method, Step
 from ssl_pretrain.optim.optimizers import AdamW
 from ssl_pretrain.recipe import PretrainingRecipe
 
@@ -58,7 +59,12 @@ def estimate_memory(recipe: PretrainingRecipe, micro_batch: int) -> MemoryEstima
         with counted_memory() as memory:
             views = [torch.zeros(micro_batch, 3, crop.size, crop.size) for crop in crops]
             method.loss(views, Step(number=0, samples=0, total=1)).backward()
-    trained = sum(weight.numel() for weight in method.parameters() if weight.requires_grad)
-    moments = 2 if isinstance(recipe.optimiser, AdamW) else 1
+    gradients = 4 * count_parameters(method, trained_only=True)
+    return MemoryEstimate(checkpoint_bytes(recipe, method) + gradients, memory.peak)
+
+
+def checkpoint_bytes(recipe: PretrainingRecipe, method: Method) -> int:
+    """Bytes of weights, buffers and the optimiser's moments."""
+    moments = 2 if isinstance(recipe.optimiser, AdamW) else 1  # AdamW keeps two numbers a weight, SGD and LARC one
     state = sum(tensor.numel() * tensor.element_size() for tensor in method.state_dict().values())
-    return MemoryEstimate(state + 4 * (1 + moments) * trained, memory.peak)
+    return state + 4 * moments * count_parameters(method, trained_only=True)

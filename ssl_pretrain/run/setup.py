@@ -10,6 +10,7 @@ from shared.errors import UserError
 from shared.signals import StopSignal
 from shared.training.checkpoint import newest_step, refuse_other_settings
 from shared.training.distributed import World, is_stopped
+from shared.training.network_size import count_parameters
 from shared.training.rank_errors import refuse_differences, texts_of_ranks, together
 from shared.training.run_folder import Run
 from shared.weights.weights_file import IMAGENET_MEAN, IMAGENET_STD, check_destination
@@ -160,7 +161,8 @@ def describe(plan: BatchPlan, state: PretrainingState, shard_set: ShardSet, worl
     a_gpu = f" ({torch.cuda.get_device_name(world.device)})" if world.device.type == "cuda" else ""
     return (
         f"recipe  {recipe.name}: {recipe.method.name} with {recipe.method.arch}, "
-        f"{_millions(method):.1f} M parameters, {_millions(method.backbone()):.1f} M of them exported\n"
+        f"{count_parameters(method) / 1e6:.1f} M parameters, "
+        f"{count_parameters(method.backbone()) / 1e6:.1f} M of them exported\n"
         f"shards  {recipe.shards}: {len(shard_set.shards)} with {shard_set.samples:,} patches{origin}, "
         f"mean {mean}, deviation {std}\n"
         f"{plan}\n"
@@ -191,7 +193,3 @@ def _sweep(recipe: PretrainingRecipe) -> None:
         *recipe.out.parent.glob(f".{recipe.out.name}.*.tmp"),
     ):
         path.unlink()
-
-
-def _millions(network: torch.nn.Module) -> float:
-    return sum(parameter.numel() for parameter in network.parameters()) / 1e6

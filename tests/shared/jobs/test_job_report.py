@@ -45,7 +45,7 @@ def test_a_job_that_ended_well_has_no_line(tmp_path: Path):
     task = Task("run", ("python", "-m", "x"), tmp_path / "run.log")
     task.log.write_text("$ python -m x\nerror: which was overcome\n")
     said = report([Job(task, "7")], {"7": "COMPLETED"}, tmp_path)
-    assert said.endswith(f"COMPLETED      {task.log}")
+    assert said.endswith(f"COMPLETED  {task.log}")
 
 
 def test_what_slurm_says_if_the_task_never_began(tmp_path: Path):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from finetune.datasets import DataOptions, load_data
-from finetune.datasets.data_summary import table
+from finetune.datasets.data_summary import summary_text
 from finetune.datasets.dataset import Tile
 from finetune.datasets.description import Description
 from finetune.datasets.splits import arrange, hold_out
@@ -99,7 +99,7 @@ def test_classes_that_only_some_splits_have_are_named(tmp_path: Path) -> None:
     data = load_data(DataOptions(data=tmp_path, slide_mpp=0.5))
     (note,) = data.notes()
     assert "not in train: 'new' (in val and test), 'rare' (in train), 'tumor' (in val); correct" in note
-    assert str(data).split("\n")[1:] == table(data).split("\n")[-1:] == [note]
+    assert str(data).split("\n")[1:] == summary_text(data).split("\n")[-1:] == [note]
     assert load_data(DataOptions(data=tmp_path, slide_mpp=0.5, classes=data.classes)).notes() == []
 
 
@@ -214,7 +214,7 @@ def test_tiles_of_one_patient_stay_together(tmp_path: Path) -> None:
     where = {name: {tile.patient for tile in tiles} for name, tiles in data.splits.items()}
     assert {name: len(each) for name, each in where.items()} == {"train": 3, "val": 1, "test": 1}
     assert len(set.union(*where.values())) == 5
-    assert [line.split()[3] for line in table(data).splitlines()[2:7]] == ["patients", "3", "1", "1", "5"]
+    assert [line.split()[3] for line in summary_text(data).splitlines()[2:7]] == ["patients", "3", "1", "1", "5"]
     fold = hold_out(data, 1, 4)
     held_out = [{tile.patient for tile in tiles} for tiles in fold.splits.values()]
     assert sum(map(len, held_out)) == 4  # the patient of the test tiles is not used
