@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import tyro
 from PIL import Image
@@ -17,7 +17,7 @@ from finetune.scoring.operating_point import FLOOR, resolve_threshold
 from finetune.scoring.precision_recall import precision_recall_picture
 from finetune.scoring.sheets import comparison_sheet
 from finetune.scoring.tile_scores import score_tiles, tile_curves
-from shared.cli import as_plain, check_range, make_folder, run
+from shared.cli import Range, as_plain, make_folder, parse, run, validate
 from shared.errors import UserError
 from shared.files import own_path, write_json
 from shared.model.cells import Cells
@@ -30,6 +30,12 @@ from shared.wsi.slide import MOST_UPSAMPLING
 class EvaluateConfig:
     """Score a detector on annotated tiles: F1 and AP per class, macro-averaged, within 3 um by default."""
 
+    help_groups: ClassVar = {
+        "detector": "input",
+        "threshold": "scoring",
+        "out": "output",
+    }
+
     detector: tyro.conf.Positional[Path]
     """Detector file (finetune writes detector.pth)."""
     source: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions()
@@ -41,7 +47,7 @@ class EvaluateConfig:
     its class, or best (the least probability that was best on validation, stored in each detector)."""
     baseline: Path | None = None
     """Another detector to score on the same tiles."""
-    min_gain: float | None = None
+    min_gain: Annotated[float | None, Range(0, 1)] = None
     """Exit with code 1 unless macro F1 exceeds the baseline's by this much (0 to 1)."""
     out: Path = Path("evaluation")
     """Folder of scores.json, comparison.png and precision_recall.png."""
@@ -137,7 +143,7 @@ def check(config: EvaluateConfig) -> None:
     """
     if config.min_gain is not None and config.baseline is None:
         raise UserError("--min-gain needs a detector to compare with; give it with --baseline")
-    check_range("min-gain", config.min_gain, 0, 1)
+    validate(config)
 
 
 def _write(config: EvaluateConfig, threshold: float | None, scores: Scores, baseline: Scores | None) -> None:
@@ -165,4 +171,4 @@ def _compare(config: EvaluateConfig, scores: Scores, baseline: Scores) -> int:
 
 
 if __name__ == "__main__":
-    run(lambda: evaluate(tyro.cli(EvaluateConfig, prog="python -m finetune.evaluate")))
+    run(lambda: evaluate(parse(EvaluateConfig, "python -m finetune.evaluate")))

@@ -5,13 +5,13 @@ import platform
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import torch
-import tyro
 
 from finetune.sweep.detector_size import image_of, multiply_adds
 from finetune.sweep.paper_tables import VARIANTS, Variant
-from shared.cli import check_range, run
+from shared.cli import Range, parse, run, validate
 from shared.errors import UserError
 from shared.files import own_path
 from shared.model.dpa_p2pnet import DetectorConfig, DPAP2PNet
@@ -25,7 +25,7 @@ from shared.training.run_folder import provenance
 class ProfileConfig:
     """Print parameters, multiply-adds and images/s of every variant, and write them as CSV."""
 
-    size: int = 1024
+    size: Annotated[int, Range(32, 8192)] = 1024
     """Side of the images, px."""
     classes: int = 10
     """Cell classes (paper, Table 3: 10, as on PD-L1)."""
@@ -33,7 +33,7 @@ class ProfileConfig:
     """Px between proposals."""
     variants: tuple[str, ...] = field(default_factory=tuple)
     """Names of variants; empty: all."""
-    seconds: float = 5.0
+    seconds: Annotated[float, Range(0)] = 5.0
     """Time spent measuring the speed of each; 0: none."""
     out: Path = Path("profile.csv")
     """The table."""
@@ -57,8 +57,7 @@ class ProfileRow:
 
 def profile(config: ProfileConfig) -> int:
     """Measure, print and write."""
-    check_range("size", config.size, 32, 8192)
-    check_range("seconds", config.seconds, 0)
+    validate(config)
     chosen = [variant for variant in VARIANTS if not config.variants or variant.name in config.variants]
     if unknown := set(config.variants) - {variant.name for variant in chosen}:
         names = ", ".join(variant.name for variant in VARIANTS)
@@ -146,4 +145,4 @@ def _write(config: ProfileConfig, rows: list[ProfileRow]) -> None:
 
 
 if __name__ == "__main__":
-    run(lambda: profile(tyro.cli(ProfileConfig, prog="python -m finetune.profile")))
+    run(lambda: profile(parse(ProfileConfig, "python -m finetune.profile")))

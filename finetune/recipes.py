@@ -3,14 +3,14 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
 from finetune.datasets import DataOptions
 from finetune.training.augment import AugmentConfig
 from finetune.training.criterion import CriterionConfig
-from shared.cli import check_range
+from shared.cli import Range, check_range, validate
 from shared.errors import UserError
 from shared.model.multi_fov import Upsampling
 from shared.training.precision import Precision
@@ -20,6 +20,14 @@ from shared.weights.weights_file import check_destination
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A fine-tuning run."""
+
+    help_groups: ClassVar = {
+        "init": "input",
+        "out": "output",
+        "interval": "detector",
+        "images": "training",
+        "evaluate_every": "run",
+    }
 
     name: Annotated[str, tyro.conf.Fixed] = "dpa_p2pnet"
     """Recipe name."""
@@ -33,7 +41,7 @@ class Recipe:
     """Destination of the best detector at the end."""
     run_dir: Path = Path("runs/finetune")
     """Checkpoints, curves and pictures; the same folder resumes the run."""
-    interval: int | None = None
+    interval: Annotated[int | None, Range(1)] = None
     """Px between proposals; default 8 at 0.4 um/px and coarser, else 16 (paper: 8 on CoNSeP, 16 at 40x)."""
     multi_scale: bool = True
     """Decode every proposal from all levels P2..P6 (paper, equation 1); off: P2PNet's single-level heads."""
@@ -41,60 +49,60 @@ class Recipe:
     """Deform the proposals before decoding (paper, Figure 1)."""
     summed: bool = False
     """With `no-multi-scale`: add all levels at stride 16 before decoding, as E2E does (paper, Table 3)."""
-    refinements: int = 0
+    refinements: Annotated[int, Range(0)] = 0
     """With `no-deformable`: number of further decodings, each from the points before (paper's ablation)."""
-    views: int = 1
+    views: Annotated[int, Range(1)] = 1
     """Concentric fields of view (the paper's K); 2 needs an image of twice the width beside each tile."""
     upsampling: Upsampling = "transposed"
     """Upsampling of the maps of wider views: transposed (learnt) or bilinear (paper, Table 4)."""
-    distinct_um: float = 0.0
+    distinct_um: Annotated[float, Range(0, 20)] = 0.0
     """Train and report only the most probable of points that end this close (DDQ, Zhang et al. 2023); 0: all."""
-    channels: int = 256
+    channels: Annotated[int, Range(1)] = 256
     """Channels of the feature pyramid (authors' public code)."""
-    hidden: int = 256
+    hidden: Annotated[int, Range(1)] = 256
     """Hidden width of the MLPs (authors' public code; the paper's parameter counts need it)."""
-    images: int = 12_000
+    images: Annotated[int, Range(1)] = 12_000
     """Training crops in all (ours: validation scores on CoNSeP level off there)."""
-    epochs: int | None = None
+    epochs: Annotated[int | None, Range(0)] = None
     """Passes over the training tiles, instead of a number of crops."""
-    batch_size: int = 4
+    batch_size: Annotated[int, Range(1)] = 4
     """Tiles a step over all ranks (authors' public code)."""
-    accumulate: int = 1
+    accumulate: Annotated[int, Range(1)] = 1
     """Passes that a rank's share of the batch is split into, to save memory."""
-    ema: float = 0.995
+    ema: Annotated[float, Range(0, 1 - 1e-6)] = 0.995
     """Decay of the moving average of the weights that is validated and published; 0: no average (ours: +3.7 F1 on
     CoNSeP's validation tiles at a constant rate, +0.3 at the end of the cosine)."""
-    learning_rate: float = 3e-4
+    learning_rate: Annotated[float, Range(0)] = 3e-4
     """AdamW (ours: +1.2 F1 after 300 steps on CoNSeP's validation tiles; authors' public code: 1e-4)."""
-    trunk_rate: float = 1.0
+    trunk_rate: Annotated[float, Range(0)] = 1.0
     """Learning rate of the trunk relative to neck, decoder and adapter."""
-    layer_decay: float = 1.0
+    layer_decay: Annotated[float, Range(0.01, 1)] = 1.0
     """With a ViT: learning rate of each block relative to the next (BEiT fine-tuning: 0.65 to 0.75)."""
     freeze_trunk: bool = False
     """Keep the trunk as it is: no gradients of its weights, less memory."""
-    weight_decay: float = 1e-4
+    weight_decay: Annotated[float, Range(0)] = 1e-4
     """AdamW (paper, Implementation Details)."""
     precision: Precision = "auto"
     """Precision of matrix products in training; auto: bfloat16 on a GPU and on processors that compute in it."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """Learning rate over the run: to zero along a cosine, or constant (authors' public code)."""
-    warmup_steps: int = 0
+    warmup_steps: Annotated[int, Range(0)] = 0
     """Steps of linear warm-up."""
-    clip_norm: float = 0.1
+    clip_norm: Annotated[float, Range(1e-9)] = 0.1
     """Maximum gradient norm (authors' public code)."""
-    evaluate_every: int | None = None
+    evaluate_every: Annotated[int | None, Range(1)] = None
     """Epochs between validations; default: 20 validations a run."""
-    checkpoint_every: int | None = None
+    checkpoint_every: Annotated[int | None, Range(1)] = None
     """Epochs between checkpoints; default: 20 checkpoints a run."""
-    max_steps: int | None = None
+    max_steps: Annotated[int | None, Range(0)] = None
     """Stop after this many steps; the same command without it resumes from there."""
     folds: int = 0
     """Cross-validate: train once a fold, its slides held out for testing; 0: use the data's own splits."""
     fold: int = 0
     """Train this one of the folds alone, counted from 1; 0: all, one after another."""
-    seed: int = 0
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
     """Seed of weights, sample order and augmentation."""
-    workers: int = 2
+    workers: Annotated[int, Range(0)] = 2
     """Loader processes per rank."""
     augment: AugmentConfig = AugmentConfig()
     """Augmentation of the training tiles."""
@@ -108,42 +116,14 @@ def check(recipe: Recipe) -> None:
     Raises:
         UserError: names the option and its range.
     """
-    for option, value, least in (
-        ("interval", recipe.interval, 1),
-        ("refinements", recipe.refinements, 0),
-        ("views", recipe.views, 1),
-        ("channels", recipe.channels, 1),
-        ("hidden", recipe.hidden, 1),
-        ("images", recipe.images, 1),
-        ("epochs", recipe.epochs, 0),
-        ("batch-size", recipe.batch_size, 1),
-        ("accumulate", recipe.accumulate, 1),
-        ("learning-rate", recipe.learning_rate, 0.0),
-        ("trunk-rate", recipe.trunk_rate, 0.0),
-        ("weight-decay", recipe.weight_decay, 0.0),
-        ("warmup-steps", recipe.warmup_steps, 0),
-        ("clip-norm", recipe.clip_norm, 1e-9),
-        ("evaluate-every", recipe.evaluate_every, 1),
-        ("checkpoint-every", recipe.checkpoint_every, 1),
-        ("max-steps", recipe.max_steps, 0),
-        ("workers", recipe.workers, 0),
-        ("augment.crop", recipe.augment.crop, 32),
-        ("criterion.background-weight", recipe.criterion.background_weight, 1e-6),
-        ("criterion.point-weight", recipe.criterion.point_weight, 0.0),
-    ):
-        check_range(option, value, least)
-    check_range("seed", recipe.seed, 0, 2**32 - 1)
+    validate(recipe)
+    check_range("criterion.background-weight", recipe.criterion.background_weight, 1e-6)
+    check_range("criterion.point-weight", recipe.criterion.point_weight, 0.0)
     if recipe.folds or recipe.fold:
         check_range("folds", recipe.folds, 3)  # one to train on, one to validate, one to test
         check_range("fold", recipe.fold, 0, recipe.folds)
-    check_range("distinct-um", recipe.distinct_um, 0, 20)
-    check_range("layer-decay", recipe.layer_decay, 0.01, 1)
-    check_range("ema", recipe.ema, 0, 1 - 1e-6)
-    for option in ("flip", "degrade", "shuffle", "mix", "stain", "colour", "brown"):
-        check_range(f"augment.{option}", getattr(recipe.augment, option), 0, 1)
     low, high = recipe.augment.scale
     check_range("augment.scale", low, 0.1, high)
-    check_range("augment.scale", high, low, 10)
     check_destination(recipe.out)
     if recipe.out.exists() and Path(recipe.init).exists() and recipe.out.samefile(recipe.init):
         raise UserError(f"--out {recipe.out} is the file of --init; give the detector another name")

@@ -6,9 +6,10 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from shared.cli import as_plain, check_range
+from shared import cli
+from shared.cli import Range, as_plain
 from shared.errors import UserError
 from shared.files import printable
 from shared.jobs.partition import Part
@@ -48,26 +49,26 @@ class InputOptions:
 class SelectionOptions:
     """Patches to keep."""
 
-    patch_mpp: float = 0.25
+    patch_mpp: Annotated[float, Range(MPP_RANGE[0], MAX_PATCH_MPP)] = 0.25
     """um/px of the patches (the paper's 40x: 0.25)."""
-    patch_size: int = 512
+    patch_size: Annotated[int, Range(32, 8192)] = 512
     """Width and height of a patch in px."""
     allow_upsampling: bool = False
     """Enlarge slides coarser than 1.25 x `--patch-mpp`."""
-    min_tissue: float = 0.5
+    min_tissue: Annotated[float, Range(0, 1)] = 0.5
     """Minimum fraction of a patch covered by the tissue mask."""
     regions: Path | None = None
     """Harvest annotated regions in place of the tissue mask: QuPath's GeoJSON, or a folder of NAME.geojson for
     several slides. Areas of ignored classes (Ignore*) are subtracted."""
     region_class: tuple[str, ...] = ()
     """Harvest only regions of these classes."""
-    min_cells: int = 30
+    min_cells: Annotated[int, Range(0, 10**6)] = 30
     """Minimum number of cells in a patch (the paper's pre-training set: 30)."""
-    min_focus: float = 0.16
+    min_focus: Annotated[float, Range(0, 15)] = 0.16
     """Minimum sharpness of a patch: blurred fields have 0.05 to 0.15, sharp ones 1 to 3; 0 keeps all."""
-    max_patches: int = 500
+    max_patches: Annotated[int, Range(1, 10**9)] = 500
     """Maximum number of patches per slide, spread over its tissue (the paper: 500)."""
-    seed: int = 0
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
     """Random seed of the choice of patches and of their order in the shards."""
 
 
@@ -95,7 +96,7 @@ class OutputOptions:
 
     out: Path = Path("shards")
     """Folder for shards, report, pictures and slide table."""
-    shard_size: int = 4000
+    shard_size: Annotated[int, Range(1, 10**9)] = 4000
     """Approximate number of patches in a shard."""
     add_shards: bool = False
     """Keep existing shards and append the patches of new slides as further shards, instead of shuffling all
@@ -111,9 +112,9 @@ class OutputOptions:
 class RunOptions:
     """Parts of the harvest to run, and processes."""
 
-    workers: int = 0
+    workers: Annotated[int, Range(0, 1024)] = 0
     """Worker processes, one slide each at a time; 0: one per core. Does not affect the result."""
-    slide_minutes: float = 120.0
+    slide_minutes: Annotated[float, Range(0.01, 10**6)] = 120.0
     """Time limit per slide; slides of the paper take seconds to a few minutes."""
     dry_run: bool = False
     """Report slide by slide what would be done, without writing anything."""
@@ -155,21 +156,7 @@ def validate(config: HarvestConfig) -> None:
     Raises:
         UserError: an option is out of range or excluded by another one.
     """
-    low, high = MPP_RANGE[0], MAX_PATCH_MPP
-    limits = {
-        "patch-mpp": (config.patch_mpp, low, high),
-        "patch-size": (config.patch_size, 32, 8192),
-        "min-cells": (config.min_cells, 0, 10**6),
-        "max-patches": (config.max_patches, 1, 10**9),
-        "min-focus": (config.min_focus, 0, 15),
-        "min-tissue": (config.min_tissue, 0, 1),
-        "seed": (config.seed, 0, 2**32 - 1),
-        "workers": (config.workers, 0, 1024),
-        "slide-minutes": (config.slide_minutes, 0.01, 10**6),
-        "shard-size": (config.shard_size, 1, 10**9),
-    }
-    for name, (value, low, high) in limits.items():
-        check_range(name, value, low, high)
+    cli.validate(config)
     for word in config.slide_mpp:
         _override(word)
     if config.regions is not None and not config.regions.exists():

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -18,7 +18,7 @@ from scipy.optimize import linear_sum_assignment
 
 from patch_extraction.counters.base import CellCounter, choose_counter, require_working
 from shared.annotations.bounded_files import read_table
-from shared.cli import check_range, run
+from shared.cli import Range, parse, run, validate
 from shared.errors import UserError
 from shared.files import atomic_path
 from shared.reporting.tables import table
@@ -43,9 +43,9 @@ class CountCheckConfig:
     """Same as `--counter detector:FILE`."""
     leave_out_ink: bool = False
     """With `--counter haematoxylin`: leave out spots with the colours of ink and soot."""
-    patch_um: float = 128.0
+    patch_um: Annotated[float, Range(10, 10_000)] = 128.0
     """Side of the squares in um (512 px of 0.25 um)."""
-    min_cells: int = 30
+    min_cells: Annotated[int, Range(0, 10**6)] = 30
     """Minimum number of cells in a square."""
     pixel_index: bool = False
     """Coordinates are pixel indices: 0 is the centre of the first pixel, not its corner."""
@@ -72,9 +72,8 @@ class Quality:
 
 def main() -> None:
     """Measure a counter, print the table and write it if requested."""
-    config = tyro.cli(CountCheckConfig, prog="python -m patch_extraction.count_check", description=__doc__)
-    check_range("patch-um", config.patch_um, 10, 10_000)
-    check_range("min-cells", config.min_cells, 0, 10**6)
+    config = parse(CountCheckConfig, "python -m patch_extraction.count_check", __doc__)
+    validate(config)
     places = [_place(word) for word in config.folders]
     if not places:
         raise UserError("name at least one folder of annotated fields")

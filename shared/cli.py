@@ -1,21 +1,20 @@
 """From the command line to a frozen config; wrong input ends in one sentence and exit code 2."""
 
-import ast
 import dataclasses
 import inspect
-import itertools
 import math
 import multiprocessing
 import os
+import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar, get_type_hints
+from typing import Any, NoReturn, TypeVar
 
-import tyro
-
+from shared.config_file import config_path, did_you_mean, flat, read_settings, with_settings
 from shared.errors import DISK_FULL, REFUSED, UserError
+from shared.options import defaults_of, options_of, parse_options
 from shared.signals import ignore_from_now_on
 
 Config = TypeVar("Config")
@@ -59,6 +58,36 @@ def _code_of(command: Callable[[], int | None]) -> int | str | None:
         return left.code
 
 
+def parse(
+    kind: type[Config], prog: str, description: str | None = None, args: Sequence[str] | None = None
+) -> Config:
+    """Read a config from `prog [--flag value ...]`.
+
+    Args:
+        kind: The config.
+        prog: Name of the command.
+        description: Description of the command; default: the config's.
+        args: Words instead of `sys.argv`.
+
+    Raises:
+        UserError: the file of `--config` cannot be used.
+    """
+    config: Config = _parsed([defaults_of(kind)], prog, description or kind.__doc__ or "", args)[0]
+    return config
+
+
+def cli_beside(
+    kind: type[Config], beside: Beside, prog: str, args: Sequence[str] | None = None
+) -> tuple[Config, Beside]:
+    """Read a config, with the options of another dataclass (its defaults are given) beside its own.
+
+    Raises:
+        UserError: as `parse`.
+    """
+    config, other = _parsed([defaults_of(kind), beside], prog, kind.__doc__ or "", args)
+    return config, other
+
+
 def parse_beside(
     recipes: Mapping[str, Config],
     default: str,
@@ -69,94 +98,86 @@ def parse_beside(
 ) -> tuple[Config, Beside]:
     """Read `prog [RECIPE] [--flag value ...]`: a named config, and another dataclass whose options stand beside.
 
+    Args:
+        recipes: By name.
+        default: Name of the recipe if none is given.
+        prog: Name of the command.
+        description: Description of the command.
+        beside: Defaults of the other dataclass.
+        args: Words instead of `sys.argv`.
+
     Raises:
-        UserError: the first word is not the name of a recipe.
+        UserError: the first word is not the name of a recipe, or as `parse`.
     """
-    recipe, words = _chosen(recipes, default, args)
-    usage = _usage(recipes, default, description)
-    return cli_beside(type(recipe), beside, f"{prog} [RECIPE]", usage, default=recipe, args=words)
+    words = list(sys.argv[1:] if args is None else args)
+    name = words.pop(0) if words and not words[0].startswith("-") else _recipe_in_file(words) or default
+    if name not in recipes:
+        listed = f"choose one of {', '.join(recipes)}"
+        raise UserError(f"there is no recipe {name!r}; {listed}{did_you_mean(name, recipes)}")
+    usage = f"{description}\n\nRecipes (first word, default {default}): {', '.join(recipes)}."
+    recipe, other = _parsed([recipes[name], beside], f"{prog} [RECIPE]", usage, words)
+    return recipe, other
 
 
-def cli_beside(
-    kind: type[Config],
-    beside: Beside,
-    prog: str,
-    description: str | None = None,
-    default: Config | None = None,
-    args: Sequence[str] | None = None,
-) -> tuple[Config, Beside]:
-    """Read a config, with the options of another dataclass beside its own.
+def parse_command(
+    commands: Mapping[str, type[Any]], prog: str, description: str, args: Sequence[str] | None = None
+) -> Any:
+    """Read `prog COMMAND [--flag value ...]`: the config of one of several commands, chosen by the first word.
 
-    Options inherited from base dataclasses are grouped by these in --help.
+    Raises:
+        UserError: the first word is none of the commands, or as `parse`.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    name = words.pop(0).replace("_", "-") if words else "--help"
+    if name in ("-h", "--help"):
+        print(f"usage: {prog} COMMAND [-h] [OPTIONS]\n\n{inspect.cleandoc(description)}\n")
+        for command, kind in commands.items():
+            print(f"  {command:<12}{inspect.cleandoc(kind.__doc__ or '').splitlines()[0]}")
+        raise SystemExit(0)
+    if name not in commands:
+        raise UserError(f"there is no command {name!r}; choose one of {', '.join(commands)}")
+    return parse(commands[name], f"{prog} {name}", args=words)
+
+
+def _recipe_in_file(words: Sequence[str]) -> str | None:
+    """Name of the recipe in the file of `--config`, if it has one."""
+    path = config_path(words)
+    name = None if path is None else read_settings(path).get("name")
+    return None if name is None else str(name)
+
+
+def _parsed(configs: Sequence[Any], prog: str, description: str, args: Sequence[str] | None) -> list[Any]:
+    words = list(sys.argv[1:] if args is None else args)
+    if path := config_path(words):
+        settings = read_settings(path)
+        configs = with_settings(configs, settings, path)
+    width = shutil.get_terminal_size().columns
+    paragraphs = (textwrap.fill(text, width) for text in inspect.cleandoc(description).split("\n\n"))
+    return parse_options(configs, prog, "\n\n".join(paragraphs), words)
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Numbers that a field takes, both limits included: `Annotated[int, Range(1)]`; None is always allowed."""
+
+    least: float
+    most: float = math.inf
+
+
+def validate(config: object, prefix: str = "") -> None:
+    """Compare the numbers of a config, nested ones too, with the ranges of their fields.
 
     Args:
-        kind: The config.
-        beside: Defaults of the other dataclass.
-        prog: Name of the command.
-        description: Description of the command; default: the config's.
-        default: Defaults of the config, if it has any.
-        args: Words instead of `sys.argv`.
+        config: The config.
+        prefix: Put before the names of its options, if it is nested in another.
+
+    Raises:
+        UserError: names the first option that is out of range and its range.
     """
-    unnamed = tyro.conf.arg(name="")
-    both = dataclasses.make_dataclass(
-        "both",
-        [*_groups(kind, default), ("beside", Annotated[type(beside), unnamed], dataclasses.field(default=beside))],
-        frozen=True,
-    )
-    read: Any = tyro.cli(
-        both, prog=prog, description=inspect.cleandoc(description or kind.__doc__ or ""), args=args
-    )
-    groups = {name: value for name, value in vars(read).items() if name != "beside"}
-    if "config" in groups:
-        return groups["config"], read.beside
-    return kind(**{name: value for group in groups.values() for name, value in vars(group).items()}), read.beside
-
-
-def _groups(kind: type[Config], default: Config | None) -> list[tuple[str, Any, Any]]:
-    """Return the fields of a dataclass for tyro: one per base dataclass if it has no other fields, or itself."""
-    bases = [base for base in reversed(kind.__bases__) if dataclasses.is_dataclass(base)]
-    if not bases or inspect.get_annotations(kind):
-        first: Any = dataclasses.field() if default is None else dataclasses.field(default=default)
-        return [("config", Annotated[kind, tyro.conf.arg(name="")], first)]
-    given = default or kind()
-    return [
-        (base.__name__.removesuffix("Options").lower(), Annotated[group, tyro.conf.OmitArgPrefixes], group())
-        for base in bases
-        for group in [_group(base, given)]
-    ]
-
-
-def _group(base: type, given: Any) -> type:
-    """Copy a dataclass of options with defaults and one-line help; tyro would keep line breaks of the source."""
-    hints, help_of = get_type_hints(base, include_extras=True), _field_docs(base)
-    options: list[tuple[str, Any, Any]] = [
-        (name, Annotated[hints[name], tyro.conf.arg(help=help_of[name])], getattr(given, name)) for name in help_of
-    ]
-    return dataclasses.make_dataclass(base.__name__, options, namespace={"__doc__": base.__doc__}, frozen=True)
-
-
-def _field_docs(kind: type) -> dict[str, str]:
-    """Return the docstrings below the fields of a dataclass, each as one line."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
-    assert isinstance(body, ast.ClassDef)
-    return {
-        field.target.id: " ".join(str(ast.literal_eval(doc.value)).split())
-        for field, doc in itertools.pairwise(body.body)
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(doc, ast.Expr)
-    }
-
-
-def _chosen(recipes: Mapping[str, Config], default: str, args: Sequence[str] | None) -> tuple[Config, list[str]]:
-    """The recipe that the first word names, and the other words."""
-    words = list(sys.argv[1:] if args is None else args)
-    name = words.pop(0) if words and not words[0].startswith("-") else default
-    if name not in recipes:
-        raise UserError(f"there is no recipe {name!r}; choose one of {', '.join(recipes)}")
-    return recipes[name], words
-
-
-def _usage(recipes: Mapping[str, Config], default: str, description: str) -> str:
-    return f"{description}\n\nRecipes (first word, default {default}): {', '.join(recipes)}."
+    for option in options_of(config, prefix=prefix):
+        for limits in (marker for marker in option.markers if isinstance(marker, Range)):
+            for value in option.default if isinstance(option.default, tuple) else (option.default,):
+                check_range(option.name, value, limits.least, limits.most)
 
 
 def check_range(option: str, value: float | None, least: float, most: float = math.inf) -> None:
@@ -194,15 +215,6 @@ def as_plain(config: object) -> dict[str, object]:
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
         raise TypeError(f"{config!r} is not a dataclass instance")
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
-
-
-def flat(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Nested settings as pairs of dotted name and value."""
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _plain(value: object) -> object:

@@ -18,7 +18,7 @@ from typing import Annotated, Literal
 import tyro
 from packaging.requirements import Requirement
 
-from shared.cli import run
+from shared.cli import parse, run
 from shared.errors import UserError
 from shared.files import SHARED_MEMORY, atomic_path, lock_error
 from shared.weights.shipped import NUCLEI_FILE
@@ -207,4 +207,4 @@ def _output(*command: str) -> str | None:
 
 
 if __name__ == "__main__":
-    run(lambda: examine(tyro.cli(DoctorConfig, prog="python -m shared.doctor")))
+    run(lambda: examine(parse(DoctorConfig, "python -m shared.doctor")))

@@ -5,13 +5,14 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, ClassVar
 
 import torch
 import tyro
 from PIL import Image
 from torch import Tensor
 
-from shared.cli import check_range, make_folder, run
+from shared.cli import Range, make_folder, parse, run, validate
 from shared.errors import UserError
 from shared.files import own_path
 from ssl_pretrain.data.crops import Crop
@@ -29,11 +30,16 @@ from ssl_pretrain.methods.attention_maps import attention_sheet, class_attention
 class InspectConfig:
     """Compare the features of backbones on the same patches with those of untrained networks."""
 
+    help_groups: ClassVar = {
+        "places": "input",
+        "out": "output",
+    }
+
     places: tyro.conf.Positional[tuple[Path, ...]]
     """Weights (NAME.pth, NAME.safetensors, other projects' too), checkpoints, run folders."""
     shards: Path = Path("shards")
     """Folder of shards, as `python -m patch_extraction` makes it; best with slides the run has not seen."""
-    patches: int | None = None
+    patches: Annotated[int | None, Range(2)] = None
     """Patches the numbers are made of (default 512, on a CPU 128); RankMe cannot exceed it."""
     out: Path = Path("inspection")
     """Folder for report.csv, report.html and the pictures."""
@@ -47,7 +53,7 @@ def inspect(config: InspectConfig) -> None:
     """
     if not config.places:
         raise UserError("nothing to inspect; give weights files, checkpoints or run folders")
-    check_range("patches", config.patches, 2)
+    validate(config)
     most = config.patches or feature_metrics.default_patches(_device())
     shard_set = open_shards(config.shards)
     subjects = [open_subject(place) for place in config.places]
@@ -120,7 +126,7 @@ def _saved(image: Image.Image, path: Path) -> Path:
 
 def main() -> None:
     """Entry point of the command line."""
-    inspect(tyro.cli(InspectConfig, prog="python -m ssl_pretrain.inspect"))
+    inspect(parse(InspectConfig, "python -m ssl_pretrain.inspect"))
 
 
 if __name__ == "__main__":

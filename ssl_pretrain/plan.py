@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
-from shared.cli import check_range, parse_beside, run
+from shared.cli import Range, parse_beside, run, validate
 from shared.errors import UserError
 from shared.reporting.tables import table
 from shared.training.gpu_usage import MEMORIES, PEAKS
@@ -33,15 +34,17 @@ leave out what GPUs wait for each other: little on one node, most of a step that
 class ClusterSpec:
     """Nodes and GPUs that a run is planned for."""
 
-    nodes: tuple[int, ...] = (1,)
+    help_groups: ClassVar = {"nodes": "cluster"}
+
+    nodes: Annotated[tuple[int, ...], Range(1)] = (1,)
     """Nodes; several numbers make a table."""
-    gpus: int = 8
+    gpus: Annotated[int, Range(1)] = 8
     """GPUs of a node."""
     gpu: str = "A100"
     """Kind of GPU that the speed is estimated for."""
-    cpus: int = 12
+    cpus: Annotated[int, Range(1)] = 12
     """CPU cores of a GPU, of which all but one load patches."""
-    images_per_second: float | None = None
+    images_per_second: Annotated[float | None, Range(1e-3)] = None
     """Measured speed of one GPU; default: estimated from the operations per image."""
 
 
@@ -105,11 +108,7 @@ def check_asked(asked: ClusterSpec) -> None:
     Raises:
         UserError: names the option and what it takes.
     """
-    for nodes in asked.nodes:
-        check_range("nodes", nodes, 1)
-    check_range("gpus", asked.gpus, 1)
-    check_range("cpus", asked.cpus, 1)
-    check_range("images-per-second", asked.images_per_second, 1e-3)
+    validate(asked)
     if asked.gpu not in PEAKS:
         raise UserError(
             f"the speed of --gpu {asked.gpu} is not known; measure it for --images-per-second, or give "

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from shared.cli import check_range
+from shared.cli import Range, validate
 from shared.errors import UserError
 from shared.training.precision import Precision
 from ssl_pretrain.data.shard_loader import LoaderConfig
@@ -28,6 +28,13 @@ Optimiser = tyro.conf.AvoidSubcommands[AdamW | SGD | LARC]
 class PretrainingRecipe:
     """A pre-training run."""
 
+    help_groups: ClassVar = {
+        "shards": "input",
+        "run_dir": "output",
+        "normalisation": "training",
+        "verify": "run",
+    }
+
     name: Annotated[str, tyro.conf.Fixed]
     """Recipe name."""
     shards: Path = Path("shards")
@@ -44,13 +51,13 @@ class PretrainingRecipe:
     """Channel means and standard deviations for normalisation: those of the shards or of ImageNet."""
     optimiser: Optimiser
     """Optimiser and learning rate."""
-    batch_size: int
+    batch_size: Annotated[int, Range(1)]
     """Images an optimiser step sees, on all ranks together."""
-    micro_batch: int = 256
+    micro_batch: Annotated[int, Range(1)] = 256
     """Maximum images of a rank in one pass; the rest of its share is accumulated. Lower it if memory runs out."""
-    samples_seen: int
+    samples_seen: Annotated[int, Range(1)]
     """Length of the run in images."""
-    max_steps: int | None = None
+    max_steps: Annotated[int | None, Range(1)] = None
     """Stop after this many steps, to try things out; the schedule stays that of the whole length."""
     precision: Precision = "auto"
     """Precision of convolutions and matrix products: float32, bfloat16, or auto: bfloat16 on a GPU."""
@@ -64,20 +71,20 @@ class PretrainingRecipe:
     """Loading of the shards. A resumed run keeps its number of workers unless another is given."""
     verify: bool = True
     """Compare each shard's SHA-256 with the index before the first step."""
-    seed: int = 0
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
     """Random seed."""
     deterministic: bool = False
     """Prefer GPU kernels that always give the same bits, and no TF32: runs can be repeated, but are slower. torch
     warns of operations that have no other kernel."""
-    log_every: int | None = None
+    log_every: Annotated[int | None, Range(1)] = None
     """Log the loss and poll for preemption every so many steps (each poll synchronises the GPU); None, and at the
     latest: about every 10 s."""
-    checkpoint_every: int | None = None
+    checkpoint_every: Annotated[int | None, Range(1)] = None
     """Steps between two checkpoints, each with a picture; None: about every 15 minutes."""
-    keep_every: int | None = None
+    keep_every: Annotated[int | None, Range(1)] = None
     """Steps between two checkpoints that stay for good; the two newest are always there. If `checkpoint-every` is
     given, a multiple of it."""
-    monitor_every: int | None = None
+    monitor_every: Annotated[int | None, Range(0)] = None
     """Steps between two measurements of the features of the same 512 patches (128 on a CPU); there is one at the
     beginning and one at the end as well. None: about every 15 minutes; 0: none at all."""
 
@@ -88,25 +95,14 @@ def check(recipe: PretrainingRecipe) -> None:
     Raises:
         UserError: names the option and what it takes.
     """
-    for option, value in (
-        ("batch-size", recipe.batch_size),
-        ("micro-batch", recipe.micro_batch),
-        ("samples-seen", recipe.samples_seen),
-        ("max-steps", recipe.max_steps),
-        ("log-every", recipe.log_every),
-        ("checkpoint-every", recipe.checkpoint_every),
-        ("keep-every", recipe.keep_every),
-    ):
-        check_range(option, value, 1)
-    check_range("monitor-every", recipe.monitor_every, 0)
+    validate(recipe)
     if recipe.keep_every and recipe.checkpoint_every and recipe.keep_every % recipe.checkpoint_every:
         raise UserError(
             f"--keep-every {recipe.keep_every} is not a multiple of --checkpoint-every {recipe.checkpoint_every}, "
             "at which checkpoints are written; give one"
         )
-    check_range("seed", recipe.seed, 0, 2**32 - 1)
-    for part in (recipe.method, recipe.views, recipe.optimiser, recipe.loader):
-        part.check()
+    recipe.method.check()
+    recipe.views.check()
     _check_blur(recipe)
 
 

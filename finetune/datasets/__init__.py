@@ -3,12 +3,12 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Protocol
 
 from finetune.datasets.dataset import AnnotatedData
 from finetune.datasets.description import NAME, Description, class_values, describe
 from finetune.datasets.layouts import bcdata, consep, ocelot, points
-from shared.cli import check_range
+from shared.cli import Range, validate
 from shared.errors import UserError
 from shared.wsi.resolution import MPP_RANGE
 
@@ -36,7 +36,7 @@ READERS: dict[str, Reader] = {"consep": consep, "bcdata": bcdata, "ocelot": ocel
 class Overrides:
     """Facts that override those stated in the data."""
 
-    slide_mpp: float | None = None
+    slide_mpp: Annotated[float | None, Range(*MPP_RANGE)] = None
     """Resolution of the images, um/px."""
     classes: tuple[str, ...] = ()
     """Classes in order, each NAME=VALUE with its value in the files, or a NAME that is its own value."""
@@ -50,7 +50,7 @@ class DataOptions(Overrides):
 
     data: Path = Path("data")
     """Folder of images and point annotations."""
-    radius_um: float | None = None
+    radius_um: Annotated[float | None, Range(0.1, 1000)] = None
     """Matching distance of the scores, um; default: the data set's own, else 3 (the paper's)."""
 
 
@@ -60,8 +60,7 @@ def load_data(source: DataOptions) -> AnnotatedData:
     Raises:
         UserError: the folder has no known layout, or a file in it is malformed.
     """
-    check_range("radius-um", source.radius_um, 0.1, 1000)
-    check_range("slide-mpp", source.slide_mpp, *MPP_RANGE)
+    validate(source)
     folder = source.data
     layouts = "; ".join(reader.LAYOUT for reader in READERS.values())
     if not folder.is_dir():

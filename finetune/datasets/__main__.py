@@ -1,27 +1,18 @@
 """`python -m finetune.datasets COMMAND DIR`: summarise annotated data and prepare it for training."""
 
-from typing import Annotated
-
-import tyro
-
 from finetune.datasets.cut_views import CutViews, cut_views
 from finetune.datasets.data_summary import Summary, summarise
 from finetune.datasets.import_qupath import Import, import_annotations
 from finetune.predict.outputs.output_names import drawn_by_prediction
-from finetune.review.options import Suggest
-from shared.cli import run
+from finetune.review.config import Suggest
+from shared.cli import parse_command, run
 
-Command = (
-    Annotated[Summary, tyro.conf.subcommand("summary")]
-    | Annotated[Import, tyro.conf.subcommand("import")]
-    | Annotated[CutViews, tyro.conf.subcommand("cut-views")]
-    | Annotated[Suggest, tyro.conf.subcommand("suggest")]
-)
+COMMANDS = {"summary": Summary, "import": Import, "cut-views": CutViews, "suggest": Suggest}
 
 
 def main() -> int:
     """Parse the command line and run the command; returns the exit code."""
-    config = tyro.cli(Command, prog="python -m finetune.datasets", description=__doc__)
+    config = parse_command(COMMANDS, "python -m finetune.datasets", __doc__ or "")
     if isinstance(config, Import):
         return import_annotations(config, drawn_by_prediction)
     if isinstance(config, CutViews):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 from PIL import Image
@@ -20,7 +20,7 @@ from finetune.datasets.dataset import SPLITS, image_size
 from finetune.datasets.layouts import ocelot
 from finetune.datasets.pairing import images_in
 from finetune.datasets.wider_views import view_beside
-from shared.cli import check_range
+from shared.cli import Range, validate
 from shared.errors import NOTHING_FAILED, SOME_FAILED, UserError
 from shared.files import atomic_path
 from shared.wsi.slide import Slide, SlideError
@@ -38,7 +38,7 @@ class CutViews:
     """Data folder of OCELOT."""
     slides: Path
     """Folder of the TCGA slides that the patches were cut from; its subfolders are searched too."""
-    views: int = 2
+    views: Annotated[int, Range(2, 6)] = 2
     """Number of fields of view (the paper's K): the patch's own, twice its width, four times, ..."""
 
 
@@ -71,7 +71,7 @@ def cut_views(config: CutViews) -> int:
     Raises:
         UserError: the folder is not OCELOT, its metadata lack a patch, or there is no slide.
     """
-    check_range("views", config.views, 2, 6)
+    validate(config)
     factors = [2**n for n in range(1, config.views)]
     wanted = [place for place in _places(config.data) if _missing(place, factors)]
     slides = find_slides(config.slides)

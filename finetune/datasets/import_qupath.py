@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, ClassVar
 
 import numpy as np
 import tyro
@@ -22,7 +23,7 @@ from finetune.datasets.description import NAME, class_values
 from finetune.datasets.tile_cutting import Cutter, TilePlace, annotated_areas
 from shared.annotations.polygons import Polygon
 from shared.annotations.qupath import SUFFIXES, Objects, Outlines, read_objects
-from shared.cli import check_range, make_folder
+from shared.cli import Range, make_folder, validate
 from shared.errors import NOTHING_FAILED, SOME_FAILED, UserError
 from shared.files import atomic_path, write_json
 from shared.wsi.image_source import (
@@ -50,15 +51,23 @@ class Import:
     annotations are regions in which every cell is annotated. Areas of ignored classes (Ignore*) are subtracted.
     """
 
+    help_groups: ClassVar = {
+        "annotations": "input",
+        "out": "output",
+        "classes": "annotation",
+        "views": "output",
+        "slide_mpp": "input",
+    }
+
     annotations: tyro.conf.Positional[Path]
     """GeoJSON file, or a folder of them."""
     slides: Path
     """The slide or image, or a folder of them; its subfolders are searched too."""
     out: Path = Path("data")
     """Output folder of images, points and dataset.json."""
-    mpp: float = 0.5
+    mpp: Annotated[float, Range(*MPP_RANGE)] = 0.5
     """um/px of the tiles."""
-    tile: int = 512
+    tile: Annotated[int, Range(64, 2**14)] = 512
     """Maximum side of a tile, px."""
     classes: tuple[str, ...] = ()
     """Classes in order, each NAME=CLASS_IN_QUPATH or just the NAME; default: all that occur, by name."""
@@ -68,16 +77,16 @@ class Import:
     """auto: outlines of detections are cells, of annotations regions; cells or regions: all of them are."""
     unclassified: str | None = None
     """Class of cells that have none in the file; default: refuse them."""
-    views: int = 1
+    views: Annotated[int, Range(1, 6)] = 1
     """Fields of view (the paper's K): beside each tile also views of 2, 4, ... times its width are cut."""
-    slide_mpp: float | None = None
+    slide_mpp: Annotated[float | None, Range(*MPP_RANGE)] = None
     """um/px of level 0, for images and for slides that state none or a wrong one."""
     bounds: bool = True
     """Coordinates count from the corner of the scanned area, as QuPath's do; off: from that of the slide."""
 
 
 @dataclass(frozen=True)
-class Annotated:
+class AnnotatedSlide:
     """Slide with the objects of its annotation file."""
 
     objects: Objects
@@ -105,7 +114,7 @@ def import_annotations(config: Import, is_drawn: Callable[[Path], bool] = lambda
     """
     _check(config)
     annotated = [
-        Annotated(read_objects(path, config.outlines, config.unclassified), slide, name)
+        AnnotatedSlide(read_objects(path, config.outlines, config.unclassified), slide, name)
         for path, slide, name in _pairs(config, is_drawn)
     ]
     values = _classes(config, [each.objects for each in annotated])
@@ -121,7 +130,9 @@ def import_annotations(config: Import, is_drawn: Callable[[Path], bool] = lambda
     return SOME_FAILED if failed else NOTHING_FAILED
 
 
-def _cut_slides(config: Import, annotated: Sequence[Annotated], values: dict[str, str], written: Written) -> int:
+def _cut_slides(
+    config: Import, annotated: Sequence[AnnotatedSlide], values: dict[str, str], written: Written
+) -> int:
     """Write the tiles of all slides and their description; returns the number of slides that cannot be read."""
     failed = 0
     for each in tqdm(annotated, unit="slide"):
@@ -157,10 +168,7 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def _check(config: Import) -> None:
-    check_range("mpp", config.mpp, *MPP_RANGE)
-    check_range("tile", config.tile, 64, 2**14)
-    check_range("views", config.views, 1, 6)
-    check_range("slide-mpp", config.slide_mpp, *MPP_RANGE)
+    validate(config)
     if not config.annotations.exists():
         raise UserError(f"there is no GeoJSON file or folder {config.annotations}; check the path")
     if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
@@ -211,7 +219,7 @@ def _classes(config: Import, annotated: Sequence[Objects]) -> dict[str, str]:
 
 
 def _cut_slide(
-    config: Import, each: Annotated, source: ImageSource, values: dict[str, str], written: Written
+    config: Import, each: AnnotatedSlide, source: ImageSource, values: dict[str, str], written: Written
 ) -> None:
     """Write all tiles of one slide."""
     objects = each.objects.shifted(*bounds_corner(source)) if config.bounds else each.objects

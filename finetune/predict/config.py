@@ -3,11 +3,11 @@
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from shared.cli import check_range
+from shared.cli import Range, validate
 from shared.errors import UserError
 from shared.training.precision import Precision
 from shared.wsi.resolution import MPP_RANGE
@@ -20,13 +20,24 @@ class PredictConfig:
     Interrupted, the same command resumes and repeats nothing that is done.
     """
 
+    help_groups: ClassVar = {
+        "detector": "input",
+        "out": "output",
+        "slide_mpp": "input",
+        "ratio": "output",
+        "threshold": "detection",
+        "batch_size": "run",
+        "compress": "output",
+        "part": "run",
+    }
+
     detector: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DETECTOR")]
     """Detector file (finetune writes detector.pth), or nuclei, the one that comes with this package."""
     sources: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SLIDE_OR_IMAGE_OR_DIR ...")]
     """Slides that OpenSlide reads, PNG, JPEG or TIFF images, or folders of them."""
     out: Path = Path("cells")
     """Output folder: NAME.geojson, NAME.csv, NAME.summary.json, pictures and NAME.html of every slide."""
-    slide_mpp: float | None = None
+    slide_mpp: Annotated[float | None, Range(*MPP_RANGE)] = None
     """um/px of level 0, for slides and images that state none or a wrong one."""
     everywhere: bool = False
     """Predict on the whole slide instead of its tissue (images are always processed in full)."""
@@ -43,15 +54,15 @@ class PredictConfig:
     threshold: str = "paper"
     """Rule by which a proposal is a cell: paper (a class is more probable than background), a least probability of
     its class, or best (the least probability that was best on validation, stored in the detector)."""
-    min_distance_um: float = 0.0
+    min_distance_um: Annotated[float, Range(0, 100)] = 0.0
     """Least distance of two cells of any class, um; the more probable one is kept."""
-    tile: int | None = None
+    tile: Annotated[int | None, Range(64, 2**15)] = None
     """Side of a tile (px, default 1024); memory grows with it, the result hardly changes."""
-    margin: int | None = None
+    margin: Annotated[int | None, Range(0, 2**14)] = None
     """Overlap on each side of a tile (px, default 128): context, whose cells the neighbouring tile reports."""
-    batch_size: int = 4
+    batch_size: Annotated[int, Range(1, 4096)] = 4
     """Tiles per batch."""
-    workers: int = 2
+    workers: Annotated[int, Range(0, 256)] = 2
     """Processes that read tiles ahead."""
     precision: Precision = "auto"
     """Precision of convolutions and matrix products; auto: bfloat16 on a GPU, else float32."""
@@ -77,12 +88,7 @@ def check(config: PredictConfig) -> None:
     """
     if not config.sources:
         raise UserError("there is nothing to predict; give slides, images or folders after the detector")
-    check_range("slide-mpp", config.slide_mpp, *MPP_RANGE)
-    check_range("tile", config.tile, 64, 2**15)
-    check_range("margin", config.margin, 0, 2**14)
-    check_range("min-distance-um", config.min_distance_um, 0, 100)
-    check_range("batch-size", config.batch_size, 1, 4096)
-    check_range("workers", config.workers, 0, 256)
+    validate(config)
     if config.everywhere and config.regions:
         raise UserError("--everywhere and --regions exclude each other; give one of them")
     if config.region_class is not None and config.regions is None:

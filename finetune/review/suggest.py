@@ -13,9 +13,9 @@ import numpy as np
 from tqdm import tqdm
 
 from finetune.predict.outputs.writers import colour_of
-from finetune.review.candidates import Candidate, find_candidates
+from finetune.review.candidate_regions import Candidate, find_candidates
 from finetune.review.choice import choose
-from finetune.review.options import Suggest, check
+from finetune.review.config import Suggest, check
 from finetune.scoring.operating_point import resolve_threshold
 from shared.annotations.polygons import PolygonIndex, merge
 from shared.annotations.qupath import REGION_CLASS, read_regions

@@ -2,9 +2,7 @@
 
 import signal
 
-import tyro
-
-from shared.cli import run
+from shared.cli import parse, run
 from shared.signals import StopSignal
 
 
@@ -14,7 +12,7 @@ def main() -> int:
     from finetune.sweep.config import SweepConfig
     from finetune.sweep.run import sweep
 
-    return sweep(tyro.cli(SweepConfig, prog="python -m finetune.sweep"), stop)
+    return sweep(parse(SweepConfig, "python -m finetune.sweep"), stop)
 
 
 if __name__ == "__main__":

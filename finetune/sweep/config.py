@@ -5,7 +5,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
@@ -16,7 +16,8 @@ from finetune.recipes import check as check_recipe
 from finetune.results import TEST_SCORES
 from finetune.sweep.paper_tables import GIVEN, TABLES, Table, TableRow
 from finetune.train import FREE_ON_RESUME, detector_for
-from shared.cli import as_plain, check_range, flat
+from shared.cli import as_plain, check_range
+from shared.config_file import flat
 from shared.errors import UserError
 from shared.jobs.slurm import Slurm
 from shared.jobs.slurm import check as check_slurm
@@ -53,6 +54,8 @@ class SweepConfig:
     Stopped, the same command resumes and repeats nothing that is done. Options of a training run (python -m
     finetune) apply to all rows; those that the rows differ in are refused.
     """
+
+    help_groups: ClassVar = {"table": "sweep", "launcher": "slurm"}
 
     table: tyro.conf.Positional[
         Literal["table6", "table7", "table5", "table4", "table3", "refinement"]  # as in TABLES

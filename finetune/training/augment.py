@@ -2,12 +2,14 @@
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from PIL import Image
 
 from finetune.training.degradation import degrade, jitter_colours
 from finetune.training.stain_augment import restain
+from shared.cli import Range
 
 BLOCKS = 4  # along each side, of GridShuffle (authors' public code)
 
@@ -16,25 +18,25 @@ BLOCKS = 4  # along each side, of GridShuffle (authors' public code)
 class AugmentConfig:
     """Augmentation of training tiles; the paper names scaling, shifting and flipping and gives no ranges."""
 
-    crop: int = 256
+    crop: Annotated[int, Range(32)] = 256
     """Side of the square training crop, px; a smaller image is padded with white (ours; published: 448)."""
-    scale: tuple[float, float] = (0.8, 1.25)
+    scale: Annotated[tuple[float, float], Range(0.1, 10)] = (0.8, 1.25)
     """Range of the random magnification (log-uniform); the crop covers crop / scale px of the image."""
-    flip: float = 0.5
+    flip: Annotated[float, Range(0, 1)] = 0.5
     """Probability of a horizontal flip, and of a vertical one."""
     quarter_turns: bool = True
     """Rotate by a random multiple of 90 degrees (authors' later public code)."""
-    colour: float = 0.0
+    colour: Annotated[float, Range(0, 1)] = 0.0
     """Largest change of brightness, contrast and saturation (authors' public code: 0.2); hue a quarter of it."""
-    degrade: float = 0.0
+    degrade: Annotated[float, Range(0, 1)] = 0.0
     """Probability of blur, noise or JPEG artefacts."""
-    shuffle: float = 0.0
+    shuffle: Annotated[float, Range(0, 1)] = 0.0
     """Probability of shuffling 4 x 4 blocks (GridShuffle; authors' public code: 0.5); one view only."""
-    mix: float = 0.0
+    mix: Annotated[float, Range(0, 1)] = 0.0
     """Probability of replacing part of the crop by that of another tile's crop; one view only."""
-    stain: float = 0.05
+    stain: Annotated[float, Range(0, 1)] = 0.05
     """Strength of random changes of the stains' colours and amounts: 0 none, 0.05 light, 0.2 strong."""
-    brown: float = 0.0
+    brown: Annotated[float, Range(0, 1)] = 0.0
     """Probability of making an H&E image look like immunohistochemistry, for detectors of both."""
 
 

@@ -19,7 +19,8 @@ from patch_extraction.slide_store.file_names import (
     thumbnail_path,
 )
 from patch_extraction.slide_store.slide_record import DUPLICATE, FAILED, HARVESTED, KEPT, NO_PATCH, Record
-from shared.cli import as_plain, flat
+from shared.cli import as_plain
+from shared.config_file import flat
 from shared.files import atomic_path
 from shared.reporting.html import embedded, render
 

@@ -5,9 +5,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from shared.cli import check_range
+from shared.config_file import config_path
 from shared.errors import NOTHING_FAILED, SOME_FAILED
 from shared.jobs.slurm import Slurm, are_left, run_in_slurm
 from shared.jobs.slurm_states import SUCCEEDED
@@ -19,6 +20,8 @@ from shared.signals import STOPPED, StopSignal
 class Launch:
     """Launcher options of a stage."""
 
+    help_groups: ClassVar = {"launcher": "slurm"}
+
     launcher: Literal["local", "slurm"] = "local"
     """local: in this process; slurm: as a job, which this process submits and waits for."""
     slurm: Slurm = Slurm()
@@ -28,6 +31,8 @@ class Launch:
 @dataclass(frozen=True, kw_only=True)
 class PartsLaunch(Launch):
     """Launcher options of a stage whose slides can be divided among jobs."""
+
+    help_groups: ClassVar = {"launcher": "slurm", "parts": "slurm"}
 
     parts: int = 16
     """With `launcher slurm`: maximum number of jobs that share the slides."""
@@ -42,6 +47,8 @@ def typed_command(module: str, words: Sequence[str] | None = None) -> tuple[str,
             skips = name in ("launcher", "parts") or name.startswith("slurm.")
         if not skips:
             kept.append(word)
+    if config_path(kept):  # the file may name a launcher, which is not the job's
+        kept += ["--launcher", "local"]
     return sys.executable, "-m", module, *kept
 
 

@@ -7,9 +7,9 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from shared.cli import check_range, make_folder
+from shared.cli import Range, make_folder, validate
 from shared.errors import UserError
 from shared.files import write_json
 from shared.jobs.in_job import GRACE_S, RunInJob
@@ -33,15 +33,15 @@ class Slurm:
     """Partition; default: the cluster's."""
     account: str | None = None
     """Account; default: the user's."""
-    nodes: int = 1
+    nodes: Annotated[int, Range(1)] = 1
     """Nodes of a job."""
-    gpus: int = 1
+    gpus: Annotated[int, Range(0)] = 1
     """GPUs of each node, and as many tasks: one rank a GPU."""
-    cpus: int = 4
+    cpus: Annotated[int, Range(1)] = 4
     """CPU cores of each task."""
-    hours: float = 24.0
+    hours: Annotated[float, Range(1 / 60)] = 24.0
     """Time limit; a job that needs longer is requeued and resumes from its checkpoint."""
-    parallel: int = 16
+    parallel: Annotated[int, Range(1)] = 16
     """Jobs that run at the same time, at most."""
     options: tuple[str, ...] = ()
     """Other options of sbatch, each NAME=VALUE, e.g. qos=high constraint=a100 mem=64G."""
@@ -63,11 +63,7 @@ def check(slurm: Slurm) -> None:
     Raises:
         UserError: names the option and what it takes, or Slurm is not there.
     """
-    check_range("slurm.nodes", slurm.nodes, 1)
-    check_range("slurm.gpus", slurm.gpus, 0)
-    check_range("slurm.cpus", slurm.cpus, 1)
-    check_range("slurm.hours", slurm.hours, 1 / 60)
-    check_range("slurm.parallel", slurm.parallel, 1)
+    validate(slurm, "slurm.")
     _options(slurm)
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise UserError("--launcher slurm needs Slurm's commands (sbatch, srun, squeue), which are not here")

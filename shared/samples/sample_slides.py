@@ -12,12 +12,13 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import tyro
 from PIL import Image
 
-from shared.cli import check_range, make_folder, run
+from shared.cli import Range, make_folder, parse, run, validate
 from shared.files import atomic_path, write_json
 from shared.samples.pyramidal_tiff import TiffLevel, write_pyramid
 from shared.samples.specimen import Specimen, Stain, section
@@ -39,11 +40,11 @@ class SampleConfig:
 
     out: tyro.conf.Positional[Path]
     """Folder to write into."""
-    seed: int = 0
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
     """Random seed of all pixels."""
-    side: int = 4096
+    side: Annotated[int, Range(TILE, 2**15)] = 4096
     """Width and height of a slide in px of level 0."""
-    tiles: tuple[int, int, int] = (24, 6, 8)
+    tiles: Annotated[tuple[int, int, int], Range(0, 10**6)] = (24, 6, 8)
     """Numbers of annotated tiles for training, validation and test."""
 
 
@@ -130,22 +131,10 @@ def write_cells(path: Path, specimen: Specimen, mpp: float) -> None:
             writer.writerow([f"{x:.2f}", f"{y:.2f}", int(value)])
 
 
-def check(config: SampleConfig) -> None:
-    """Check the ranges of options.
-
-    Raises:
-        UserError: an option is out of range.
-    """
-    check_range("seed", config.seed, 0, 2**32 - 1)
-    check_range("side", config.side, TILE, 2**15)
-    for count in config.tiles:
-        check_range("tiles", count, 0, 10**6)
-
-
 def main() -> None:
     """Write the sample slides and tiles."""
-    config = tyro.cli(SampleConfig, prog="python -m shared.samples.sample_slides", description=__doc__)
-    check(config)
+    config = parse(SampleConfig, "python -m shared.samples.sample_slides", __doc__)
+    validate(config)
     make_folder(config.out, "OUT")
     for index, (biomarker, name, mpp, shape) in enumerate(SLIDES):
         size_um = config.side * mpp

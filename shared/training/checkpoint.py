@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from shared.cli import flat
+from shared.config_file import flat
 from shared.errors import UserError
 from shared.files import atomic_path
 

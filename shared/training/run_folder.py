@@ -15,7 +15,8 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from shared.cli import as_plain, flat, make_folder, settings_text
+from shared.cli import as_plain, make_folder, settings_text
+from shared.config_file import flat
 from shared.errors import UserError
 from shared.files import atomic_path, file_lock, without_nan, write_json
 

@@ -15,14 +15,14 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 from tqdm import tqdm
 
-from shared.cli import check_range
+from shared.cli import Range
 from shared.errors import UserError
 from shared.shards.tar_reader import EncodedImage, read_images
 from shared.training.batch_workers import BatchWorkers
@@ -54,11 +54,11 @@ MOST_NAMES = 1000
 class LoaderConfig:
     """Options of loading shards."""
 
-    workers: int | None = None
+    workers: Annotated[int | None, Range(0)] = None
     """Loader processes a rank; None: one CPU core of the rank's is kept for the training, at most 12."""
-    buffer: int = 2000
+    buffer: Annotated[int, Range(1)] = 2000
     """Images whose raw bytes a worker holds to shuffle them (about 60 kB each)."""
-    batches_ahead: int = 2
+    batches_ahead: Annotated[int, Range(1)] = 2
     """Batches that each worker prepares in advance."""
     decode: Literal["cpu", "gpu"] = "cpu"
     """Decode and crop in the loader workers (cpu) or on the training GPU, for nodes with few cores. Pixels
@@ -71,12 +71,6 @@ class LoaderConfig:
     def processes(self, layout: EpochPartition) -> int:
         """Loader processes: one for each run of the layout, or none, when this process reads them in turn."""
         return layout.workers if self.resolved_workers() else 0
-
-    def check(self) -> None:
-        """Refuse numbers out of range, with a UserError."""
-        check_range("loader.workers", self.workers, 0)
-        check_range("loader.buffer", self.buffer, 1)
-        check_range("loader.batches-ahead", self.batches_ahead, 1)
 
 
 class ShardStream(IterableDataset):

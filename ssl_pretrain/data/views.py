@@ -8,12 +8,12 @@ random order, grayscale, blur, solarise. They flip before or after; that makes n
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from shared.cli import check_range
+from shared.cli import Range
 from shared.errors import UserError
 from ssl_pretrain.data.color_ops import Jitter, blurred, gray, jittered, solarised
 from ssl_pretrain.data.crops import Crop
@@ -23,27 +23,27 @@ from ssl_pretrain.data.crops import Crop
 class ViewsConfig:
     """Augmentation of views after cropping."""
 
-    horizontal_flip: float = 0.5
+    horizontal_flip: Annotated[float, Range(0, 1)] = 0.5
     """Probability of a left-right flip."""
-    vertical_flip: float = 0.0
+    vertical_flip: Annotated[float, Range(0, 1)] = 0.0
     """Probability of an up-down flip."""
     quarter_turns: bool = False
     """Rotate views by a random multiple of 90 degrees."""
-    jitter: float = 0.8
+    jitter: Annotated[float, Range(0, 1)] = 0.8
     """Probability that the colours are changed, by as much as the next four say. 0.8: MoCo v2, SwAV, DINO."""
-    brightness: float = 0.0
+    brightness: Annotated[float, Range(0)] = 0.0
     """Greatest change of the factor of brightness, which is 1 when nothing changes."""
-    contrast: float = 0.0
+    contrast: Annotated[float, Range(0)] = 0.0
     """Greatest change of the factor of contrast."""
-    saturation: float = 0.0
+    saturation: Annotated[float, Range(0)] = 0.0
     """Greatest change of the factor of saturation."""
-    hue: float = 0.0
+    hue: Annotated[float, Range(0, 0.5)] = 0.0
     """Greatest change of hue, in turns of the colour circle (up to 0.5); much of it mixes up brown and blue."""
-    grayscale: float = 0.0
+    grayscale: Annotated[float, Range(0, 1)] = 0.0
     """Probability that the colours are removed."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     """Smallest and largest sigma (px) of the blur of those views that get one. MoCo v2, SwAV, DINO."""
-    solarise_threshold: float = 128 / 255
+    solarise_threshold: Annotated[float, Range(0, 1)] = 128 / 255
     """Brightness from which on pixels are inverted in those views that are solarised. PIL's, used by DINO."""
 
     @property
@@ -57,12 +57,7 @@ class ViewsConfig:
         return math.ceil(3 * self.blur_sigma[1])
 
     def check(self) -> None:
-        """Refuse numbers out of range, with a UserError."""
-        for name in ("horizontal_flip", "vertical_flip", "jitter", "grayscale", "solarise_threshold"):
-            check_range(f"views.{name.replace('_', '-')}", getattr(self, name), 0, 1)
-        for name in ("brightness", "contrast", "saturation"):
-            check_range(f"views.{name}", getattr(self, name), 0)
-        check_range("views.hue", self.hue, 0, 0.5)
+        """Refuse widths of the blur that make no sense, with a UserError."""
         low, high = self.blur_sigma
         if not 0 < low <= high < math.inf:
             raise UserError(f"--views.blur-sigma {low} {high} are no widths from small to large; give two above 0")

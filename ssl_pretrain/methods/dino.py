@@ -7,7 +7,7 @@ code (facebookresearch/dino: main_dino.py, and its README for ResNet-50).
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from lightly.loss import DINOLoss
@@ -17,14 +17,14 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shared.cli import check_range
+from shared.cli import Range, validate
 from shared.errors import UserError
 from shared.training.schedules import cosine, linear
 from shared.weights.weights_file import VITS
 from ssl_pretrain.data.crops import Crop
 from ssl_pretrain.methods import Method, MethodConfig, Step
 from ssl_pretrain.methods.attention_maps import attention_sheet, class_attention, has_class_attention
-from ssl_pretrain.methods.trunks import Encoder, check_arch, check_fields, check_scale, check_size, create_trunk
+from ssl_pretrain.methods.trunks import Encoder, check_arch, check_scale, check_size, create_trunk
 
 # Views that the teacher sees.
 GLOBAL = 2
@@ -45,37 +45,37 @@ class DINOConfig(MethodConfig):
     """Side of the local crops in px."""
     local_scale: tuple[float, float] = (0.05, 0.4)
     """Smallest and largest share of a patch's area in a local crop."""
-    local_crops: int = 8
+    local_crops: Annotated[int, Range(0)] = 8
     """Local crops of each patch, seen by the student alone."""
-    blur: tuple[float, float, float] = (1.0, 0.1, 0.5)
+    blur: Annotated[tuple[float, float, float], Range(0, 1)] = (1.0, 0.1, 0.5)
     """Probability of a blur in the first and the second global view and in local ones."""
-    solarise: float = 0.2
+    solarise: Annotated[float, Range(0, 1)] = 0.2
     """Probability that the second global view is solarised."""
-    drop_path: float = 0.0
+    drop_path: Annotated[float, Range(0, 0.99)] = 0.0
     """Share of a ViT student's residual branches that are left out at random; the teacher leaves out none."""
-    hidden_dim: int = 2048
+    hidden_dim: Annotated[int, Range(1)] = 2048
     """Width of the head."""
-    bottleneck_dim: int = 256
+    bottleneck_dim: Annotated[int, Range(1)] = 256
     """Length of the unit vectors that the head's last layer compares with its own."""
-    output_dim: int = 65_536
+    output_dim: Annotated[int, Range(1)] = 65_536
     """Classes that the networks are free to fill with meaning."""
     norm_last_layer: bool = True
     """Keep the vectors of the last layer at unit length."""
-    student_temperature: float = 0.1
+    student_temperature: Annotated[float, Range(1e-3)] = 0.1
     """Temperature of the student's softmax."""
-    teacher_temperature: float = 0.04
+    teacher_temperature: Annotated[float, Range(1e-3)] = 0.04
     """Temperature of the teacher's softmax."""
-    first_teacher_temperature: float = 0.04
+    first_teacher_temperature: Annotated[float, Range(1e-3)] = 0.04
     """Initial temperature of the teacher."""
-    temperature_samples: int = 0
+    temperature_samples: Annotated[int, Range(0)] = 0
     """Images over which it rises from there, linearly."""
-    centre_momentum: float = 0.9
+    centre_momentum: Annotated[float, Range(0, 1)] = 0.9
     """Share of the old centre of the teacher's outputs in an update by a batch."""
-    momentum: float = 0.996
+    momentum: Annotated[float, Range(0, 1)] = 0.996
     """Share of the old weights in the first update of the teacher; the last one's is 1, on a cosine."""
-    batch_norm_ranks: int = 8
+    batch_norm_ranks: Annotated[int, Range(1)] = 8
     """Most ranks, neighbours, whose images a batch norm sees together (official: all, 8 in its README)."""
-    frozen_samples: int = 0
+    frozen_samples: Annotated[int, Range(0)] = 0
     """Images over which the last layer stays as it was drawn."""
 
     @property
@@ -99,6 +99,7 @@ class DINOConfig(MethodConfig):
 
     def check(self) -> None:
         """Refuse networks that cannot be built and numbers that make no sense, with a UserError."""
+        validate(self, "method.")
         check_arch("DINO", self.arch, resnets=True, vits=True)
         check_size("method.image-size", self.image_size, self.arch)
         check_size("method.local-size", self.local_size, self.arch)
@@ -106,13 +107,6 @@ class DINOConfig(MethodConfig):
         check_scale("method.local-scale", self.local_scale)
         if self.drop_path and self.arch not in VITS.values():
             raise UserError(f"--method.drop-path {self.drop_path} is for ViTs, not for {self.arch}; give 0")
-        check_fields(self, ("hidden_dim", "bottleneck_dim", "output_dim", "batch_norm_ranks"), 1)
-        check_fields(self, ("local_crops", "temperature_samples", "frozen_samples"), 0)
-        check_fields(self, ("student_temperature", "teacher_temperature", "first_teacher_temperature"), 1e-3)
-        check_fields(self, ("solarise", "centre_momentum", "momentum"), 0, 1)
-        for probability in self.blur:
-            check_range("method.blur", probability, 0, 1)
-        check_range("method.drop-path", self.drop_path, 0, 0.99)
 
     def temperature(self, samples: int) -> float:
         """The teacher's, after so many images."""

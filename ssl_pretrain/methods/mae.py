@@ -6,7 +6,7 @@ He et al., Masked Autoencoders Are Scalable Vision Learners, CVPR 2022. Numbers 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import timm
 import torch
@@ -23,7 +23,7 @@ from lightly.models.utils import (
 from PIL import Image
 from torch import Tensor, nn
 
-from shared.cli import check_range
+from shared.cli import Range, validate
 from shared.errors import UserError
 from shared.reporting.pictures import contact_sheet
 from ssl_pretrain.data.crops import Crop
@@ -51,11 +51,11 @@ class MAEConfig(MethodConfig):
     """Share of the tokens that are hidden."""
     norm_pix_loss: bool = True
     """Normalise target pixels by mean and variance of their own token."""
-    decoder_dim: int = 512
+    decoder_dim: Annotated[int, Range(1)] = 512
     """Width of the decoder."""
-    decoder_depth: int = 8
+    decoder_depth: Annotated[int, Range(1)] = 8
     """Blocks of the decoder."""
-    decoder_heads: int = 16
+    decoder_heads: Annotated[int, Range(1)] = 16
     """Attention heads of the decoder."""
 
     batch_norm_ranks: ClassVar[int] = 1
@@ -81,6 +81,7 @@ class MAEConfig(MethodConfig):
         Raises:
             UserError: names the option and what it takes.
         """
+        validate(self, "method.")
         check_arch("MAE", self.arch, vits=True)
         check_size("method.image-size", self.image_size, self.arch)
         check_scale("method.crop-scale", self.crop_scale)
@@ -93,12 +94,6 @@ class MAEConfig(MethodConfig):
         self._check_decoder()
 
     def _check_decoder(self) -> None:
-        for option, value in (
-            ("method.decoder-dim", self.decoder_dim),
-            ("method.decoder-depth", self.decoder_depth),
-            ("method.decoder-heads", self.decoder_heads),
-        ):
-            check_range(option, value, 1)
         if self.decoder_dim % 4 or self.decoder_dim % self.decoder_heads:
             raise UserError(
                 f"--method.decoder-dim {self.decoder_dim} does not divide into {self.decoder_heads} heads or "

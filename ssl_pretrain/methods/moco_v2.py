@@ -8,7 +8,7 @@ Improved Baselines with Momentum Contrastive Learning, 2020. Numbers from the of
 import copy
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from shared.cli import check_range
+from shared.cli import Range, validate
 from ssl_pretrain.data.crops import Crop
 from ssl_pretrain.methods import Method, MethodConfig, Step
 from ssl_pretrain.methods.queue import Queue
@@ -36,19 +36,19 @@ class MoCoConfig(MethodConfig):
     """Side of the crops in px."""
     crop_scale: tuple[float, float] = (0.2, 1.0)
     """Smallest and largest share of a patch's area in a crop."""
-    blur: float = 0.5
+    blur: Annotated[float, Range(0, 1)] = 0.5
     """Probability that a view is blurred."""
-    hidden_dim: int = 2048
+    hidden_dim: Annotated[int, Range(1)] = 2048
     """Width of the head."""
-    dim: int = 128
+    dim: Annotated[int, Range(1)] = 128
     """Length of the representations that are compared."""
-    queue_length: int = 65_536
+    queue_length: Annotated[int, Range(1)] = 65_536
     """Keys of earlier images, the negatives."""
-    momentum: float = 0.999
+    momentum: Annotated[float, Range(0, 1)] = 0.999
     """Share of the old weights in an update of the key network."""
-    temperature: float = 0.2
+    temperature: Annotated[float, Range(1e-3)] = 0.2
     """Temperature of the softmax over keys."""
-    key_group: int = 32
+    key_group: Annotated[int, Range(1)] = 32
     """Most keys that a batch norm sees at once, drawn from the images of all ranks, so that the statistics of its
     batch do not reveal to a query which key is its own; official: a GPU's share of 256 images on 8."""
 
@@ -72,19 +72,10 @@ class MoCoConfig(MethodConfig):
 
     def check(self) -> None:
         """Refuse networks that cannot be built and numbers that make no sense, with a UserError."""
+        validate(self, "method.")
         check_arch("MoCo v2", self.arch, resnets=True)
         check_size("method.image-size", self.image_size, self.arch)
         check_scale("method.crop-scale", self.crop_scale)
-        for option, value in (
-            ("method.hidden-dim", self.hidden_dim),
-            ("method.dim", self.dim),
-            ("method.queue-length", self.queue_length),
-            ("method.key-group", self.key_group),
-        ):
-            check_range(option, value, 1)
-        check_range("method.blur", self.blur, 0, 1)
-        check_range("method.momentum", self.momentum, 0, 1)
-        check_range("method.temperature", self.temperature, 1e-3)
 
     def advice(self, images: int) -> str | None:
         """Advise a larger micro-batch where a group of keys would be the whole batch."""

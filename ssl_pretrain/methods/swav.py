@@ -6,7 +6,7 @@ Numbers from the official code (facebookresearch/swav: main_swav.py, scripts/).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -16,11 +16,11 @@ from lightly.models.utils import concat_all_gather, normalize_weight
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shared.cli import check_range
+from shared.cli import Range, validate
 from ssl_pretrain.data.crops import Crop
 from ssl_pretrain.methods import Method, MethodConfig, Step
 from ssl_pretrain.methods.queue import Queue
-from ssl_pretrain.methods.trunks import Encoder, check_arch, check_fields, check_scale, check_size, create_trunk
+from ssl_pretrain.methods.trunks import Encoder, check_arch, check_scale, check_size, create_trunk
 
 # Views whose assignments are predicted from all others.
 ASSIGNED = 2
@@ -43,29 +43,29 @@ class SwAVConfig(MethodConfig):
     """Side of the small crops in px."""
     small_scale: tuple[float, float] = (0.05, 0.14)
     """Smallest and largest share of a patch's area in a small crop."""
-    small_crops: int = 6
+    small_crops: Annotated[int, Range(0)] = 6
     """Small crops of each patch, which predict and are not predicted."""
-    blur: float = 0.5
+    blur: Annotated[float, Range(0, 1)] = 0.5
     """Probability that a view is blurred."""
-    hidden_dim: int = 2048
+    hidden_dim: Annotated[int, Range(1)] = 2048
     """Width of the head."""
-    dim: int = 128
+    dim: Annotated[int, Range(1)] = 128
     """Length of the representations."""
-    prototypes: int = 3000
+    prototypes: Annotated[int, Range(1)] = 3000
     """Vectors that representations are assigned to."""
-    temperature: float = 0.1
+    temperature: Annotated[float, Range(1e-3)] = 0.1
     """Temperature of the softmax over prototypes."""
-    epsilon: float = 0.05
+    epsilon: Annotated[float, Range(0.03)] = 0.05  # less underflows in float32
     """Smoothness of the assignments."""
-    sinkhorn_iterations: int = 3
+    sinkhorn_iterations: Annotated[int, Range(1)] = 3
     """Rounds that make the prototypes share the batch evenly."""
-    batch_norm_ranks: int = 8
+    batch_norm_ranks: Annotated[int, Range(1)] = 8
     """Most ranks, neighbours, whose images a batch norm sees together (--syncbn_process_group_size)."""
-    frozen_samples: int = 0
+    frozen_samples: Annotated[int, Range(0)] = 0
     """Images over which the prototypes stay as they were drawn."""
-    queue_length: int = 0
+    queue_length: Annotated[int, Range(0)] = 0
     """Representations of earlier images, of all ranks together, that share in the assignment; 0: no queue."""
-    queue_after: int = 0
+    queue_after: Annotated[int, Range(0)] = 0
     """Images after which the queue begins to fill; it is used once it is full."""
 
     @property
@@ -94,16 +94,12 @@ class SwAVConfig(MethodConfig):
 
     def check(self) -> None:
         """Refuse networks that cannot be built and numbers that make no sense, with a UserError."""
+        validate(self, "method.")
         check_arch("SwAV", self.arch, resnets=True)
         check_size("method.image-size", self.image_size, self.arch)
         check_size("method.small-size", self.small_size, self.arch)
         check_scale("method.large-scale", self.large_scale)
         check_scale("method.small-scale", self.small_scale)
-        check_fields(self, ("hidden_dim", "dim", "prototypes", "sinkhorn_iterations", "batch_norm_ranks"), 1)
-        check_fields(self, ("small_crops", "frozen_samples", "queue_length", "queue_after"), 0)
-        check_range("method.blur", self.blur, 0, 1)
-        check_range("method.temperature", self.temperature, 1e-3)
-        check_range("method.epsilon", self.epsilon, 0.03)  # less underflows in float32
 
 
 class SwAV(Method):

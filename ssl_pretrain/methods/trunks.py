@@ -1,8 +1,6 @@
 """The trunks that methods train, under timm's names, and what they have in common."""
 
 import itertools
-import math
-from collections.abc import Iterable
 from typing import Any
 
 import timm
@@ -69,12 +67,6 @@ def check_arch(method: str, arch: str, resnets: bool = False, vits: bool = False
     known = [*(RESNETS if resnets else ()), *(VITS.values() if vits else ())]
     if arch not in known:
         raise UserError(f"{method} cannot train {arch}; choose --method.arch from {', '.join(known)}")
-
-
-def check_fields(config: object, names: Iterable[str], least: float, most: float = math.inf) -> None:
-    """Refuse fields of a method's config that are out of range, with a UserError that names the option."""
-    for name in names:
-        check_range(f"method.{name.replace('_', '-')}", getattr(config, name), least, most)
 
 
 def check_size(option: str, size: int, arch: str) -> None:

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from timm.optim import Lars
 from torch import Tensor, nn
 
-from shared.cli import check_range
+from shared.cli import Range
 from shared.training.schedules import cosine, linear
 
 
@@ -15,32 +16,22 @@ from shared.training.schedules import cosine, linear
 class OptimizerConfig:
     """Settings of all optimisers: a linear warm-up, then a cosine, both followed step by step."""
 
-    base_lr: float
+    base_lr: Annotated[float, Range(1e-12)]
     """Learning rate for 256 images a step; the real one is this times the global batch / 256."""
-    weight_decay: float = 0.05
+    weight_decay: Annotated[float, Range(0)] = 0.05
     """Weight decay in the beginning."""
-    final_weight_decay: float | None = None
+    final_weight_decay: Annotated[float | None, Range(0)] = None
     """Weight decay at the end, on a cosine; None: it stays the same."""
     decay_all: bool = False
     """Apply weight decay to biases and other 1-D parameters, too."""
-    warmup_samples: int = 0
+    warmup_samples: Annotated[int, Range(0)] = 0
     """Images over which the learning rate grows to its peak."""
-    warmup_lr: float = 0.0
+    warmup_lr: Annotated[float, Range(0)] = 0.0
     """Learning rate that the warm-up begins with."""
-    final_lr: float = 0.0
+    final_lr: Annotated[float, Range(0)] = 0.0
     """Learning rate at the end."""
-    clip: float | None = None
+    clip: Annotated[float | None, Range(1e-12)] = None
     """Greatest norm of the gradient of each parameter tensor; None: as it comes."""
-
-    def check(self) -> None:
-        """Refuse numbers out of range, with a UserError."""
-        check_range("optimiser.base-lr", self.base_lr, 1e-12)
-        check_range("optimiser.weight-decay", self.weight_decay, 0)
-        check_range("optimiser.final-weight-decay", self.final_weight_decay, 0)
-        check_range("optimiser.warmup-samples", self.warmup_samples, 0)
-        check_range("optimiser.warmup-lr", self.warmup_lr, 0)
-        check_range("optimiser.final-lr", self.final_lr, 0)
-        check_range("optimiser.clip", self.clip, 1e-12)
 
     def peak_lr(self, batch_size: int) -> float:
         """The learning rate after the warm-up, scaled linearly with the global batch (Goyal et al. 2017)."""
@@ -86,14 +77,8 @@ class OptimizerConfig:
 class AdamW(OptimizerConfig):
     """Adam with decoupled weight decay."""
 
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: Annotated[tuple[float, float], Range(0, 1 - 1e-9)] = (0.9, 0.95)
     """Decay of the first and second moments."""
-
-    def check(self) -> None:
-        """Refuse numbers out of range, with a UserError."""
-        super().check()
-        for beta in self.betas:
-            check_range("optimiser.betas", beta, 0, 1 - 1e-9)
 
     def build(self, network: nn.Module) -> torch.optim.Optimizer:
         """The optimiser over the trainable parameters of a network; its first group is the one that is decayed."""
@@ -104,13 +89,8 @@ class AdamW(OptimizerConfig):
 class SGD(OptimizerConfig):
     """Gradient descent with momentum, not Nesterov's."""
 
-    momentum: float = 0.9
+    momentum: Annotated[float, Range(0, 1 - 1e-9)] = 0.9
     """Share of the step before in a step."""
-
-    def check(self) -> None:
-        """Refuse numbers out of range, with a UserError."""
-        super().check()
-        check_range("optimiser.momentum", self.momentum, 0, 1 - 1e-9)
 
     def build(self, network: nn.Module) -> torch.optim.Optimizer:
         """The optimiser over the trainable parameters of a network; its first group is the one that is decayed."""
@@ -122,13 +102,8 @@ class SGD(OptimizerConfig):
 class LARC(SGD):
     """Gradient descent with momentum and steps in proportion to each tensor's norm."""
 
-    trust: float = 0.001
+    trust: Annotated[float, Range(1e-12)] = 0.001
     """Length of a step, at a learning rate of 1, as a share of the tensor's."""
-
-    def check(self) -> None:
-        """Refuse numbers out of range, with a UserError."""
-        super().check()
-        check_range("optimiser.trust", self.trust, 1e-12)
 
     def build(self, network: nn.Module) -> torch.optim.Optimizer:
         """The optimiser over the trainable parameters of a network; its first group is the one that is decayed."""

@@ -17,7 +17,7 @@ from shared.errors import UserError
 from shared.model.dpa_p2pnet import DetectorConfig, DPAP2PNet
 from tests.conftest import ENVIRONMENT, free_port
 
-PLAIN = dataclasses.replace(RECIPES["dpa_p2pnet"], clip_norm=1e9)
+PLAIN = dataclasses.replace(RECIPES["dpa_p2pnet"], clip_norm=1e9, precision="float32")
 
 
 def training(recipe: Recipe) -> TrainingState:

@@ -8,10 +8,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, ClassVar
 
 import pytest
+import tyro
 
-from shared.cli import as_plain, cli_beside, parse_beside, run, settings_text
+from shared.cli import as_plain, cli_beside, parse, parse_beside, parse_command, run, settings_text
 from shared.errors import UserError
 from tests.conftest import ENVIRONMENT
 
@@ -193,3 +195,43 @@ def test_ctrl_c_is_one_sentence() -> None:
         errors = process.communicate(timeout=60)[1]
     assert process.returncode == 130
     assert errors.startswith("interrupted; ") and errors.count("\n") == 1
+
+
+@dataclass(frozen=True)
+class Ordered:
+    """Command with groups named by fields."""
+
+    help_groups: ClassVar = {"first": "input", "third": "run"}
+
+    first: int = 1
+    """First."""
+    second: int = 2
+    """Second, with
+    `code` on the next line."""
+    third: int = 3
+    """Third."""
+    fixed: Annotated[int, tyro.conf.Fixed] = 4
+    """Fixed."""
+
+
+def test_help_is_grouped_by_named_fields_and_leaves_out_fixed_ones(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        parse(Ordered, "command", args=["--help"])
+    text = capsys.readouterr().out.partition("show this help")[2]
+    places = [text.index(word) for word in ("input options", "--first", "--second", "run options", "--third")]
+    assert places == sorted(places) and "fixed" not in text.lower().replace("prefixed", "")
+    assert "Second, with `code` on the next line." in text and max(map(len, text.splitlines())) <= 100
+
+
+def test_a_command_is_chosen_by_its_first_word(capsys: pytest.CaptureFixture[str]) -> None:
+    commands = {"grouped": Grouped, "ordered": Ordered}
+    assert parse_command(commands, "stage", "What.", ["ordered", "--first", "7"]) == Ordered(first=7)
+    with pytest.raises(UserError, match="no command 'order'; choose one of grouped, ordered"):
+        parse_command(commands, "stage", "What.", ["order"])
+    for words in ([], ["--help"]):
+        with pytest.raises(SystemExit):
+            parse_command(commands, "stage", "What.", words)
+        assert "ordered     Command with groups" in capsys.readouterr().out

@@ -15,7 +15,7 @@ from finetune.datasets import DataOptions, load_data
 from finetune.datasets.__main__ import main
 from finetune.predict.config import PredictConfig
 from finetune.predict.run import predict
-from finetune.review.options import Suggest
+from finetune.review.config import Suggest
 from finetune.review.suggest import suggest
 from shared.errors import UserError
 from shared.samples.sample_slides import write_slide

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-import tyro
 
 from finetune.datasets import DataOptions
 from finetune.launch import LAUNCH
@@ -24,7 +23,7 @@ from finetune.sweep.paper_tables import TABLES
 from finetune.sweep.run import sweep
 from finetune.sweep.score_tables import mean_and_spread
 from finetune.training.augment import AugmentConfig
-from shared.cli import as_plain, parse_beside
+from shared.cli import as_plain, parse, parse_beside
 from shared.errors import UserError
 from shared.samples.sample_slides import write_tiles
 from shared.signals import StopSignal
@@ -107,14 +106,14 @@ def test_stopped_and_resumed_with_a_failing_row(
     foreign = tmp_path / "runs/sweeps/table6/msd/seed-0/notes.txt"
     foreign.parent.mkdir(parents=True)
     foreign.touch()
-    assert sweep(tyro.cli(SweepConfig, args=[*words, *rows]), stop) == 3
+    assert sweep(parse(SweepConfig, "sweep", args=[*words, *rows]), stop) == 3
     assert "goes on after step" in log.read_text()
     errors = capsys.readouterr().err
     assert errors.count("\n") == 1
     assert errors.startswith("failed: msd/seed-0: error: ") and "msd/seed-0" in errors
 
     scored = (run / "test_scores.json").stat().st_mtime_ns
-    assert sweep(tyro.cli(SweepConfig, args=[*words, *rows[:2]]), stop) == 0
+    assert sweep(parse(SweepConfig, "sweep", args=[*words, *rows[:2]]), stop) == 0
     said = capsys.readouterr().out
     assert "runs: 1, of which 1 are done" in said
     assert (run / "test_scores.json").stat().st_mtime_ns == scored
@@ -319,7 +318,7 @@ def test_damaged_files_of_a_finished_run_are_named(
 
 def test_an_unknown_table_is_answered_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
-        tyro.cli(SweepConfig, args=["table9"])
+        parse(SweepConfig, "sweep", args=["table9"])
     assert left.value.code == 2
     said = capsys.readouterr().err
     assert "'table9'" in said and all(name in said for name in TABLES)

@@ -14,7 +14,7 @@ from finetune.predict.search.area import default_area, touched
 from finetune.predict.search.deduplicate import OVERLAP
 from finetune.predict.search.inference import Selection, WindowReader, find_cells
 from finetune.predict.search.tiling import MARGIN, Box, Tiling, tiling_of
-from finetune.review.options import Suggest
+from finetune.review.config import Suggest
 from finetune.scoring.operating_point import FLOOR
 from shared.annotations.polygons import PolygonIndex
 from shared.model.cells import Cells, classify
