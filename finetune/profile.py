@@ -125,7 +125,7 @@ def _line(row: ProfileRow) -> tuple[str, ...]:
 
 
 def _write(config: ProfileConfig, rows: list[ProfileRow]) -> None:
-    """The rows, each with where and when it was measured."""
+    """Write the rows, each with where and when it was measured."""
     made = provenance()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     common = {

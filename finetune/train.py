@@ -163,7 +163,7 @@ def begin(recipe: Recipe, data: AnnotatedData, world: World) -> tuple[TrainingSt
 
 
 def describe(recipe: Recipe, state: TrainingState, data: AnnotatedData, world: World) -> str:
-    """The numbers a user wants to see before the first step."""
+    """Format the numbers that a user wants to see before the first step."""
     total, trained = count_parameters(state.detector), count_parameters(state.detector, trained_only=True)
     return (
         f"data    {data}\n"
@@ -206,7 +206,7 @@ def refuse_uneven(recipe: Recipe, ranks: int) -> None:
 
 
 def steps_of(recipe: Recipe, tiles: int) -> int:
-    """Steps of a run on so many training tiles."""
+    """Compute the steps of a run on so many training tiles."""
     images = recipe.images if recipe.epochs is None else recipe.epochs * tiles
     return math.ceil(images / recipe.batch_size)
 
@@ -240,7 +240,7 @@ def _validate(recipe: Recipe, state: TrainingState, data: AnnotatedData, run: Ru
 
 
 def _as_loaded(recipe: Recipe, state: TrainingState, data: AnnotatedData, world: World) -> LoadedDetector:
-    """The detector in training as its file will be loaded."""
+    """Wrap the detector in training as its file will be loaded."""
     tile = tile_to_predict(state.eval_model.config, recipe.augment.crop)
     return LoadedDetector(recipe.run_dir, state.eval_model, data.classes, data.mpp, world.device, tile)
 

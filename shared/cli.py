@@ -206,12 +206,12 @@ def make_folder(folder: Path, what: str) -> None:
 
 
 def settings_text(config: object) -> str:
-    """A config for people: one `name = value` line a field, nested fields under dotted names."""
+    """Format a config for people: one `name = value` line a field, nested fields under dotted names."""
     return "\n".join(f"  {name} = {value}" for name, value in flat(as_plain(config)))
 
 
 def as_plain(config: object) -> dict[str, object]:
-    """A config as plain JSON-able values: nested dataclasses become dicts, paths become strings."""
+    """Convert a config to plain JSON-able values: nested dataclasses become dicts, paths become strings."""
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
         raise TypeError(f"{config!r} is not a dataclass instance")
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}

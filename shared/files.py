@@ -60,7 +60,7 @@ def lock_error(path: Path) -> str:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path in the folder of `path` that takes its place when the block ends without an error.
+    """Yield a temporary path in the folder of `path` that takes its place when the block ends without an error.
 
     The temporary name starts with a dot and ends in `.tmp`, so that what a killed process leaves behind
     is never mistaken for the file itself.
@@ -140,7 +140,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def without_nan(value: Any) -> Any:
-    """The same with None for numbers that JSON does not know: not a number, infinite."""
+    """Replace numbers that JSON does not know (not a number, infinite) by None, nested ones too."""
     if isinstance(value, Mapping):
         return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

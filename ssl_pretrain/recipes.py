@@ -235,7 +235,7 @@ MAE_DEMO = PretrainingRecipe(
 
 
 def _for_ihc(recipe: PretrainingRecipe) -> PretrainingRecipe:
-    """The recipe `NAME_ihc`: colours and orientation varied as suits immunohistochemistry.
+    """Make the recipe `NAME_ihc`: colours and orientation varied as suits immunohistochemistry.
 
     Whether a nucleus is brown or blue is what is to be learnt, and what strong hue jitter, grayscale and
     solarising take away; slides have no up and down. The numbers are ours.

@@ -24,7 +24,7 @@ InProcess = Callable[..., tuple[int, str, str]]
 
 
 def free_port() -> int:
-    """A port that nobody listens on, below those that the kernel hands out to connections in the meantime."""
+    """Find a port that nobody listens on, below those that the kernel hands out to connections meanwhile."""
     while True:
         port = random.SystemRandom().randrange(10_000, 32_000)
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -34,7 +34,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real slides and annotations, which lies beside the checkout; users do not have it."""
+    """Return the folder of real slides and annotations, which lies beside the checkout; users do not have it."""
     folder = REPOSITORY.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}")
@@ -43,7 +43,7 @@ def real_data() -> Path:
 
 @pytest.fixture
 def command(tmp_path: Path) -> Command:
-    """Runs `python -m MODULE ARGS...` in a process of its own, in `tmp_path` unless `cwd` is given."""
+    """Run `python -m MODULE ARGS...` in a process of its own, in `tmp_path` unless `cwd` is given."""
 
     def run(module: str, *args: object, cwd: Path = tmp_path, timeout: float = 280, **env: str):
         words = [sys.executable, "-m", module, *map(str, args)]
@@ -108,6 +108,6 @@ def signals_kept() -> Iterator[None]:
 
 @pytest.fixture
 def stop() -> StopSignal:
-    """A wish to stop that nobody has yet; signals do here what they did before."""
+    """Return a stop signal that nobody has sent yet; signals do here what they did before."""
     with signals_kept():
         return StopSignal()

@@ -95,7 +95,7 @@ def pretended_gpu() -> Iterator[Watch]:
 
 
 def moved(network: Network) -> Network:
-    """The network with tensors on the pretended GPU; `Module.to` cannot move to fake ones. Build it outside."""
+    """Move a network, built outside, to the pretended GPU; `Module.to` cannot move to fake tensors."""
     done: dict[int, Tensor] = {}  # a tensor that two modules share stays shared
     for module in network.modules():
         for tensors in (module._parameters, module._buffers):

@@ -123,7 +123,7 @@ def cells_of(
     precision: Precision = "auto",
     area: Area | None = None,
 ) -> np.ndarray:
-    """Records of a whole source, or of an area of it, in the order of its tiles; all at once in memory.
+    """Predict the records of a whole source, or of an area of it, in the order of its tiles, in memory.
 
     Raises:
         UserError: a part of it cannot be read.
@@ -145,7 +145,7 @@ def _records(
     precision: Precision = "auto",
     selection: Selection = PAPER_RULE,
 ) -> np.ndarray:
-    """Reports of all tiles, also on cells of their neighbours."""
+    """Collect the reports of all tiles, also on cells of their neighbours."""
     batches = tiling.batches(tiles, batch_size)
     reader = WindowReader(lambda: source, tiling, batches, detector.mpp, detector.network.config.views)
     parts = []
@@ -159,7 +159,7 @@ def _records(
 
 
 def _source(image: np.ndarray | Image.Image | str | Path, mpp: float | None, default: float) -> ImageSource:
-    """The image at its own um/px: what is given, else what it states, else the detector's."""
+    """Resolve the um/px of an image: what is given, else what it states, else the detector's."""
     if isinstance(image, str | Path):
         return open_source(Path(image), mpp, default)
     if isinstance(image, Image.Image):

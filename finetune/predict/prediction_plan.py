@@ -40,7 +40,7 @@ class PredictPlan:
         return tiling_of(*size, detector.network.config, detector.tile, config.tile, config.margin)
 
     def key(self, path: Path, regions: Path | None) -> dict[str, Any]:
-        """Settings and files that determine the cells of a slide."""
+        """Collect the settings and files that determine the cells of a slide."""
         config, stat = self.config, path.stat()
         # Only where they differ from what they were before these options: cells of then are still good.
         chosen = {name: value for name, value in asdict(self.selection).items() if value}
@@ -59,7 +59,7 @@ class PredictPlan:
         }
 
     def output_key(self, annotations: Path | None) -> dict[str, Any]:
-        """Settings and files that determine a slide's output files, given its cells."""
+        """Collect the settings and files that determine a slide's output files, given its cells."""
         config = self.config
         names = ("bounds", "ratio", "compress", "csv", "parquet", "report")
         options = json.loads(json.dumps({name: getattr(config, name) for name in names}))

@@ -98,7 +98,7 @@ def _predict(job: SlideJob, stop: StopSignal) -> str | None:
 
 
 def _killed(job: SlideJob, how: str, trace: str) -> str:
-    """The outcome of a slide that killed its process."""
+    """Make the outcome of a slide that killed its process."""
     cause = " (perhaps memory ran out: lower --workers or --batch-size)" if not trace else ""
     return _failed(job, _logged(job, f"its process was {how}{cause}", trace))
 
@@ -118,7 +118,7 @@ def _failed(job: SlideJob, reason: str) -> str:
 
 
 def _code(jobs: Sequence[SlideJob], outcomes: Mapping[int, str]) -> int:
-    """The exit code; the last line, which a report of jobs shows, names slides that failed."""
+    """Compute the exit code; the last line, which a report of jobs shows, names slides that failed."""
     failed = [printable(str(jobs[number - 1].path)) for number, outcome in outcomes.items() if outcome == FAILED]
     names = ", ".join([*failed[:NAMED], *(["..."] if len(failed) > NAMED else [])])
     if failed and len(failed) == len(jobs):
@@ -136,7 +136,7 @@ def _stopped(stop: StopSignal) -> int:
 
 
 def _print_result(stem: Path, summary: dict[str, Any]) -> None:
-    """Counts and ratios of a slide, in a few lines."""
+    """Print counts and ratios of a slide, in a few lines."""
     area = summary["area"]
     counts = ", ".join(f"{name} {count['cells']:,}" for name, count in summary["classes"].items())
     print(f"  {summary['cells']:,} cells on {area['mm2']:.4g} mm2 ({area['kind']}): {counts}")

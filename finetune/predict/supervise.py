@@ -33,7 +33,7 @@ class SlideLog:
         self._file.flush()
 
     def outcomes(self) -> dict[int, str]:
-        """The last state of each slide."""
+        """Return the last state of each slide."""
         self._file.seek(0)
         return {int(number): outcome for number, outcome in (line.rstrip("\n").split("\t") for line in self._file)}
 

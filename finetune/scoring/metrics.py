@@ -69,7 +69,7 @@ class Scores:
         return _mean([score.average_precision for score in self.classes.values() if score.annotated])
 
     def summary(self) -> str:
-        """The scores that guide training, in one line."""
+        """Format the scores that guide training, in one line."""
         return (
             f"F1 {self.macro_f1:.3f}, AP {self.macro_ap:.3f}; any cell F1 {self.detection.f1:.3f}, "
             f"{100 * self.duplicates:.1f} % duplicates"

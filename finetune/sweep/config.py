@@ -176,7 +176,7 @@ def finished_runs(config: SweepConfig) -> list[SweepRun]:
 
 
 def chosen_rows(config: SweepConfig) -> list[TableRow]:
-    """Requested rows in the order of the table."""
+    """Select the requested rows in the order of the table."""
     table = TABLES[config.table]
     if unknown := set(config.rows) - {row.name for row in table.rows}:
         raise UserError(f"{config.table} has no row {min(unknown)!r}; choose from: {_names(table)}")
@@ -247,7 +247,7 @@ def words_of(recipe: Recipe) -> list[str]:
 
 
 def _recipe_of(row: TableRow, seed: int, config: SweepConfig) -> Recipe:
-    """Common recipe with the settings of row and seed."""
+    """Fill the common recipe with the settings of row and seed."""
     common = {field.name: getattr(config.recipe, field.name) for field in dataclasses.fields(Recipe)}
     folder = config.folder / row.name / f"seed-{seed}"
     if file := weights_of(config).get(row.name):

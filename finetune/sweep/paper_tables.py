@@ -73,7 +73,7 @@ class Table:
         return set(SWITCHES).union(*(row.settings for row in self.rows))
 
     def data_set(self, layout: str) -> str:
-        """Data set of the printed numbers for a layout: its own if the table has it, else the table's last."""
+        """Find the data set of the printed numbers for a layout: its own if the table has it, else the last."""
         printed = [name for row in self.rows for name in row.printed]
         return DATA_SETS[layout] if DATA_SETS.get(layout) in printed else printed[-1]
 

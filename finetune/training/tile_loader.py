@@ -23,13 +23,13 @@ class Batch(NamedTuple):
     targets: list[Targets]
 
     def parts(self, count: int) -> list["Batch"]:
-        """The batch in `count` equal parts."""
+        """Divide the batch into `count` equal parts."""
         size = len(self.targets) // count
         images = self.image_BCHW.split(size)
         return [Batch(image, self.targets[i * size : (i + 1) * size]) for i, image in enumerate(images)]
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on a device."""
+        """Move the batch to a device."""
         targets = [Targets(*(tensor.to(device, non_blocking=True) for tensor in each)) for each in self.targets]
         return Batch(self.image_BCHW.to(device, non_blocking=True), targets)
 

@@ -107,7 +107,7 @@ def run_in_slurm(
 
 
 def are_left(states: Mapping[str, str]) -> bool:
-    """True if jobs are still queued or running because waiting was interrupted."""
+    """Return True if jobs are still queued or running because waiting was interrupted."""
     return any(state not in ENDED for state in states.values())
 
 

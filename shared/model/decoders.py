@@ -157,7 +157,7 @@ def _for_each_image(points_N2: Tensor, pyramid: Sequence[Level]) -> Tensor:
 
 
 def _mlp(inputs: int, hidden: int, outputs: int, dropout: float) -> nn.Sequential:
-    """The paper's FC - ReLU - dropout - FC."""
+    """Build the paper's FC - ReLU - dropout - FC."""
     return nn.Sequential(
         nn.Linear(inputs, hidden),
         nn.ReLU(inplace=True),

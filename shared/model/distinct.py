@@ -25,7 +25,7 @@ def distinct_proposals(found: Detections, radius: float) -> Tensor:
 
 
 def without_duplicates(found: Detections, radius: float) -> Detections:
-    """Detections in which the proposals that do not count are background."""
+    """Turn the proposals that do not count into background."""
     aside_BN = ~distinct_proposals(found, radius)
     logits_BNC = found.logits_BNC.clone()
     logits_BNC[..., :-1].masked_fill_(aside_BN[..., None], -torch.inf)

@@ -155,7 +155,7 @@ class DPAP2PNet(nn.Module):
         return without_duplicates(found, self.config.distinct)
 
     def trunks(self) -> list[nn.Module]:
-        """The timm trunks of all views, that of the annotated image first."""
+        """List the timm trunks of all views, that of the annotated image first."""
         return [self.backbone.trunk, *(cast(FovBranch, view).backbone.trunk for view in self.wider)]
 
     def _pyramid(self, image_BCHW: Tensor, grid_RS2: Tensor) -> Sequence[Level]:

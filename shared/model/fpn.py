@@ -59,7 +59,7 @@ class FeaturePyramid(nn.Module):
         return levels if self.extra is None else [*levels, self.extra(maps[-1])]
 
     def merge(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """The top-down sums, before their 3x3 convolutions."""
+        """Compute the top-down sums, before their 3x3 convolutions."""
         merged = [lateral(feature) for lateral, feature in zip(self.lateral, maps[self.first :], strict=True)]
         for index in range(len(merged) - 1, 0, -1):
             merged[index - 1] = merged[index - 1] + F.interpolate(merged[index], scale_factor=2.0)

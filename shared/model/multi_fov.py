@@ -54,7 +54,7 @@ class FieldOfViewFusion(nn.Module):
     def _centre(
         self, map_BCHW: Tensor, doublings: int, stride: int, size: tuple[int, int], like_BCHW: Tensor
     ) -> Tensor:
-        """The centre of a wider view, enlarged to the cells of `like_BCHW`."""
+        """Crop the centre of a wider view and enlarge it to the cells of `like_BCHW`."""
         rows, columns = like_BCHW.shape[-2:]
         if self.enlarge is None:
             return centre_crop(map_BCHW, 2**doublings, 1, stride, size, rows, columns)
@@ -67,7 +67,7 @@ class FieldOfViewFusion(nn.Module):
 def centre_crop(
     map_BCHW: Tensor, factor: int, block: int, stride: int, size: tuple[int, int], rows: int, columns: int
 ) -> Tensor:
-    """The part of a wider view's map that the annotated image covers, read between its cells.
+    """Crop the part of a wider view's map that the annotated image covers, read between its cells.
 
     The result has ceil(rows / block) x ceil(columns / block) cells. Each holds the wider map at the centre of
     the block x block cells of the annotated image's map that it stands for. The image's centre falls between

@@ -25,7 +25,7 @@ Level = Tensor | UnsmoothedLevel
 
 
 def proposal_grid(height: int, width: int, interval: int, device: torch.device | str = "cpu") -> Tensor:
-    """The pre-set proposals of one image, one per `interval` x `interval` px cell: rows x columns x (x, y).
+    """Make the pre-set proposals of one image, one per `interval` x `interval` px cell: rows x columns x (x, y).
 
     There are ceil(size / interval) of them along each side. Where the interval does not divide the side, the
     remainder is halved between both borders, so that the grid stays centred: 500 px at 8 px gives 2, 10, ..., 498.

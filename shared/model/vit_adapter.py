@@ -95,7 +95,7 @@ class ViTAdapter(nn.Module):
 
 
 def create_vit(arch: str, drop_path: float = 0.0) -> VisionTransformer:
-    """The trunk of an adapter, with patches of 16 px whatever its name says.
+    """Create the trunk of an adapter, with patches of 16 px whatever its name says.
 
     Args:
         arch: timm name of a plain ViT, with layer scale if it is DINOv2's; `vit_giant24_patch14_dinov2` is that
@@ -170,7 +170,7 @@ class Extractor(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, prior_BKD: Tensor, tokens_BND: Tensor, sizes: Sequence[Size]) -> Tensor:
-        """The branch's cells (three levels of `sizes`) -> the same, informed by the ViT tokens."""
+        """Inform the branch's cells (three levels of `sizes`) by the ViT tokens."""
         places_K2 = cell_centres(sizes, tokens_BND.device)
         query, feature = self.query_norm(prior_BKD), self.feature_norm(tokens_BND)
         prior_BKD = prior_BKD + self.attention(query, places_K2, feature, sizes[1:2])
@@ -195,7 +195,7 @@ class ConvFeedForward(nn.Module):
 
 
 def windowed_block(block: Block, tokens_BND: Tensor, size: Size) -> Tensor:
-    """A ViT block of timm whose attention stays within windows of 14 x 14 tokens."""
+    """Create a ViT block of timm whose attention stays within windows of 14 x 14 tokens."""
     attended = windowed_attention(block.attn, block.norm1(tokens_BND), size)
     tokens_BND = tokens_BND + block.drop_path1(block.ls1(attended))
     return tokens_BND + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens_BND))))

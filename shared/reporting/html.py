@@ -31,7 +31,7 @@ def render(template: Path, **values: Any) -> str:
 
 
 def embedded(picture: Image.Image, kind: str = "JPEG") -> str:
-    """A picture as a `data:` URL.
+    """Encode a picture as a `data:` URL.
 
     Args:
         picture: RGB.

@@ -20,7 +20,7 @@ def draw_points(
     radius: float = 4.0,
     filled: bool = False,
 ) -> Image.Image:
-    """A copy of `image` with a circle of `radius` px around every point (x, y in px, corner origin)."""
+    """Return a copy of `image` with a circle of `radius` px around every point (x, y in px, corner origin)."""
     canvas = image.convert("RGB")
     draw = ImageDraw.Draw(canvas)
     labels = np.zeros(len(points_N2), int) if labels_N is None else np.asarray(labels_N)
@@ -35,7 +35,7 @@ def draw_points(
 
 
 def draw_lines(image: Image.Image, starts_N2: np.ndarray, ends_N2: np.ndarray, colour: str) -> Image.Image:
-    """A copy of `image` with a line from every start to its end (px, corner origin)."""
+    """Return a copy of `image` with a line from every start to its end (px, corner origin)."""
     canvas = image.convert("RGB")
     draw = ImageDraw.Draw(canvas)
     for start, end in zip(starts_N2 - 0.5, ends_N2 - 0.5, strict=True):

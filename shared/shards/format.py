@@ -154,7 +154,7 @@ def _entry(entry: Any) -> Shard:
 
 
 def _of_channels(content: Any, name: str) -> tuple[float, ...]:
-    """The mean or the standard deviation of red, green and blue."""
+    """Return the mean or the standard deviation of red, green and blue."""
     values = tuple(map(float, content[name]))
     if len(values) != 3 or not all(0 <= value <= 1 for value in values):
         raise ValueError(f"{name} is not three numbers between 0 and 1")

@@ -275,5 +275,5 @@ def _unreadable(path: Path, error: OSError) -> UserError:
 
 
 def _is_indexed(path: Path) -> bool:
-    """True for a shard of a harvest, which can make it again."""
+    """Return True for a shard of a harvest, which can make it again."""
     return (path.parent / INDEX).exists()

@@ -49,7 +49,7 @@ def save(
 
 
 def resume(folder: Path, recipe: str) -> dict[str, Any] | None:
-    """The newest whole training state in `folder` (on the CPU), or None if there is none yet.
+    """Read the newest whole training state in `folder` (on the CPU), or None if there is none yet.
 
     A file that cannot be read is named on stderr and the next older one is taken.
 
@@ -74,7 +74,7 @@ def resume(folder: Path, recipe: str) -> dict[str, Any] | None:
 
 
 def newest_step(folder: Path) -> int | None:
-    """The step of the newest checkpoint in `folder`; None if there is none."""
+    """Return the step of the newest checkpoint in `folder`; None if there is none."""
     paths = _newest_first(folder)
     return _step_of(paths[0]) if paths else None
 
@@ -119,7 +119,7 @@ def _step_of(path: Path) -> int:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """The state in `path`, or None if the file is cut short, or is something else."""
+    """Read the state in `path`, or None if the file is cut short, or is something else."""
     try:
         path.open("rb").close()
         state = torch.load(path, map_location="cpu", weights_only=True)

@@ -41,7 +41,7 @@ def set_backends(deterministic: bool) -> None:
 
 
 def backends() -> dict[str, bool]:
-    """The choices of `set_backends`."""
+    """Return the choices of `set_backends`."""
     return {
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
         "tf32": torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32,

@@ -53,7 +53,7 @@ def on_all_ranks(train: Callable[[World], int]) -> int:
 
 
 def _explained(error: RuntimeError) -> str:
-    """The error message for failures of the backend that users can act on; empty for others."""
+    """Return the error message for failures of the backend that users can act on; empty for others."""
     if "Duplicate GPU detected" in str(error):  # NCCL
         return "two ranks were given the same GPU; start one task for each GPU"
     if GONE.search(str(error)):

@@ -61,7 +61,7 @@ def provenance() -> dict[str, Any]:
 
 
 def progress(total: int, unit: str, initial: int = 0, description: str = "", hidden: bool = False) -> tqdm:
-    """A progress bar with ETA; where no terminal watches, one line every half minute for the log."""
+    """Make a progress bar with ETA; where no terminal watches, one line every half minute for the log."""
     watched = sys.stderr.isatty()
     return tqdm(
         total=total,
@@ -124,7 +124,7 @@ class Run:
             raise UserError(f"{path} is damaged; give another run folder with --run-dir") from error
 
     def _changed(self, config: object) -> list[dict[str, Any]]:
-        """Settings that differ from those of the attempt before, with the step of its last checkpoint."""
+        """List the settings that differ from those of the attempt before, with the step of its last checkpoint."""
         from shared.training.checkpoint import newest_step  # imports torch, which a harvest does without
 
         path, step = self.folder / CONFIG, newest_step(self.folder)

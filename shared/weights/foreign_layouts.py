@@ -132,7 +132,7 @@ def find_trunk(content: Mapping[str, Any]) -> Trunk:
 
 
 def _unwrapped(content: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]:
-    """The innermost dictionary, and the names of those around it."""
+    """Find the innermost dictionary, and the names of those around it."""
     wrappers: list[str] = []
     while len(wrappers) < DEEPEST:  # a dictionary may hold itself
         wrapper = next((name for name in WRAPPERS if isinstance(content.get(name), Mapping)), None)

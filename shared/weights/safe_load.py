@@ -28,7 +28,7 @@ def load_content(path: Path) -> tuple[Mapping[str, Any], str | None]:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its type if it has none."""
+    """Return the first line of an error's message, or its type if it has none."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 

@@ -104,7 +104,7 @@ class LoadReport:
     missing: list[str]  # in the trunk, not in the file: they keep their initial values
 
     def __str__(self) -> str:
-        """A table: how many tensors of which parts."""
+        """Format a table: how many tensors of which parts."""
         rows = {"used": self.used, "dropped": self.dropped, "missing": self.missing}
         return "\n".join(f"  {title:<8}{len(names):>4}  {_parts(names)}".rstrip() for title, names in rows.items())
 
@@ -305,6 +305,6 @@ def _parts(names: Iterable[str], most: int = 8) -> str:
 
 
 def _part(name: str) -> str:
-    """The first two words of a tensor's place, a number standing for all of its kind."""
+    """Return the first two words of a tensor's place, a number standing for all of its kind."""
     words = re.sub(r"\.(?:weight|bias|running_mean|running_var|num_batches_tracked)$", "", name).split(".")[:2]
     return ".".join("*" if word.isdecimal() else word for word in words)

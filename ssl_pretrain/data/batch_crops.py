@@ -27,7 +27,7 @@ class BatchCropper:
         self._dtype = torch.float16 if device.type == "cuda" else torch.float32
 
     def __call__(self, images: Sequence[Tensor], box_BK4: Tensor) -> list[Tensor]:
-        """A uint8 tensor (batch, 3, size, size) for each of K crops.
+        """Return a uint8 tensor (batch, 3, size, size) for each of K crops.
 
         Args:
             images: uint8 (3, H, W) each, on the device; different sizes cost a launch each.
@@ -68,7 +68,7 @@ class BatchCropper:
 
 
 def _squares(images: Sequence[Tensor]) -> Tensor:
-    """The images in the top left corner of squares of one size."""
+    """Place the images in the top left corner of squares of one size."""
     sides = {side for image_CHW in images for side in image_CHW.shape[1:]}
     if len(sides) > 1:
         most = max(sides)

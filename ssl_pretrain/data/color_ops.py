@@ -70,7 +70,7 @@ def turned_hue(image_BCHW: Tensor, turn_B: Tensor) -> Tensor:
 
 
 def jittered(image_BCHW: Tensor, jitter: Jitter) -> Tensor:
-    """The four operations of a colour jitter, in each image's own order.
+    """Apply the four operations of a colour jitter, in each image's own order.
 
     All 24 orders take six mixtures and one turn of the hue for the whole batch, instead of all four operations
     four times: what precedes the hue in an image's order is done before it, what follows after it, and where
@@ -89,7 +89,7 @@ def jittered(image_BCHW: Tensor, jitter: Jitter) -> Tensor:
 
 
 def blurred(image_BCHW: Tensor, sigma_B: Tensor, reach: int) -> Tensor:
-    """A Gaussian blur of `sigma_B` px, cut off at a distance of `reach` px; edges are mirrored.
+    """Apply a Gaussian blur of `sigma_B` px, cut off at a distance of `reach` px; edges are mirrored.
 
     All kernels have the same length, 2 * reach + 1, whatever the sigma; one of 0 leaves an image as it is.
     """

@@ -116,7 +116,7 @@ def _decode_png(content: bytes) -> Tensor:
 
 
 def cut(image_CHW: Tensor, crops: tuple[Crop, ...], random: np.random.Generator) -> list[Tensor]:
-    """The crops of one image, each (3, size, size) in uint8."""
+    """Cut the crops of one image, each (3, size, size) in uint8."""
     kinds = each_crop(crops)
     height, width = image_CHW.shape[-2:]
     boxes = random_boxes(height, width, kinds, random)
@@ -124,7 +124,7 @@ def cut(image_CHW: Tensor, crops: tuple[Crop, ...], random: np.random.Generator)
 
 
 def cut_batch(images: Iterable[Tensor], seeds: Iterable[tuple[int, ...]], crops: tuple[Crop, ...]) -> list[Tensor]:
-    """A uint8 tensor (batch, 3, size, size) for each crop, from images (3, H, W) and a seed for each."""
+    """Cut images (3, H, W), with a seed for each: a uint8 tensor (batch, 3, size, size) for each crop."""
     cuts = [
         cut(image_CHW, crops, np.random.default_rng(seed)) for image_CHW, seed in zip(images, seeds, strict=True)
     ]
@@ -132,14 +132,14 @@ def cut_batch(images: Iterable[Tensor], seeds: Iterable[tuple[int, ...]], crops:
 
 
 def each_crop(crops: Iterable[Crop]) -> list[Crop]:
-    """The kind of every crop of an image."""
+    """Yield the kind of every crop of an image."""
     return [crop for crop in crops for _ in range(crop.count)]
 
 
 def random_boxes(
     height: int, width: int, kinds: Iterable[Crop], random: np.random.Generator
 ) -> list[tuple[int, int, int, int]]:
-    """A `random_box` for every crop of an image."""
+    """Draw a `random_box` for every crop of an image."""
     return [random_box(height, width, crop.scale, random) for crop in kinds]
 
 

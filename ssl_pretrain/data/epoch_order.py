@@ -35,7 +35,7 @@ class Position:
 
     @classmethod
     def after(cls, batches: int, an_epoch: int) -> "Position":
-        """The position after `batches`, with `an_epoch` of them in an epoch."""
+        """Return the position after `batches`, with `an_epoch` of them in an epoch."""
         return cls(*divmod(batches, an_epoch))
 
 
@@ -49,7 +49,7 @@ class ShardSlice:
 
 
 def epoch_segments(counts: list[int], seed: int, epoch: int, first: int, last: int) -> list[ShardSlice]:
-    """The part `first` to `last` (exclusive) of an epoch's sequence, as segments of shards.
+    """Divide the part `first` to `last` (exclusive) of an epoch's sequence into segments of shards.
 
     Args:
         counts: Images of each shard.
@@ -71,7 +71,7 @@ def epoch_segments(counts: list[int], seed: int, epoch: int, first: int, last: i
 
 
 def buffered_order(length: int, buffer: int, random: np.random.Generator) -> list[int]:
-    """The order in which a shuffle buffer emits 0..length-1 when they are read in turn."""
+    """Compute the order in which a shuffle buffer emits 0..length-1 when they are read in turn."""
     held: list[int] = list(range(min(buffer, length)))
     order = []
     for position in range(len(held), length):

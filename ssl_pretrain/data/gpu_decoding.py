@@ -137,7 +137,7 @@ class GpuDecoder:
         return [images[number] for number in before], undecodable
 
     def _by_gpu(self, files: tuple[Tensor, ...], packed: Packed) -> dict[int, Tensor]:
-        """The images of kinds that nvJPEG knows, by number; none, if one of them is damaged."""
+        """Decode the images of kinds that nvJPEG knows, by number; none, if one of them is damaged."""
         known = [number for number, header in enumerate(packed.headers) if header.colours in CONVERTED]
         if unknown := sorted(set(range(len(files))) - set(known)):
             self._say(f"{packed.keys[unknown[0]]} in {packed.shards[unknown[0]]}")

@@ -121,7 +121,7 @@ class ShardStream(IterableDataset):
         return CropBatch(cut_batch(images, [drawn.seed for drawn in batch], self.crops), undecodable)
 
     def _images_of_epoch(self, epoch: int, run: int) -> Iterator[Drawn]:
-        """The images of a run, after those that were seen before the start."""
+        """Yield the images of a run, after those that were seen before the start."""
         before = epoch * self.an_epoch
         numbers = [before + n for n in range(self.an_epoch)]
         length_of = [sum(n % self.layout.workers == r for n in numbers) for r in range(self.layout.workers)]
@@ -255,7 +255,7 @@ class ShardLoader:
                 raise UserError(sentence)
 
     def _too_many(self, names: frozenset[str]) -> str:
-        """The error message for so many undecodable images; empty if they are few enough."""
+        """Return the error message for so many undecodable images; empty if they are few enough."""
         if len(names) <= max(1, MOST_UNDECODABLE * self._shard_set.samples):
             return ""
         return (
@@ -285,6 +285,6 @@ def check_batch(shard_set: ShardSet, batch: int) -> None:
 
 
 def _spare_cores() -> int:
-    """This rank's CPU cores but one, 0 to `MOST_WORKERS`."""
+    """Count this rank's CPU cores but one, 0 to `MOST_WORKERS`."""
     cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return min(max(cores - 1, 0), MOST_WORKERS)

@@ -146,7 +146,7 @@ def fingerprint(shard_set: ShardSet) -> str:
 
 
 def _foreign(folder: Path, counts: Counts) -> ShardSet:
-    """The tars of a folder without an index; one that differs from the counted one gets no samples."""
+    """Open the tars of a folder without an index; one that differs from the counted one gets no samples."""
     sized = [(path.name, path.stat().st_size) for path in _tars(folder)]
     counted = {name: samples for name, (samples, size) in counts.items() if (name, size) in sized}
     shards = tuple(Shard(name, counted.get(name, 0), "") for name, _ in sized)
@@ -173,7 +173,7 @@ def _require_folder(folder: Path) -> None:
 
 
 def _tars(folder: Path) -> list[Path]:
-    """The foreign shards of a folder, by name.
+    """List the foreign shards of a folder, by name.
 
     Raises:
         UserError: there are none; names compressed ones and those in subfolders.
@@ -202,7 +202,7 @@ def _passed_over(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def _remembered_counts(memory: Path) -> Counts:
-    """Samples and bytes of the foreign shards that a run began with; {} if it is unknown."""
+    """Read numbers of samples and bytes of the foreign shards that a run began with; {} if it is unknown."""
     try:
         before = json.loads(memory.read_text(encoding="utf-8"))
         sizes = before["bytes"]

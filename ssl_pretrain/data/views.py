@@ -110,7 +110,7 @@ class Views(nn.Module):
         return views
 
     def draw(self, count: int, crop: Crop) -> AugmentParams:
-        """The lots of `count` crops of one kind."""
+        """Draw the random parameters of `count` crops of one kind."""
         config, device = self.config, self.mean.device
         lots = AugmentParams(
             horizontal_B=_chosen(count, config.horizontal_flip, device),
@@ -128,7 +128,7 @@ class Views(nn.Module):
         return lots
 
     def varied(self, image_BCHW: Tensor, lots: AugmentParams) -> Tensor:
-        """The normalised views of uint8 images with these lots."""
+        """Apply drawn parameters to uint8 images and normalise them."""
         # The loop's autocast would have the blur computed in bfloat16.
         with torch.autocast(image_BCHW.device.type, enabled=False):
             view_BCHW = _moved(image_BCHW, lots).float() / 255
@@ -147,7 +147,7 @@ class Views(nn.Module):
         return self.varied(image_BCHW, AugmentParams())
 
     def restore(self, view_BCHW: Tensor) -> Tensor:
-        """The uint8 image of a normalised view."""
+        """Convert normalised views back to uint8 images."""
         return ((view_BCHW * self.std + self.mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
 

@@ -44,7 +44,7 @@ class LoadedBackbone:
 
 
 def open_subject(place: Path) -> LoadedBackbone:
-    """The backbone in a weights file (ours or another project's), a checkpoint or a run folder.
+    """Open the backbone in a weights file (ours or another project's), a checkpoint or a run folder.
 
     Raises:
         UserError: there is none, or it cannot be read.
@@ -81,7 +81,7 @@ def _of_run(folder: Path) -> LoadedBackbone:
 
 
 def _of_state(name: str, folder: Path, state: Any) -> LoadedBackbone:
-    """The networks of a training state, as the run's `config.json` describes them."""
+    """Build the networks of a training state, as the run's `config.json` describes them."""
     config = _config(folder)
     if config["name"] not in RECIPES:
         raise UserError(f"{folder} is a run of the recipe {config['name']!r}, which is not known here")
@@ -137,7 +137,7 @@ def _of_weights(found: weights_file.Weights) -> LoadedBackbone:
 
 
 def _replaced(settings: Any, saved: dict[str, Any]) -> Any:
-    """A config with the values of its saved form: JSON has lists for tuples."""
+    """Fill a config with the values of its saved form: JSON has lists for tuples."""
     names = {field.name for field in dataclasses.fields(settings)}
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
     return dataclasses.replace(settings, **{name: value for name, value in values.items() if name in names})

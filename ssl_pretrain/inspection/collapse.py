@@ -11,7 +11,7 @@ EPSILON = 1e-7
 
 
 def feature_std(features_ND: Tensor) -> float:
-    """Standard deviation of the features' unit vectors over images, mean over dimensions, times sqrt(D).
+    """Compute the standard deviation of features' unit vectors over images, mean over dimensions, times sqrt(D).
 
     1: they point everywhere; 0: all in one direction. Chen & He (SimSiam, CVPR 2021, section 4.1) watch it.
     """

@@ -57,7 +57,7 @@ def of_biomarkers(features_ND: Tensor, biomarkers: Sequence[str], slides: Sequen
 
 
 def vote(similarity_QN: Tensor, allowed_QN: Tensor, label_N: Tensor, labels: int) -> Tensor:
-    """The label (Q) that the most similar of the allowed N vote for, each with exp(similarity / T)."""
+    """Find the label (Q) that the most similar of the allowed N vote for, each with exp(similarity / T)."""
     similarity_QN = similarity_QN.masked_fill(~allowed_QN, -torch.inf)
     nearest_QK, index_QK = similarity_QN.topk(min(NEIGHBOURS, similarity_QN.shape[1]), dim=1)
     votes_QL = torch.zeros(len(similarity_QN), labels)
@@ -66,7 +66,7 @@ def vote(similarity_QN: Tensor, allowed_QN: Tensor, label_N: Tensor, labels: int
 
 
 def _numbered(names: Sequence[str], known: Collection[str]) -> tuple[Tensor, Tensor]:
-    """The number of each name (0 if it is not known), and whether it is known."""
+    """Return the number of each name (0 if it is not known), and whether it is known."""
     numbers = {name: number for number, name in enumerate(sorted(known))}
     return torch.tensor([numbers.get(name, 0) for name in names]), torch.tensor(
         [name in numbers for name in names]

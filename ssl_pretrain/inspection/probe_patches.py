@@ -63,7 +63,7 @@ def whole_patches(shard_set: ShardSet, count: int) -> list[Tensor]:
 
 
 def centre(image_CHW: Tensor, crop: Crop) -> Tensor:
-    """The middle of an image (3, H, W), as large as a crop can be, in the crop's size."""
+    """Crop the middle of an image (3, H, W), as large as a crop can be, in the crop's size."""
     side = round(math.sqrt(crop.scale[1]) * min(image_CHW.shape[-2:]))
     mode = InterpolationMode(crop.interpolation)
     centre_CHW = TF.center_crop(image_CHW, [side, side])
@@ -71,7 +71,7 @@ def centre(image_CHW: Tensor, crop: Crop) -> Tensor:
 
 
 def _image_at(shard_set: ShardSet, place: int) -> Tensor:
-    """The image at a place in the sequence of all shards, or the next one of its shard that can be decoded."""
+    """Read the image at a place in the sequence of all shards, or the next decodable one of its shard."""
     shard = 0
     while place >= shard_set.counts[shard]:
         place -= shard_set.counts[shard]

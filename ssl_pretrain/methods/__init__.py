@@ -74,7 +74,7 @@ class Method(nn.Module):
         return self.loss(views, step)
 
     def loss(self, views: list[Tensor], step: Step) -> Tensor:
-        """The loss (scalar, float32) of a batch.
+        """Compute the loss (scalar, float32) of a batch.
 
         Args:
             views: One normalised (B, 3, H, W) for each crop of the recipe.
@@ -83,10 +83,10 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def before_update(self, step: Step) -> None:
-        """Called when the gradients of a step are complete: those of frozen parts are set to None here."""
+        """Set gradients of frozen parts to None; called when the gradients of a step are complete."""
 
     def after_step(self, step: Step) -> None:
-        """Called after every optimiser step: momentum updates and the like."""
+        """Update momentum networks and the like; called after every optimiser step."""
 
     def measures(self) -> dict[str, Tensor]:
         """Diagnostics of the last pass, by name: scalars on the device, without synchronisation.
@@ -96,11 +96,11 @@ class Method(nn.Module):
         return {}
 
     def backbone(self) -> nn.Module:
-        """The timm trunk that is exported."""
+        """Return the timm trunk that is exported."""
         raise NotImplementedError
 
     def trunks(self) -> list[nn.Module]:
-        """The timm trunks that run in a step."""
+        """Return the timm trunks that run in a step."""
         return [self.backbone()]
 
     def compile_trunks(self) -> None:
@@ -122,5 +122,5 @@ class Method(nn.Module):
         return {}
 
     def export(self) -> dict[str, Tensor]:
-        """The trunk's tensors under timm's names: they load strictly into `create_model(..., num_classes=0)`."""
+        """Return the trunk's tensors by timm's names, to load strictly into `create_model(..., num_classes=0)`."""
         return dict(self.backbone().state_dict())

@@ -12,7 +12,7 @@ SIDE = 160
 
 
 def has_class_attention(trunk: nn.Module) -> bool:
-    """True if a timm trunk is a ViT with a class token."""
+    """Return True if a timm trunk is a ViT with a class token."""
     return getattr(trunk, "cls_token", None) is not None and hasattr(trunk, "blocks")
 
 
@@ -36,7 +36,7 @@ def class_attention(vit: Any, image_BCHW: Tensor) -> Tensor:
 
 
 def _first_row(attention: Any, input_BND: Tensor) -> Tensor:
-    """The softmax (B, heads, N) of timm's `Attention` for its first query."""
+    """Compute the softmax (B, heads, N) of timm's `Attention` for its first query."""
     query, key, _ = attention.qkv(input_BND).unflatten(-1, (3, attention.num_heads, -1)).unbind(2)
     query_BHD, key_BNHD = attention.q_norm(query[:, 0]), attention.k_norm(key)
     logits_BHN = torch.einsum("bhd,bnhd->bhn", query_BHD, key_BNHD) * attention.scale
@@ -60,13 +60,13 @@ def attention_sheet(image_BCHW: Tensor, attention_BHhw: Tensor) -> Image.Image:
 
 
 def _map(weight_hw: Tensor, size: tuple[int, int]) -> Image.Image:
-    """A gray picture of a map, one square a token."""
+    """Draw a gray picture of a map, one square a token."""
     low, high = weight_hw.min(), weight_hw.max()
     level_hw = (255 * (weight_hw - low) / (high - low).clamp_min(1e-12)).round().to(torch.uint8)
     return Image.fromarray(level_hw.numpy()).resize(size, Image.Resampling.NEAREST)
 
 
 def _heat(patch: Image.Image, weight_hw: Tensor) -> Image.Image:
-    """The patch, darker where the map is low."""
+    """Darken the patch where the map is low."""
     light = _map(weight_hw, patch.size).point(lambda level: 40 + level * 215 / 255)
     return Image.composite(patch, Image.new("RGB", patch.size, "black"), light)

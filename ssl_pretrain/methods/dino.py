@@ -89,7 +89,7 @@ class DINOConfig(MethodConfig):
         )
 
     def build(self) -> "DINO":
-        """The networks with fresh weights, drawn from torch's generator.
+        """Build the networks with fresh weights, drawn from torch's generator.
 
         Raises:
             UserError: what `check` refuses.
@@ -109,7 +109,7 @@ class DINOConfig(MethodConfig):
             raise UserError(f"--method.drop-path {self.drop_path} is for ViTs, not for {self.arch}; give 0")
 
     def temperature(self, samples: int) -> float:
-        """The teacher's, after so many images."""
+        """Compute the teacher's temperature after so many images."""
         if samples >= self.temperature_samples:
             return self.teacher_temperature
         share = samples / self.temperature_samples
@@ -181,7 +181,7 @@ class DINO(Method):
         return {"attention": attention_sheet(restore(image_BCHW), class_attention(self.backbone(), image_BCHW))}
 
     def backbone(self) -> nn.Module:
-        """The teacher's trunk, which does better than the student's (section 5.2 of the paper)."""
+        """Return the teacher's trunk, which does better than the student's (section 5.2 of the paper)."""
         return self.teacher.trunk
 
     def trunks(self) -> list[nn.Module]:

@@ -67,7 +67,7 @@ class MAEConfig(MethodConfig):
         return (Crop(size=self.image_size, scale=self.crop_scale),)
 
     def build(self) -> "MAE":
-        """The networks with fresh weights, drawn from torch's generator.
+        """Build the networks with fresh weights, drawn from torch's generator.
 
         Raises:
             UserError: what `check` refuses.
@@ -151,7 +151,7 @@ class MAE(Method):
         return self.predict(get_at_index(self.decoder(all_BND), hidden_BM))
 
     def backbone(self) -> nn.Module:
-        """The encoder's ViT."""
+        """Return the encoder's ViT."""
         return self.encoder.vit
 
     def checkpoint_activations(self) -> None:
@@ -160,7 +160,7 @@ class MAE(Method):
 
     @torch.no_grad()
     def show(self, views: list[Tensor], restore: Callable[[Tensor], Tensor]) -> dict[str, Image.Image]:
-        """The sheet `reconstruction`: masked | reconstructed | original."""
+        """Draw the sheet `reconstruction`: masked | reconstructed | original."""
         (image_BCHW,) = views
         size = (len(image_BCHW), self.tokens)
         keep_BK, hidden_BM = random_token_mask(size, self.config.mask_ratio, device=image_BCHW.device)
@@ -184,14 +184,14 @@ class MAE(Method):
         return (pixels_BMP - mean_BM1) / deviation_BM1
 
     def _from_target(self, target_BMP: Tensor, pixels_BMP: Tensor) -> Tensor:
-        """The inverse of `_target`, with the mean and deviation of the true pixels."""
+        """Invert `_target`, with the mean and deviation of the true pixels."""
         if not self.config.norm_pix_loss:
             return target_BMP
         mean_BM1, deviation_BM1 = _moments(pixels_BMP)
         return target_BMP * deviation_BM1 + mean_BM1
 
     def _with_hidden(self, image_BCHW: Tensor, hidden_BM: Tensor, pixels_BMP: Tensor) -> Tensor:
-        """The images with other pixels in the hidden tokens."""
+        """Replace the pixels of the hidden tokens of images."""
         patches_BNP = set_at_index(patchify(image_BCHW, self.patch_size), hidden_BM - 1, pixels_BMP)
         return unpatchify(patches_BNP, self.patch_size)
 

@@ -62,7 +62,7 @@ class MoCoConfig(MethodConfig):
         return (both,)
 
     def build(self) -> "MoCo":
-        """The networks with fresh weights, drawn from torch's generator.
+        """Build the networks with fresh weights, drawn from torch's generator.
 
         Raises:
             UserError: what `check` refuses.
@@ -133,7 +133,7 @@ class MoCo(Method):
         self.query.checkpoint_activations()
 
     def backbone(self) -> nn.Module:
-        """The query network's trunk."""
+        """Return the query network's trunk."""
         return self.query.trunk
 
     def trunks(self) -> list[nn.Module]:

@@ -84,7 +84,7 @@ class SwAVConfig(MethodConfig):
         return (large, small)
 
     def build(self) -> "SwAV":
-        """The networks with fresh weights, drawn from torch's generator.
+        """Build the networks with fresh weights, drawn from torch's generator.
 
         Raises:
             UserError: what `check` refuses.
@@ -149,7 +149,7 @@ class SwAV(Method):
         self.network.checkpoint_activations()
 
     def backbone(self) -> nn.Module:
-        """The network's trunk."""
+        """Return the network's trunk."""
         return self.network.trunk
 
     @torch.no_grad()
@@ -179,7 +179,7 @@ class SwAV(Method):
 
     @staticmethod
     def _own_part(queue: Queue) -> Tensor:
-        """This rank's share of the rows; which they are changes nothing, as all are assigned together."""
+        """Select this rank's share of the rows; which they are changes nothing, as all are assigned together."""
         if not dist.is_initialized():
             return queue.rows_ND
         rank, ranks = dist.get_rank(), dist.get_world_size()
@@ -201,7 +201,7 @@ def swapped_prediction(score_VBK: Tensor, assigned_ABK: Tensor, temperature: flo
 
 
 def _share_used(assigned_ABK: Tensor) -> Tensor:
-    """Number of prototypes that are the first choice of a view on any rank (scalar)."""
+    """Count the prototypes that are the first choice of a view on any rank (scalar)."""
     used_K = torch.zeros(assigned_ABK.shape[-1], device=assigned_ABK.device)
     used_K.index_fill_(0, assigned_ABK.argmax(dim=-1).flatten(), 1.0)
     if dist.is_initialized():

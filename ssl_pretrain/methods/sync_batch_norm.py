@@ -180,7 +180,7 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _others(x: Tensor) -> list[int]:
-    """The dimensions but that of channels."""
+    """Return the dimensions but that of channels."""
     return [dimension for dimension in range(x.ndim) if dimension != 1]
 
 

@@ -40,7 +40,7 @@ class Encoder(nn.Module):
 
 
 def create_trunk(arch: str, image_size: int, drop_path: float = 0.0) -> nn.Module:
-    """A trunk with fresh weights, drawn as the official codes draw them: image (B, 3, H, W) -> features (B, D).
+    """Create a trunk with weights drawn as the official codes draw them: image (B, 3, H, W) -> features (B, D).
 
     A ViT takes every size that divides into tokens; its position embeddings, made for `image_size`, are
     resampled (by timm: bicubic with antialiasing; the official DINO resamples without).

@@ -34,11 +34,11 @@ class OptimizerConfig:
     """Greatest norm of the gradient of each parameter tensor; None: as it comes."""
 
     def peak_lr(self, batch_size: int) -> float:
-        """The learning rate after the warm-up, scaled linearly with the global batch (Goyal et al. 2017)."""
+        """Scale the learning rate after the warm-up linearly with the global batch (Goyal et al. 2017)."""
         return self.base_lr * batch_size / 256
 
     def learning_rate(self, samples: int, batch_size: int, total: int) -> float:
-        """The learning rate of the step that begins after `samples` of `total` images.
+        """Compute the learning rate of the step that begins after `samples` of `total` images.
 
         As in the official MAE (util/lr_sched.py), which the official SwAV and DINO follow but for one step of
         the warm-up, and MoCo v2 in stairs of an epoch.
@@ -49,13 +49,13 @@ class OptimizerConfig:
         return cosine(peak, self.final_lr, (samples - self.warmup_samples) / (total - self.warmup_samples))
 
     def decay(self, samples: int, total: int) -> float:
-        """The weight decay of the step that begins after `samples` of `total` images."""
+        """Compute the weight decay of the step that begins after `samples` of `total` images."""
         if self.final_weight_decay is None:
             return self.weight_decay
         return cosine(self.weight_decay, self.final_weight_decay, samples / total)
 
     def build(self, network: nn.Module) -> torch.optim.Optimizer:
-        """The optimiser over the trainable parameters of a network; its first group is the one that is decayed."""
+        """Build the optimiser of a network's trainable parameters; its first group is the one that is decayed."""
         raise NotImplementedError
 
     def clip_gradients(self, network: nn.Module) -> None:
@@ -81,7 +81,7 @@ class AdamW(OptimizerConfig):
     """Decay of the first and second moments."""
 
     def build(self, network: nn.Module) -> torch.optim.Optimizer:
-        """The optimiser over the trainable parameters of a network; its first group is the one that is decayed."""
+        """Build the optimiser of a network's trainable parameters; its first group is the one that is decayed."""
         return torch.optim.AdamW(self._groups(network), lr=self.base_lr, betas=self.betas, fused=True)
 
 
@@ -93,7 +93,7 @@ class SGD(OptimizerConfig):
     """Share of the step before in a step."""
 
     def build(self, network: nn.Module) -> torch.optim.Optimizer:
-        """The optimiser over the trainable parameters of a network; its first group is the one that is decayed."""
+        """Build the optimiser of a network's trainable parameters; its first group is the one that is decayed."""
         # Not fused: that fails when a tensor that was frozen gets its first gradient (torch 2.15).
         return torch.optim.SGD(self._groups(network), lr=self.base_lr, momentum=self.momentum)
 
@@ -106,7 +106,7 @@ class LARC(SGD):
     """Length of a step, at a learning rate of 1, as a share of the tensor's."""
 
     def build(self, network: nn.Module) -> torch.optim.Optimizer:
-        """The optimiser over the trainable parameters of a network; its first group is the one that is decayed."""
+        """Build the optimiser of a network's trainable parameters; its first group is the one that is decayed."""
         # apex's LARC without clipping, as the official SwAV has it, but that a tensor without a slope is decayed.
         return Lars(self._groups(network), self.base_lr, self.momentum, trust_coeff=self.trust, always_adapt=True)
 

@@ -74,20 +74,20 @@ class BatchPlan:
         return self.ranks * self.micro_batch
 
     def samples(self, step: int) -> int:
-        """Number of images seen after `step` steps."""
+        """Compute the number of images seen after `step` steps."""
         return step * self.recipe.batch_size
 
     def at(self, step: int) -> Step:
-        """The step after `step` steps."""
+        """Return the step after `step` steps."""
         return Step(step, self.samples(step), self.samples(self.steps))
 
     def learning_rate(self, step: int) -> float:
-        """The learning rate of the step after `step` steps."""
+        """Compute the learning rate of the step after `step` steps."""
         at = self.at(step)
         return self.recipe.optimiser.learning_rate(at.samples, self.recipe.batch_size, at.total)
 
     def weight_decay(self, step: int) -> float:
-        """The weight decay of the step after `step` steps."""
+        """Compute the weight decay of the step after `step` steps."""
         at = self.at(step)
         return self.recipe.optimiser.decay(at.samples, at.total)
 

@@ -36,7 +36,7 @@ class MemoryEstimate:
         return self.total <= USABLE * gigabytes * GIB
 
     def describe(self, micro_batch: int, sold: tuple[int, ...]) -> str:
-        """A line: the parts, and which of the GPUs that are sold have enough."""
+        """Format a line: the parts, and which of the GPUs that are sold have enough."""
         parts = f"{self.state / GIB:.1f} of weights and optimiser, {self.images / GIB:.1f} of {micro_batch} images"
         fits = ", ".join(f"{'fits' if self.fits(size) else 'does not fit'} {size} GB" for size in sold)
         return f"memory  {self.total / GIB:.1f} GiB a GPU (estimated; {parts}): {fits}{self._advice(max(sold))}"

@@ -40,7 +40,7 @@ def write_card(weights: Path, metadata: Mapping[str, Any]) -> None:
 
 
 def card(name: str, metadata: Mapping[str, Any]) -> str:
-    """The text for the weights file `name` with such metadata (see `export.py`)."""
+    """Format the card of the weights file `name` with such metadata (see `export.py`)."""
     rows = "\n".join(f"| {title} | {value} |" for title, value in _facts(metadata).items())
     mean, std = (", ".join(f"{value:g}" for value in metadata[part]) for part in ("mean", "std"))
     options = f"img_size={metadata['image_size']}, " if metadata["arch"].startswith("vit") else ""
@@ -100,7 +100,7 @@ def _data(metadata: Mapping[str, Any]) -> str:
 
 
 def _undecodable(metadata: Mapping[str, Any]) -> str:
-    """Number and names of the images that neighbours replaced; cards of older weights have none."""
+    """Format number and names of the images that neighbours replaced; cards of older weights have none."""
     count, named = metadata.get("undecodable", 0), metadata.get("undecodable_images", [])
     if not count:
         return ""

@@ -74,13 +74,13 @@ def prepare(recipe: PretrainingRecipe, world: World) -> tuple[BatchPlan, ShardSe
 
 
 def has_begun(recipe: PretrainingRecipe) -> bool:
-    """True if an earlier attempt left a checkpoint or weights; until then, settings may change."""
+    """Return True if an earlier attempt left a checkpoint or weights; until then, settings may change."""
     export = recipe.run_dir / recipe.out.name
     return export.exists() or any(recipe.run_dir.glob("checkpoint-*.pt"))
 
 
 def _free(plan: BatchPlan) -> tuple[str, ...]:
-    """Settings in which this attempt may differ from the one before."""
+    """Return the settings in which this attempt may differ from the one before."""
     finished = (newest_step(plan.recipe.run_dir) or 0) >= plan.last_step
     return FREE_ON_RESUME if finished else (*FREE_ON_RESUME, *TUNABLE_ON_RESUME)
 
@@ -135,7 +135,7 @@ def begin(plan: BatchPlan, world: World) -> tuple[PretrainingState, str]:
 
 
 def _networks(recipe: PretrainingRecipe, world: World) -> Method:
-    """The recipe's networks with fresh weights, as this machine is to run them."""
+    """Build the recipe's networks with fresh weights, as this machine is to run them."""
     method: Method = recipe.method.build().to(world.device)
     if world.size > 1 and recipe.method.batch_norm_ranks > 1:
         synchronise(method, recipe.method.batch_norm_ranks)
@@ -154,7 +154,7 @@ def normalisation(recipe: PretrainingRecipe, shard_set: ShardSet) -> tuple[tuple
 
 
 def describe(plan: BatchPlan, state: PretrainingState, shard_set: ShardSet, world: World) -> str:
-    """The numbers a user wants to see before the first step."""
+    """Format the numbers that a user wants to see before the first step."""
     recipe, method = plan.recipe, state.method
     mean, std = (", ".join(f"{x:.3f}" for x in values) for values in normalisation(recipe, shard_set))
     origin = "" if shard_set.indexed else " (foreign: no index.json, so they were counted; ImageNet's colours)"

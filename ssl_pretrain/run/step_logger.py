@@ -106,7 +106,7 @@ class StepLogger:
         self.bar.close()
 
     def _stride(self, seconds_a_step: float) -> int:
-        """Steps to the next flush: as many as the longest wait allows, or up to a multiple of `log_every`."""
+        """Compute the steps to the next flush: up to the longest wait, or to a multiple of `log_every`."""
         mean = float(mean_over_ranks(torch.tensor(seconds_a_step, device=self.device)))
         every, most = self.plan.recipe.log_every, max(1, int(LONGEST_WAIT / mean))
         return most if every is None else min(every - self._step % every, most)

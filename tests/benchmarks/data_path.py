@@ -104,7 +104,7 @@ def patches(folder: Path) -> list[EncodedImage]:
 
 
 def stacked(samples: list[list[Tensor]]) -> list[Tensor]:
-    """The batch of each view."""
+    """Return the batch of each view."""
     return [torch.stack(views) for views in zip(*samples, strict=True)]
 
 

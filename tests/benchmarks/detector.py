@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def plainly(detector: DPAP2PNet, image_BCHW: torch.Tensor) -> Detections:
-    """What the detector computes for one view with sides divisible by 64, without anything to make it fast."""
+    """Compute what the detector does for one view with sides divisible by 64, without what makes it fast."""
     height, width = image_BCHW.shape[-2:]
     grid_RS2 = proposal_grid(height, width, detector.config.interval, image_BCHW.device)
     maps = detector.backbone((image_BCHW - detector.mean) / detector.std)
@@ -40,7 +40,7 @@ def plainly(detector: DPAP2PNet, image_BCHW: torch.Tensor) -> Detections:
 
 @torch.inference_mode()
 def parts_of_the_gain(device: torch.device) -> list[dict[str, object]]:
-    """The same weights in turn: plainly, with channels last, and as the detector does it."""
+    """Measure the same weights in turn: plainly, with channels last, and as the detector does it."""
     plain, detector = random_detectors(device)
     image = torch.rand(1, 3, SIDE, SIDE, device=device)
 
@@ -60,7 +60,7 @@ def parts_of_the_gain(device: torch.device) -> list[dict[str, object]]:
 
 @torch.inference_mode()
 def everything_on_a_gpu() -> dict[str, object]:
-    """A batch of 8, also in bfloat16 and compiled."""
+    """Measure a batch of 8, also in bfloat16 and compiled."""
     plain, detector = random_detectors(torch.device("cuda"))
     compiled = torch.compile(detector)
     image = torch.rand(8, 3, SIDE, SIDE, device="cuda")
@@ -76,7 +76,7 @@ def everything_on_a_gpu() -> dict[str, object]:
 
 
 def random_detectors(device: torch.device) -> tuple[DPAP2PNet, DPAP2PNet]:
-    """The same weights, under which no part is silent, in the usual layout and in that of loaded detectors."""
+    """Make detectors of the same weights, no part silent, in the usual layout and in that of loaded ones."""
     torch.manual_seed(0)
     plain = DPAP2PNet(DetectorConfig(classes=10)).eval().to(device)
     for name, parameter in plain.named_parameters():
@@ -88,7 +88,7 @@ def random_detectors(device: torch.device) -> tuple[DPAP2PNet, DPAP2PNet]:
 
 
 def row(what: str, seconds: dict[str, float], results: dict[str, Detections]) -> dict[str, object]:
-    """A line of the CSV."""
+    """Return a line of the CSV."""
     points, logits = (
         (getattr(results[what], name) - getattr(results["plainly"], name)).abs().max().item()
         for name in ("points_BN2", "logits_BNC")

@@ -101,7 +101,7 @@ def main() -> None:
 
 
 def row(what: str, path: str = "", **values: object) -> Row:
-    """A row with every column; processor seconds of several patches give their rate."""
+    """Return a row with every column; processor seconds of several patches give their rate."""
     filled = {**dict.fromkeys(COLUMNS, ""), "what": what, "path": path, **values}
     if filled["patches"] and filled["cpu_s"]:
         filled["per_cpu_s"] = round(filled["patches"] / filled["cpu_s"])
@@ -139,7 +139,7 @@ def read_encode_tar(path: Path, folder: Path) -> list[Row]:
 
 
 def write_patches(path: Path, reader: Reader, corners: Sequence[tuple[int, int]], out: Path) -> None:
-    """What a harvest does with a patch that it keeps, but for counting, resampling and sums of its px."""
+    """Do what a harvest does with a patch that it keeps, but for counting, resampling and sums of its px."""
     with Slide(path, reader=reader) as slide, tarfile.open(out, "w", format=tarfile.USTAR_FORMAT) as tar:
         for x, y in corners:
             patch_HW3 = slide.read_pixels(x, y, SIDE, SIDE, slide.mpp)
@@ -147,7 +147,7 @@ def write_patches(path: Path, reader: Reader, corners: Sequence[tuple[int, int]]
 
 
 def decode_and_encode(path: Path, corners: Sequence[tuple[int, int]]) -> None:
-    """The least that a patch can cost: four tiles of 256 px decoded in place, and encoded."""
+    """Do the least that a patch can cost: four tiles of 256 px decoded in place, and encoded."""
     with tifffile.TiffFile(path) as tiff, path.open("rb") as file:
         page = tiff.pages[0]
         across = -(-page.imagewidth // page.tilewidth)
@@ -179,7 +179,7 @@ def whole_stage(path: Path, folder: Path) -> list[Row]:
 
 
 def stage_rows(path: Path, folder: Path, what: str, goal: object, **settings: object) -> list[Row]:
-    """The whole stage on one slide, by both readers and by plain means."""
+    """Measure the whole stage on one slide, by both readers and by plain means."""
     records: dict[str, Record] = {}
 
     def work(name: str, reader: Reader) -> Callable[[], None]:
@@ -223,7 +223,7 @@ def plain_means(path: Path) -> Iterator[None]:
 
 
 def jpeg_by_pillow(patch_HW3: np.ndarray) -> bytes:
-    """What `as_jpeg` does."""
+    """Encode by Pillow."""
     stream = io.BytesIO()
     Image.fromarray(patch_HW3).save(stream, format="JPEG", quality=QUALITY, subsampling="4:2:0")
     return stream.getvalue()
@@ -278,25 +278,25 @@ def one_patch(path: Path, folder: Path) -> list[Row]:
 
 
 def by_pillow(region_HW3: np.ndarray) -> Image.Image:
-    """What `resample` does."""
+    """Resample by Pillow."""
     return Image.fromarray(region_HW3).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
 
 
 def names(tar: Path) -> list[str]:
-    """The pictures in a tar."""
+    """Return the pictures in a tar."""
     done = subprocess.run(["tar", "-tf", tar], capture_output=True, text=True, check=True)
     return [name for name in done.stdout.split() if name.endswith(".jpg")]
 
 
 def large_slide(folder: Path) -> list[Row]:
-    """The whole stage where 500 patches are kept of thousands of places, as on most slides."""
+    """Measure the whole stage where 500 patches are kept of thousands of places, as on most slides."""
     path = folder / "large.svs"
     write_large_slide(path)
     return stage_rows(path, folder, "whole stage, 100352 x 80384 px, 4096 places", "")
 
 
 def processes(path: Path, folder: Path) -> list[Row]:
-    """The command as users type it: start-up, memory with a large slide, one worker and two."""
+    """Measure the command as users type it: start-up, memory with a large slide, one worker and two."""
     rows = [row("start-up", "--help", note=f"{watched('--help')[1]:.2f} s of processor time")]
     used = watched("--wsi-dir", folder / "large", "--out", folder / "large_shards", "--workers", "1")
     rows.append(
@@ -320,7 +320,7 @@ def processes(path: Path, folder: Path) -> list[Row]:
 
 
 def harvested(wsi_dir: Path, out: Path, workers: int) -> tuple[float, float, float]:
-    """What a harvest from the beginning takes, packing aside; see `watched`."""
+    """Measure what a harvest from the beginning takes, packing aside; see `watched`."""
     shutil.rmtree(out, ignore_errors=True)
     return watched("--wsi-dir", wsi_dir, "--out", out, "--workers", workers, "--part", "1/1")
 
@@ -343,7 +343,7 @@ def write_large_slide(path: Path) -> None:
 
 
 def large_level(image_HW3: np.ndarray, width: int, height: int, island: int) -> TiffLevel:
-    """A level whose island, `island` tiles wide and high, repeats an image."""
+    """Yield a level whose island, `island` tiles wide and high, repeats an image."""
     repeats = -(-256 // image_HW3.shape[0])
     image_HW3 = np.tile(image_HW3, (repeats, repeats, 1))
     count = image_HW3.shape[0] // 256

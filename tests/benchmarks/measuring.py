@@ -37,7 +37,7 @@ def timed(work: Callable[[], Result], clock: Callable[[], float] = time.perf_cou
 
 
 def write(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """The rows, each with machine, versions, commit and date; printed as well."""
+    """Write the rows, each with machine, versions, commit and date; printed as well."""
     installed = versions()
     about = {
         "machine": machine(),
@@ -63,7 +63,7 @@ def measured_here(path: Path) -> list[dict[str, str]]:
 
 
 def machine() -> str:
-    """The GPU's name, or the processor's with the number of threads."""
+    """Return the GPU's name, or the processor's with the number of threads."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     path = Path("/proc/cpuinfo")

@@ -40,7 +40,7 @@ def compare_patches() -> dict[str, object]:
 
 
 def compare_slide() -> dict[str, object]:
-    """The greedy match on one image that holds everything."""
+    """Compare the greedy match on one image that holds everything."""
     side = SIDE * (CELLS / PER_PATCH) ** 0.5
     random = np.random.default_rng(1)
     annotated = scattered(random, CELLS, side)
@@ -62,7 +62,7 @@ def scattered(random: np.random.Generator, count: int, side: float) -> Cells:
 
 
 def detected(random: np.random.Generator, cells: Cells, side: float) -> Cells:
-    """What a detector makes of them: a few px off, a tenth of the classes wrong, a fifth of it made up."""
+    """Return what a detector makes of them: a few px off, a tenth of the classes wrong, a fifth of it made up."""
     count = len(cells.labels_N)
     shifted_N2 = np.clip(cells.points_N2 + random.normal(0, 5, (count, 2)), 0, side - 1)
     extra = scattered(random, count // 5, side)
@@ -73,12 +73,12 @@ def detected(random: np.random.Generator, cells: Cells, side: float) -> Cells:
 
 
 def shortest(work: Callable[[], Result], repeats: int) -> tuple[float, Result]:
-    """The shortest time of some repeats, and a result."""
+    """Return the shortest time of some repeats, and a result."""
     return min((timed(work) for _ in range(repeats)), key=lambda pair: pair[0])
 
 
 def row(what: str, fast: float, slow: float, timed_on: str, everything: float) -> dict[str, object]:
-    """A line of the CSV."""
+    """Return a line of the CSV."""
     return {
         "what": what,
         "cells": CELLS,

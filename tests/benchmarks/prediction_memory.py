@@ -103,7 +103,7 @@ def measure(cells: int, folder: Path) -> dict[str, float]:
 
 
 def _predict(job: slide_job.SlideJob, side: int) -> None:
-    """A small prediction."""
+    """Run a small prediction."""
     known = slide_job.open_source
     slide_job.open_source = lambda *_: Blank((side, side))
     slide_job.predict_slide(replace(job, name=Path("small")), StopSignal())
@@ -116,7 +116,7 @@ def peak_mb() -> float:
 
 
 def measured(cells: int) -> dict[str, float]:
-    """The same in a process of its own."""
+    """Measure the same in a process of its own."""
     words = [
         sys.executable,
         "-m",

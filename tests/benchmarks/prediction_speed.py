@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def prepared(folder: Path, side: int) -> tuple[Path, Path]:
-    """A slide and a detector."""
+    """Prepare a slide and a detector."""
     torch.manual_seed(0)
     slide = folder / "slide.tif"
     write_slide(slide, section(0, side * MPP, side * MPP), MPP)

@@ -95,7 +95,7 @@ def measured(
 def step_of(
     recipe: PretrainingRecipe, device: torch.device, plainly: bool, fuses: bool = False
 ) -> Callable[[list[Tensor]], None]:
-    """A function that trains on one batch of uint8 crops."""
+    """Return a function that trains on one batch of uint8 crops."""
     torch.manual_seed(0)
     method: Method = recipe.method.build().to(device)
     views = Views(recipe.views, recipe.method.crops, IMAGENET_MEAN, IMAGENET_STD).to(device)

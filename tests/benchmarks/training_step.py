@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def step(fast: bool, precision: str) -> Callable[[], float]:
-    """A step of the default recipe with ResNet-50 whose batch norms are frozen; returns the loss."""
+    """Make a step of the default recipe with ResNet-50 whose batch norms are frozen; returns the loss."""
     torch.manual_seed(0)
     detector = DPAP2PNet(DetectorConfig(classes=3, interval=8, dropout=0.0))
     if fast:

@@ -8,7 +8,7 @@ from shared.model.cells import Cells
 
 
 def literal_greedy(predicted: Cells, annotated: Cells, radius: float) -> np.ndarray:
-    """The rule word by word: highest score first, nearest annotated cell not yet taken, within the radius."""
+    """Apply the rule word by word: highest score first, nearest cell not yet taken, within the radius."""
     right = np.zeros(len(predicted.points_N2), bool)
     taken = set()
     for index in sorted(range(len(right)), key=lambda i: -predicted.scores_N[i]):

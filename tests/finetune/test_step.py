@@ -21,7 +21,7 @@ PLAIN = dataclasses.replace(RECIPES["dpa_p2pnet"], clip_norm=1e9, precision="flo
 
 
 def training(recipe: Recipe) -> TrainingState:
-    """A small detector without anything that differs between a batch and its parts: dropout, batch norms."""
+    """Make a small detector without what differs between a batch and its parts: dropout, batch norms."""
     torch.manual_seed(0)
     detector = DPAP2PNet(DetectorConfig(arch="resnet50", classes=2, dropout=0.0, channels=16, hidden=16))
     held = [module for module in detector.modules() if isinstance(module, torch.nn.BatchNorm2d)]

@@ -85,7 +85,7 @@ def test_losses_in_bfloat16_are_those_in_float32(name: str):
 
 @pytest.fixture
 def one_rank(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    """A process group of this process alone: NCCL refuses a second on the same GPU."""
+    """Yield a process group of this process alone: NCCL refuses a second on the same GPU."""
     for variable, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}.items():
         monkeypatch.setenv(variable, value)
     dist.init_process_group("nccl", rank=0, world_size=1, device_id=WORLD.device)

@@ -69,7 +69,7 @@ def hanging(path: Path) -> Iterator[None]:
 
 
 def digests(out: Path) -> dict[str, str]:
-    """What readers of the shards see."""
+    """Return what readers of the shards see."""
     paths = [*out.glob("shard-*.tar"), out / "index.json"]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
@@ -94,7 +94,7 @@ def processes_of(session: int) -> list[int]:
 
 
 def error_of(done: subprocess.CompletedProcess[str]) -> str:
-    """The one sentence that a refused command says; nothing else may follow it, and no trace of Python."""
+    """Return the one sentence that a refused command says; nothing else may follow it, and no trace of Python."""
     assert "Traceback" not in done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
@@ -104,7 +104,7 @@ def error_of(done: subprocess.CompletedProcess[str]) -> str:
 
 @pytest.fixture(scope="session")
 def undisturbed(wsi_dir, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """A harvest by one process."""
+    """Harvest by one process."""
     out = tmp_path_factory.mktemp("harvest") / "shards"
     words = ["--wsi-dir", str(wsi_dir), "--out", str(out), "--workers", "1", "--shard-size", "20", *COMMON]
     done = subprocess.run(

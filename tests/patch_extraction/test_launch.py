@@ -27,7 +27,7 @@ HARVEST = (*COMMON, "--shard-size", "20", "--workers", "1")
 
 @pytest.fixture
 def checkout(tmp_path: Path, wsi_dir: Path) -> Path:
-    """A fresh clone after `make setup`, with slides."""
+    """Return a fresh clone after `make setup`, with slides."""
     folder = tmp_path / "checkout"
     make_python(folder, f'exec {sys.executable} "$@"')
     for name in ("shared", "patch_extraction", "slurm"):

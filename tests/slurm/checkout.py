@@ -17,7 +17,7 @@ MAE = ("--method.arch", "vit_tiny_patch16_224", *SMALL, "--loader.workers", "1",
 
 
 def make_checkout(folder: Path) -> Path:
-    """The packages, the scripts, a `.venv/bin/python` without GPUs (theirs are pretended), two shards."""
+    """Make the packages, the scripts, a `.venv/bin/python` without GPUs (theirs are pretended), two shards."""
     folder.mkdir()
     for name in ("shared", "ssl_pretrain", "finetune", "patch_extraction", "slurm"):
         (folder / name).symlink_to(REPOSITORY / name)
@@ -27,7 +27,7 @@ def make_checkout(folder: Path) -> Path:
 
 
 def make_python(folder: Path, lines: str) -> None:
-    """A `.venv/bin/python` of these lines of bash."""
+    """Make a `.venv/bin/python` of these lines of bash."""
     python = folder / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.write_text(f"#!/bin/bash\n{lines}\n")
@@ -35,7 +35,7 @@ def make_python(folder: Path, lines: str) -> None:
 
 
 def make_shell_stages(folder: Path, stage: str) -> Path:
-    """A checkout whose stages are a few lines of shell; these get the name of the stage and its words."""
+    """Make a checkout whose stages are a few lines of shell; these get the name of the stage and its words."""
     make_python(folder, f'exec {sys.executable} "$@"')
     for name in ("slurm", "shared"):
         (folder / name).symlink_to(REPOSITORY / name)

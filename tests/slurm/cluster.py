@@ -128,7 +128,7 @@ class Cluster:
         self.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=crashed")
 
     def process_of(self, node: str) -> int:
-        """A process in the namespaces of a node."""
+        """Return a process in the namespaces of a node."""
         return self._children[node].pid
 
     def stop(self) -> None:
@@ -175,7 +175,7 @@ class Cluster:
         monkeypatch.chdir(folder)
 
     def job(self, number: object) -> dict[str, str]:
-        """What `scontrol` knows of a job: JobState, ExitCode, Restarts ..."""
+        """Return what `scontrol` knows of a job: JobState, ExitCode, Restarts ..."""
         return dict(re.findall(r"(\w+)=(\S*)", self.output("scontrol", "show", "job", "-o", number)))
 
     def wait(self, number: object, *states: str, timeout: float = 120) -> dict[str, str]:

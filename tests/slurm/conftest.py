@@ -11,7 +11,7 @@ from tests.slurm.cluster import Cluster, why_not
 
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A running cluster; skips where there is none, fails instead if REQUIRE_SLURM=1."""
+    """Yield a running cluster; skips where there is none, fails instead if REQUIRE_SLURM=1."""
     if reason := why_not():
         if os.environ.get("REQUIRE_SLURM") == "1":
             pytest.fail(reason)

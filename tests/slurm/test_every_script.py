@@ -35,7 +35,7 @@ WORDS = {
 
 @pytest.fixture(scope="module")
 def lab(slurm: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout with sample slides, harvested by `extract.sh`, and sample tiles."""
+    """Return a checkout with sample slides, harvested by `extract.sh`, and sample tiles."""
     folder = make_checkout(tmp_path_factory.mktemp("lab") / "checkout")
     shutil.rmtree(folder / "shards")
     (folder / "slides").mkdir()

@@ -40,7 +40,7 @@ time.sleep(100)
 
 @pytest.fixture
 def here(slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """This process as one on a login node, in a folder of its own."""
+    """Make this process one on a login node, in a folder of its own."""
     slurm.log_in(monkeypatch, tmp_path)
     return tmp_path
 

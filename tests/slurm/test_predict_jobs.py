@@ -18,7 +18,7 @@ ASKED = [*ONE_CORE, "--parts", "2"]
 
 
 def write_case(folder: Path) -> None:
-    """An untrained detector and three pictures of noise."""
+    """Write an untrained detector and three pictures of noise."""
     torch.manual_seed(0)
     detector = DPAP2PNet(DetectorConfig(arch="regnetx_002", classes=2, interval=8, channels=16, hidden=16))
     metadata = {"classes": ["negative", "positive"], "mpp": 0.5, "recipe": "test"}
@@ -31,12 +31,12 @@ def write_case(folder: Path) -> None:
 
 
 def predict(folder: Path, out: str, cluster: Cluster, *words: str) -> subprocess.CompletedProcess[str]:
-    """What a user types."""
+    """Predict as a user does."""
     return cluster.stage("finetune.predict", *GIVEN, "--out", out, *words, cwd=folder)
 
 
 def tables(folder: Path) -> dict[str, str]:
-    """The cells of every picture, as CSV."""
+    """Return the cells of every picture, as CSV."""
     return {path.name: path.read_text() for path in folder.rglob("*.csv") if "jobs" not in path.parts}
 
 

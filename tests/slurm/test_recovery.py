@@ -24,7 +24,7 @@ STEPS = 150
 
 @pytest.fixture(scope="module")
 def undisturbed(slurm: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    """The weights that everything else must end with."""
+    """Return the weights that everything else must end with."""
     folder = make_checkout(tmp_path_factory.mktemp("undisturbed") / "checkout")
     job = slurm.submit(SCRIPT, *RUN, cwd=folder, options=TWO_NODES)
     assert slurm.wait(job, *ENDS)["JobState"] == "COMPLETED"
@@ -124,7 +124,7 @@ def test_out_of_time_it_is_queued_again(slurm: Cluster, tmp_path: Path):
 
 
 def process_of_rank(rank: int, job: int) -> int:
-    """The process that trains, neither its parent in the job nor its loader worker: the oldest of the others."""
+    """Find the process that trains, neither its parent in the job nor its loader worker: the oldest other."""
     wanted = {f"SLURM_PROCID={rank}".encode(), f"SLURM_JOB_ID={job}".encode()}
     found = []
     for process in Path("/proc").glob("[0-9]*"):

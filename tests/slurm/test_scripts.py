@@ -15,7 +15,7 @@ SCRIPTS = sorted(path for path in (REPOSITORY / "slurm").glob("*.sh") if path.na
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """What a fresh clone looks like after `make setup` and a harvest."""
+    """Return what a fresh clone looks like after `make setup` and a harvest."""
     return make_checkout(tmp_path / "checkout")
 
 

@@ -33,7 +33,7 @@ def test_the_options_of_the_launcher_are_not_the_jobs():
 
 @pytest.fixture
 def accounted(slurm: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A cluster with accounting (`slurm` only says whether there is Slurm at all)."""
+    """Start a cluster with accounting (`slurm` only says whether there is Slurm at all)."""
     if reason := why_no_accounting():
         if os.environ.get("REQUIRE_SLURM") == "1":
             pytest.fail(reason)

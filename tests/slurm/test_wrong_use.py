@@ -22,7 +22,7 @@ def checkout(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def refused(slurm: Cluster, checkout: Path) -> Callable[..., str]:
-    """Submits the script and expects it to fail, once; the sentence that it says."""
+    """Submit the script and expect it to fail, once; return the sentence that it says."""
 
     def submit(*words: object, environment: str = "ALL") -> str:
         options = (*TWO_NODES, f"--export={environment}")
@@ -41,7 +41,7 @@ def refused(slurm: Cluster, checkout: Path) -> Callable[..., str]:
 
 @contextmanager
 def mounted(slurm: Cluster, node: str, folder: Path, size: str = "1M") -> Iterator[Path]:
-    """A file system of its own over a folder, seen on one node only; the path by which it is seen from here."""
+    """Mount a file system over a folder on one node only; yields the path by which it is seen from here."""
     inside = ("nsenter", "--target", str(slurm.process_of(node)), "--mount")
     subprocess.run([*inside, "mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)], check=True)
     yield Path(f"/proc/{slurm.process_of(node)}/root{folder}")

@@ -38,7 +38,7 @@ def shards(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def pretrain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_process: InProcess):
-    """Runs the command line of the stage in this process; returns exit code, stdout and stderr."""
+    """Run the command line of the stage in this process; returns exit code, stdout and stderr."""
     from ssl_pretrain.__main__ import main
 
     def call(*args: object) -> tuple[int, str, str]:
@@ -51,7 +51,7 @@ def pretrain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_process: InProc
 
 @pytest.fixture(autouse=True)
 def own_signals() -> Iterator[None]:
-    """Puts the handlers back that a stage installs for its process."""
+    """Put back the handlers that a stage installs for its process."""
     with signals_kept():
         yield
 
@@ -94,7 +94,7 @@ def jpeg(image: Image.Image, quality: int = 90) -> bytes:
 
 
 def flat(number: int) -> Image.Image:
-    """An image of one colour, from which `number_of` reads the number (up to 4095) back."""
+    """Return an image of one colour, from which `number_of` reads the number (up to 4095) back."""
     red, green, blue = number % 16, number // 16 % 16, number // 256
     return Image.new("RGB", (16, 16), (red * 16 + 8, green * 16 + 8, blue * 16 + 8))
 

@@ -24,7 +24,7 @@ NUMBERS = ("feature_std", "rank_me", "knn_biomarker", "knn_slide")
 
 @pytest.fixture
 def inspect(in_process: InProcess):
-    """The command line in this process, which knows the tiny networks; returns exit code, stdout and stderr."""
+    """Run the command in this process, which knows the tiny networks; returns exit code, stdout and stderr."""
     return partial(in_process, main)
 
 

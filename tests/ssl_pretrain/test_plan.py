@@ -18,7 +18,7 @@ from tests.ssl_pretrain.tiny import NAMES, recipe
 
 @pytest.fixture
 def printed(in_process: InProcess):
-    """Runs the command; returns exit code, stdout and stderr."""
+    """Run the command; returns exit code, stdout and stderr."""
     return partial(in_process, bill.main)
 
 

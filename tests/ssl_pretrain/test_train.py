@@ -34,7 +34,7 @@ from tests.ssl_pretrain.stub import changed
 
 @pytest.fixture
 def small(tmp_path: Path, shards: Path) -> PretrainingRecipe:
-    """A run of 20 steps that takes two seconds."""
+    """Return a run of 20 steps that takes two seconds."""
     return changed(
         MAE_DEMO,
         shards=shards,
@@ -51,7 +51,7 @@ def small(tmp_path: Path, shards: Path) -> PretrainingRecipe:
 
 
 def run_again(recipe: PretrainingRecipe, world: World, **fields: object) -> dict[str, Tensor]:
-    """The weights of a run of this recipe; the folder says whether it is a new one."""
+    """Return the weights of a run of this recipe; the folder says whether it is a new one."""
     assert train(changed(recipe, **fields), world, StopSignal()) == 0
     return weights_file.read(recipe.out).tensors
 

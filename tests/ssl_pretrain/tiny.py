@@ -39,20 +39,20 @@ FACTORY = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"
 
 @timm.models.register_model
 def resnet_minute(**options: object) -> ResNet:
-    """A ResNet of 0.1 M parameters."""
+    """Return a ResNet of 0.1 M parameters."""
     options = {name: value for name, value in options.items() if name not in FACTORY}
     return ResNet(BasicBlock, (1, 1, 1, 1), channels=(8, 16, 32, 64), **options)
 
 
 @timm.models.register_model
 def vit_minute(**options: object) -> VisionTransformer:
-    """A ViT of 0.06 M parameters."""
+    """Return a ViT of 0.06 M parameters."""
     options = {name: value for name, value in options.items() if name not in FACTORY}
     return VisionTransformer(patch_size=16, embed_dim=32, depth=3, num_heads=2, **options)
 
 
 def method(name: str, **fields: object):
-    """The method of a published recipe with tiny networks."""
+    """Return the method of a published recipe with tiny networks."""
     config = RECIPES[name].method
     own = METHODS[config.name] | ARCHS.get(name, {})
     if name == "swav_resnet50":
@@ -61,7 +61,7 @@ def method(name: str, **fields: object):
 
 
 def recipe(name: str, shards: Path, folder: Path, **fields: object) -> PretrainingRecipe:
-    """A published recipe with tiny networks and 20 steps of 8 images, in two passes of 4."""
+    """Return a published recipe with tiny networks and 20 steps of 8 images, in two passes of 4."""
     published = RECIPES[name]
     told = {
         "shards": shards,

@@ -72,7 +72,7 @@ class OwnFiles:
 
 
 def read_summary(stem: Path) -> dict[str, Any]:
-    """The summary of a finished slide; empty if there is none, or a file of another program in its place."""
+    """Read the summary of a finished slide; empty if there is none, or a file of another program in its place."""
     try:
         summary = json.loads(file_of(stem, SUMMARY).read_text(encoding="utf-8"))
     except (OSError, ValueError):

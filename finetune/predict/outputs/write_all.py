@@ -77,7 +77,7 @@ class Outputs:
 
 
 def endings_of(config: PredictConfig) -> list[str]:
-    """Endings of the files that a prediction may write, the summary last."""
+    """List the endings of the files that a prediction may write, the summary last."""
     chosen = [(CSV, config.csv), (PARQUET, config.parquet)]
     pictures = [DENSITY, REGIONS, REPORT] if config.report else []
     return [GEOJSON[config.compress], *(ending for ending, wanted in chosen if wanted), *pictures, SUMMARY]

@@ -85,7 +85,7 @@ def default_area(source: ImageSource) -> Area:
 
 
 def inside(cells: np.ndarray, area: Area, scale: float) -> np.ndarray:
-    """Records in the area, so that the result does not depend on which tiles were read."""
+    """Select the records in the area, so that the result does not depend on which tiles were read."""
     points_N2 = np.stack([cells["x"], cells["y"]], axis=1) * scale
     return cells[area.contains(points_N2)]
 

@@ -22,7 +22,7 @@ BAND = 32
 
 
 def without_seams(cells: np.ndarray, mpp: float) -> np.ndarray:
-    """Indices of the cells to keep, in order: those of the owners, except where tiles disagree.
+    """Find the indices of the cells to keep, in order: those of the owners, except where tiles disagree.
 
     The result does not depend on the order of cells or tiles. Of two reports of one cell the more probable one is
     kept (of equal ones the upper, then the left one); the closest reports are resolved first.
@@ -39,7 +39,7 @@ def without_seams(cells: np.ndarray, mpp: float) -> np.ndarray:
 
 
 def final_cells(cells: np.ndarray, mpp: float, min_distance_um: float = 0.0) -> np.ndarray:
-    """Indices of the cells of a whole image, in order: without seams, and none closer to another than a distance.
+    """Find the cells of a whole image, in order, by index: without seams, none closer to another than a distance.
 
     Of two cells that are too close the more probable one counts, of equal ones the upper, then the left one.
 

@@ -160,7 +160,7 @@ def find_cells(
 def reported_cells(
     found: Detections, tiling: Tiling, tiles: Sequence[int], selection: Selection = PAPER_RULE
 ) -> np.ndarray:
-    """Records of the cells whose proposals are in the tiles' cores or close to them, and whose points are inside.
+    """Select the cells whose proposals are in the tiles' cores or close to them, and whose points are inside.
 
     The rule sees every proposal by itself, so that it holds alike on both sides of a seam.
     """

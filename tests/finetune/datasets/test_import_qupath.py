@@ -60,7 +60,7 @@ def slide(specimen: Specimen, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def imported(slide: Path, tmp_path: Path) -> Callable[..., AnnotatedData]:
-    """Imports features of the slide; returns the data as training reads them."""
+    """Import features of the slide; returns the data as training reads them."""
 
     def run(features: list[dict[str, Any]], **options: Any) -> AnnotatedData:
         path = write(tmp_path / "case-1.geojson", features)

@@ -102,7 +102,7 @@ def plant(width: int, height: int, mpp: float = 0.25, share: float = 0.3, seed: 
 def write_leica(
     path: Path, image: Image.Image, mpp: float, size: tuple[int, int], corner: tuple[int, int]
 ) -> None:
-    """A Leica SCN file: an area scanned at `corner` of a slide of `size` px; OpenSlide gives it bounds."""
+    """Write a Leica SCN file: an area scanned at `corner` of a slide of `size` px; OpenSlide gives it bounds."""
     nm = round(mpp * 1000)
     small = image.reduce(4)
 

@@ -22,7 +22,7 @@ from tests.finetune.predict.planted import CLASSES, plant
 
 
 def shaded(width: int, height: int, folder: Path) -> Path:
-    """A picture of squares in many shades, so that cells have many probabilities."""
+    """Return a picture of squares in many shades, so that cells have many probabilities."""
     image = np.asarray(plant(width, height, mpp=0.5).image).astype(float)
     shade = np.random.default_rng(1).uniform(0.55, 1, (height // 8 + 1, width // 8 + 1, 1))
     weight = np.kron(shade, np.ones((8, 8, 1)))[:height, :width]

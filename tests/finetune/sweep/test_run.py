@@ -124,7 +124,7 @@ def test_stopped_and_resumed_with_a_failing_row(
 
 
 def interrupted(words: list[str], run: Path) -> str:
-    """What the command says when Ctrl-C is typed after the first step of a run."""
+    """Return what the command says when Ctrl-C is typed after the first step of a run."""
     line = [sys.executable, "-m", "finetune.sweep", *words]
     folder, metrics = run.parents[4], run / "metrics.jsonl"
     with subprocess.Popen(
@@ -214,7 +214,7 @@ def test_options_of_every_kind_are_typed(tiles: Path) -> None:
 
 
 def typed(words: Sequence[str]) -> Recipe:
-    """What `python -m finetune WORDS` would train."""
+    """Return what `python -m finetune WORDS` would train."""
     return parse_beside(RECIPES, "dpa_p2pnet", "finetune", "", LAUNCH, words)[0]
 
 

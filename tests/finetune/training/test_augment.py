@@ -10,7 +10,7 @@ RADIUS = 3
 
 
 def painted(size: tuple[int, int], random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A white image with black discs at known centres, far enough apart not to touch when shrunk."""
+    """Return a white image with black discs at known centres, far enough apart not to touch when shrunk."""
     height, width = size
     x, y = np.meshgrid(np.arange(20, width - 15, 30), np.arange(20, height - 15, 30))
     points = np.stack([x, y], -1).reshape(-1, 2) + random.uniform(-4, 4, (x.size, 2))

@@ -21,7 +21,7 @@ def scene(seed: int, proposals: int, cells: int, classes: int = 3, side: float =
 
 
 def cost64(points, logits, cells, labels) -> np.ndarray:
-    """The cost as the authors' code builds it: proposals x cells, float64."""
+    """Return the cost as the authors' code builds it: proposals x cells, float64."""
     distance = np.linalg.norm(points.double().numpy()[:, None] - cells.double().numpy()[None], axis=-1)
     probability = logits.double().softmax(-1).numpy()[:, labels.numpy()]
     return 0.1 * distance - probability

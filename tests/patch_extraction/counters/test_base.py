@@ -119,7 +119,7 @@ def test_modules_that_cannot_be_imported(tmp_path, monkeypatch, text):
 
 @pytest.fixture(scope="module")
 def detector_file(tmp_path_factory):
-    """An untrained detector that takes about every second place for a cell."""
+    """Return an untrained detector that takes about every second place for a cell."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("detector") / "detector.pth"
     save_detector(path, DPAP2PNet(DetectorConfig(arch="vit_tiny_patch16_224")), {"mpp": 0.5, "classes": ["cell"]})

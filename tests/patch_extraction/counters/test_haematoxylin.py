@@ -23,7 +23,7 @@ CROP_UM = 128.0
 
 
 def matches(found_N2: np.ndarray, true_N2: np.ndarray, radius: float) -> np.ndarray:
-    """Indices of the true points that are found: most pairs within the radius, one to one."""
+    """Return indices of the true points that are found: most pairs within the radius, one to one."""
     distance = np.hypot(*(found_N2[:, None] - true_N2[None]).transpose(2, 0, 1))
     rows, columns = linear_sum_assignment(np.where(distance <= radius, distance, 1e6))
     return columns[distance[rows, columns] <= radius]
@@ -79,7 +79,7 @@ def annotated(folder: Path, mpp: float) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def textbook(image: np.ndarray, mpp: float) -> np.ndarray:
-    """The recipe that the counter started from, to the letter and without a thought of speed.
+    """Count by the recipe that the counter started from, to the letter and without a thought of speed.
 
     White balance, optical density, QuPath's haematoxylin of "H-DAB", difference of Gaussians of 2.0 and 3.2 um at
     1 um/px, maxima of 3 x 3 above 0.02.
@@ -95,7 +95,7 @@ def textbook(image: np.ndarray, mpp: float) -> np.ndarray:
 
 
 def unmixing(*stains: tuple[float, float, float]) -> np.ndarray:
-    """The share of red, green and blue density in the first of two stains, what is neither left out."""
+    """Return the share of red, green and blue density in the first of two stains, what is neither left out."""
     known = np.array(stains) / np.linalg.norm(stains, axis=1, keepdims=True)
     residual = np.cross(*known)
     return np.linalg.inv(np.vstack([known, residual / np.linalg.norm(residual)]))[:, 0]
@@ -167,7 +167,7 @@ def test_blue_grey_nuclei_of_an_ihc_slide_are_no_ink(real_data):
 
 
 def dotted(image: np.ndarray, centres_N2: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
-    """The picture, of 0.5 um/px, with spots of a nucleus's size."""
+    """Return the picture, of 0.5 um/px, with spots of a nucleus's size."""
     inked = image.copy()
     y, x = np.mgrid[: image.shape[0], : image.shape[1]] + 0.5
     for centre in centres_N2:
@@ -217,7 +217,7 @@ def test_the_same_tissue_at_two_resolutions_gives_the_same_count():
 
 
 def plainly_counted(image: np.ndarray, mpp: float) -> np.ndarray:
-    """The counter's definition, step by step, for images whose sides are whole um."""
+    """Count by the counter's definition, step by step, for images whose sides are whole um."""
     side, box = round(image.shape[0] * mpp), Image.Resampling.BOX
     columns = Image.fromarray(image).resize((image.shape[1], side), box)
     density = -np.log10(np.maximum(np.asarray(columns.resize((side, side), box), float), 1) / 255)

@@ -192,7 +192,7 @@ class Everywhere(OneByOne):
 
 @pytest.fixture(scope="module")
 def mosaic_dir(tmp_path_factory) -> Path:
-    """A slide of 16 x 16 places of 64 um with 3 to 20 cells; its one level serves for screening."""
+    """Return a slide of 16 x 16 places of 64 um with 3 to 20 cells; its one level serves for screening."""
     folder = tmp_path_factory.mktemp("mosaic")
     write_slide(folder / "a.tif", Mosaic(section(4, 256.0, 256.0), 4), 1.0)
     return folder

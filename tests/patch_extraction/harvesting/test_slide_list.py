@@ -27,7 +27,7 @@ def wsi_dir(tmp_path) -> Path:
 
 
 def found(wsi_dir: Path, text: str | bytes | None = None, **settings: object) -> list[SlideEntry]:
-    """The slides that a CSV of this text chooses."""
+    """Return the slides that a CSV of this text chooses."""
     if text is not None:
         settings["slides"] = wsi_dir.parent / "slides.csv"
         settings["slides"].write_bytes(text if isinstance(text, bytes) else text.encode())

@@ -74,7 +74,7 @@ class Killed:
 
 
 def kill_again_and_again(wsi_dir: Path, tmp_path: Path, times: int, seed: int) -> None:
-    """The shards are then those of an undisturbed harvest, and nothing half-written is left."""
+    """Compare the shards with those of an undisturbed harvest; nothing half-written may be left."""
     begin = time.monotonic()
     Killed(wsi_dir, tmp_path / "undisturbed").finish()
     duration = time.monotonic() - begin

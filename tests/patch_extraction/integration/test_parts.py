@@ -12,7 +12,7 @@ from tests.patch_extraction.conftest import COMMON, digests
 
 @pytest.fixture
 def harvest(wsi_dir: Path, tmp_path: Path, in_process: InProcess):
-    """Runs the command in this process; returns exit code, stdout and stderr."""
+    """Run the command in this process; returns exit code, stdout and stderr."""
 
     def call(*args: object, wsi_dir: Path = wsi_dir) -> tuple[int, str, str]:
         words = ["--wsi-dir", wsi_dir, "--out", tmp_path / "out", "--shard-size", 20, "--workers", 1]

@@ -11,7 +11,7 @@ from tests.conftest import REPOSITORY
 
 @pytest.fixture
 def without_torch(tmp_path) -> dict[str, str]:
-    """An environment in which importing torch fails, in the command and in its workers."""
+    """Return an environment in which importing torch fails, in the command and in its workers."""
     (tmp_path / "blocked").mkdir()
     (tmp_path / "blocked" / "torch.py").write_text('raise RuntimeError("torch is not for a harvest")\n')
     return {"PYTHONPATH": f"{tmp_path / 'blocked'}:{REPOSITORY}"}

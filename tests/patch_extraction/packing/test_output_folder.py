@@ -18,7 +18,7 @@ from tests.patch_extraction.conftest import COMMON, digests, error_of
 
 @pytest.fixture
 def copy(undisturbed, tmp_path) -> Path:
-    """A finished harvest to tamper with."""
+    """Return a finished harvest to tamper with."""
     return Path(shutil.copytree(undisturbed[0], tmp_path / "copy"))
 
 

@@ -43,7 +43,7 @@ def forge(out: Path, change: Callable[[dict], None]) -> None:
 
 
 def copy_shard(out: Path) -> None:
-    """The second shard becomes a copy of the first, and the index agrees."""
+    """Make the second shard a copy of the first, with an index that agrees."""
 
     def change(index: dict) -> None:
         index["shards"][1] = index["shards"][0] | {"name": "shard-000001.tar"}

@@ -34,7 +34,7 @@ def slide(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def config(slide, tmp_path, monkeypatch) -> HarvestConfig:
-    """A folder with one slide, of which the fingerprint covers the first and the last bytes only."""
+    """Return a folder with one slide, of which the fingerprint covers the first and the last bytes only."""
     monkeypatch.setattr(fingerprint, "PIECES", 2)
     monkeypatch.setattr(fingerprint, "PIECE", 1 << 10)
     (tmp_path / "wsi").mkdir()

@@ -345,7 +345,7 @@ def lively_detector(**fields) -> DPAP2PNet:
 
 @pytest.fixture(scope="module")
 def seen() -> tuple[DPAP2PNet, list[Detections], list[list[torch.Tensor]]]:
-    """A detector, and its detections and pyramids for three views of one picture (blobs and grain).
+    """Make a detector, its detections and pyramids for three views of one picture (blobs and grain).
 
     The second view begins 64 px further right, the third 64 px further down.
     """

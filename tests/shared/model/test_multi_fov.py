@@ -12,7 +12,7 @@ SIZES = [(512, 512), (500, 500), (96, 200), (65, 129), (64, 64)]
 
 
 def coordinates(height: int, width: int, stride: int, factor: int) -> torch.Tensor:
-    """A map (1, 2, H, W) of a view, holding (x, y) of its cells in px of the annotated image."""
+    """Return a map (1, 2, H, W) of a view, holding (x, y) of its cells in px of the annotated image."""
     rows, columns = (-(-side // 64) * 64 // stride for side in (height, width))
     y, x = ((torch.arange(cells) + 0.5) * stride for cells in (rows, columns))
     x, y = (x - width / 2) * factor + width / 2, (y - height / 2) * factor + height / 2
@@ -20,7 +20,7 @@ def coordinates(height: int, width: int, stride: int, factor: int) -> torch.Tens
 
 
 def identity(upsampling: str) -> FieldOfViewFusion:
-    """A fusion that enlarges and adds, and changes nothing else."""
+    """Return a fusion that enlarges and adds, and changes nothing else."""
     fusion = FieldOfViewFusion(1, 2, upsampling)
     for layer in [fusion.enlarge, *fusion.smooth]:
         if layer is not None:

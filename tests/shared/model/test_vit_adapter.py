@@ -67,7 +67,7 @@ def test_a_windowed_block_is_timms_block_on_every_window():
 
 
 def caught_tokens(adapter: ViTAdapter, image: torch.Tensor, parts: nn.ModuleList, place: int):
-    """What is handed to each of the adapter's parts as its input number `place`."""
+    """Return what is handed to each of the adapter's parts as its input number `place`."""
     caught: list[torch.Tensor] = []
     hooks = [
         part.register_forward_pre_hook(lambda _module, inputs: caught.append(inputs[place])) for part in parts
@@ -80,7 +80,7 @@ def caught_tokens(adapter: ViTAdapter, image: torch.Tensor, parts: nn.ModuleList
 
 
 def vit_tokens(adapter: ViTAdapter, image: torch.Tensor) -> list[torch.Tensor]:
-    """The ViT's tokens after each of the four runs of blocks."""
+    """Return the ViT's tokens after each of the four runs of blocks."""
     return caught_tokens(adapter, image, adapter.extractors, place=1)
 
 

@@ -83,7 +83,7 @@ def loaded(folder: Path, content: Mapping[str, Any]) -> tuple[nn.Module, Weights
 
 
 def empty_trunk(arch: str) -> nn.Module:
-    """A backbone's trunk in which every number that is not loaded shows."""
+    """Return a backbone's trunk in which every number that is not loaded shows."""
     with torch.device("meta"):
         trunk = create_backbone(arch).trunk
     trunk = trunk.to_empty(device="cpu").eval()
@@ -94,7 +94,7 @@ def empty_trunk(arch: str) -> nn.Module:
 
 
 def token_features(vit: nn.Module, image_BCHW: Tensor) -> Tensor:
-    """A timm ViT's patch tokens alone through its blocks, at the first places of its grid."""
+    """Return a timm ViT's patch tokens alone through its blocks, at the first places of its grid."""
     tokens = vit.patch_embed.proj(image_BCHW).flatten(2).transpose(1, 2)
     grid = vit.patch_embed.num_patches
     return vit.blocks(tokens + vit.pos_embed[:, -grid:][:, : tokens.shape[1]])
@@ -162,7 +162,7 @@ RESNETS = {
 
 
 def children(tensors: Tensors) -> Tensors:
-    """A ResNet in a Sequential without its classifier, as `nn.Sequential(*list(resnet.children())[:-1])`."""
+    """Make a ResNet without its classifier, as `nn.Sequential(*list(resnet.children())[:-1])`."""
     places = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7}
     return {
         name.replace(name.split(".")[0], str(places[name.split(".")[0]]), 1): tensor
@@ -221,7 +221,7 @@ def huggingface_vit(tensors: Mapping[str, Tensor]) -> Tensors:
 
 
 def in_version_5(tensors: Mapping[str, Tensor]) -> Tensors:
-    """The names in memory of transformers 5.23."""
+    """Return the names in memory of transformers 5.23."""
     names = {
         r"^encoder\.layer\.": "layers.",
         r"attention\.attention\.(.)[a-z]+\.": r"attention.\1_proj.",

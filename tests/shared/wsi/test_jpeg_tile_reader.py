@@ -106,7 +106,7 @@ def encoded(tile_HW3: np.ndarray, subsampling: str, rgb: bool = False, **options
 
 
 def without_hints(stream: bytes) -> bytes:
-    """A stream that does not say that its colours are RGB, as Aperio's: no Adobe segment, components 1, 2, 3."""
+    """Return a stream that does not say that its colours are RGB, as Aperio's: no Adobe segment."""
     place, kept = 2, [stream[:2]]
     while stream[place + 1] != 0xDA:
         end = place + 2 + struct.unpack(">H", stream[place + 2 : place + 4])[0]

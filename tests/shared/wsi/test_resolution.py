@@ -9,7 +9,7 @@ TIFF = {"tiff.XResolution": "40000", "tiff.YResolution": "40000", "tiff.Resoluti
 
 
 def ome(size: str, unit: str | None) -> dict[str, str]:
-    """A description as Bio-Formats writes it: the slide, and a label with larger pixels."""
+    """Return a description as Bio-Formats writes it: the slide, and a label with larger pixels."""
     units = "" if unit is None else f'PhysicalSizeXUnit="{unit}" PhysicalSizeYUnit="{unit}"'
     pixels = f'<Pixels ID="Pixels:0" PhysicalSizeX="{size}" {units} PhysicalSizeY="{size}" SizeX="9">'
     label = '<Pixels ID="Pixels:1" PhysicalSizeX="9" PhysicalSizeXUnit="mm" PhysicalSizeY="9">'

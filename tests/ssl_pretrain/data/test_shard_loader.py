@@ -45,7 +45,7 @@ def batches(
     crops: tuple[Crop, ...] = CROPS,
     decode: Literal["cpu", "gpu"] = "cpu",
 ) -> list[list[torch.Tensor]]:
-    """The next batches of a rank, from as many real workers as the layout says."""
+    """Return the next batches of a rank, from as many real workers as the layout says."""
     world = World(rank, 0, layout.ranks, torch.device("cpu"))
     config = LoaderConfig(workers=layout.workers, decode=decode)
     with ShardLoader(shard_set, crops, config, layout, world, seed, start) as loader:
@@ -262,7 +262,7 @@ def test_shard_without_an_image_that_can_be_decoded_is_named_by_loader_and_monit
 
 
 def with_bad_images(folder: Path, count: int, bad: set[int]) -> ShardSet:
-    """A shard in which the images of some numbers are cut in half."""
+    """Return a shard in which the images of some numbers are cut in half."""
 
     def sample(n: int) -> dict[str, bytes]:
         content = jpeg(flat(n), 95)

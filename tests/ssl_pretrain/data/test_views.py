@@ -38,7 +38,7 @@ def tissues(count: int, side: int = 32) -> Tensor:
 
 
 def plain(config: ViewsConfig, *crops: Crop) -> Views:
-    """Views whose values stay between 0 and 255."""
+    """Return views whose values stay between 0 and 255."""
     return Views(config, crops, (0, 0, 0), (1 / 255,) * 3)
 
 

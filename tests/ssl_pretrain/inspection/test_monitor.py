@@ -36,7 +36,7 @@ def colour(number: int) -> Image.Image:
 
 
 def cells(sheet: Image.Image, rows: int, columns: int) -> list[list[torch.Tensor]]:
-    """The images of a sheet, row by row."""
+    """Return the images of a sheet, row by row."""
     step_y = (sheet.height - 24) // rows
     corners = [[(x * (SHEET_SIDE + 4), 24 + y * step_y) for x in range(columns)] for y in range(rows)]
     pixels_CHW = torch.from_numpy(np.array(sheet)).permute(2, 0, 1)
@@ -114,7 +114,7 @@ def test_a_run_that_is_watched_ends_bit_for_bit_as_one_that_is_not(name: str, tm
 
 
 def _check_measures(recipe: PretrainingRecipe, steps: list[dict]) -> None:
-    """What each method tells of its own in every step."""
+    """Check what each method tells of its own in every step."""
     own = {
         "moco_v2": {"queue_accuracy": 1},
         "swav": {"prototypes_used": min(1, 2 * recipe.micro_batch / 10)},

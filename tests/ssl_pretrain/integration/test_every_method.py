@@ -113,7 +113,7 @@ def test_killed_twice_it_ends_with_the_same_state(straight: Straight, tmp_path: 
 
 
 def killed_when(recipe: PretrainingRecipe, due: Callable[[], bool]) -> None:
-    """A process killed with a signal nobody can catch.
+    """Kill a process with a signal nobody can catch.
 
     Forked from one that has imported everything and done nothing: torch refuses to train in a fork of a process
     in which other tests have started its threads.

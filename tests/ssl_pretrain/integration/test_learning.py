@@ -99,7 +99,7 @@ def harvested(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @torch.no_grad()
 def features(path: Path, shards: Path) -> torch.Tensor:
-    """Unit vectors (64, D) that an exported trunk makes of whole patches."""
+    """Return unit vectors (64, D) that an exported trunk makes of whole patches."""
     exported = weights_file.read(path)
     size = exported.metadata["image_size"]
     trunk = timm.create_model(
@@ -177,7 +177,7 @@ def losses(recipe: PretrainingRecipe) -> torch.Tensor:
 
 
 def logged(recipe: PretrainingRecipe, name: str) -> torch.Tensor:
-    """A number of each step."""
+    """Read a number of each step."""
     lines = (recipe.run_dir / "metrics.jsonl").read_text().splitlines()
     return torch.tensor([json.loads(line)[name] for line in lines if f'"{name}"' in line])
 

@@ -65,7 +65,7 @@ class Outcome(NamedTuple):
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    """What two ranks did, with two accumulated passes each."""
+    """Return what two ranks did, with two accumulated passes each."""
     folder = tmp_path_factory.mktemp("ranks")
     write_shards(folder / "shards", [24, 16], tissue)
     write_shards(folder / "others", [16, 24], tissue)

@@ -45,7 +45,7 @@ def patches_of(image_CHW: np.ndarray, patch: int = 16) -> np.ndarray:
 
 
 def lots(seed: int, count: int, tokens: int = 16) -> np.ndarray:
-    """The random numbers whose order decides which tokens are hidden: the class token's comes first."""
+    """Return the random numbers whose order decides which tokens are hidden: the class token's comes first."""
     torch.manual_seed(seed)
     return torch.rand(count, tokens + 1)[:, 1:].numpy()
 

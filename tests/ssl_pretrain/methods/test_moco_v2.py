@@ -28,7 +28,7 @@ def pair(count: int = 4, seed: int = 1) -> list[Tensor]:
 
 @torch.no_grad()
 def unit_vectors(encoder: nn.Module, view_BCHW: Tensor) -> np.ndarray:
-    """What a network in training mode makes of a batch, without a trace in it."""
+    """Return what a network in training mode makes of a batch, without a trace in it."""
     rows = copy.deepcopy(encoder)([view_BCHW]).double().numpy()
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 

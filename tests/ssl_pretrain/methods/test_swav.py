@@ -28,7 +28,7 @@ def crops(count: int = 4, seed: int = 1) -> list[Tensor]:
 
 @torch.no_grad()
 def represented(model: swav.SwAV, views: list[Tensor]) -> np.ndarray:
-    """Unit vectors (V, B, D) of a network in training mode, one pass for each size, without a trace in it."""
+    """Compute unit vectors (V, B, D) in training mode, one pass for each size, without a trace in the network."""
     network = copy.deepcopy(model.network)
     features = [network.trunk(torch.cat([v for v in views if v.shape[-1] == size])) for size in (64, 32)]
     rows = network.head(torch.cat(features)).double().numpy()

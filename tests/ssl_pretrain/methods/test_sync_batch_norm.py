@@ -27,7 +27,7 @@ def norm_of(name: str) -> nn.Module:
 
 
 def outcome(norm: nn.Module, x: Tensor, weights: Tensor) -> dict[str, Tensor]:
-    """What a pass forwards and backwards gives and leaves behind, and what a pass in eval mode gives then."""
+    """Return what a pass forwards and backwards gives and leaves, and what a pass in eval mode gives then."""
     x = x.clone().requires_grad_()
     y = norm(x)
     (y * weights).sum().backward()

@@ -30,7 +30,7 @@ FIELDS = {"queue_length": 12, "queue_after": 6}  # used from the fourth step on
 
 
 def some_steps(name: str, world: World) -> dict[str, Tensor]:
-    """The state after some steps of plain gradient descent, of which this rank handles its share of the images."""
+    """Return the state after some steps of gradient descent; this rank handles its share of the images."""
     torch.manual_seed(0)
     fields = FIELDS if name == "swav_resnet50_256" else {"drop_path": 0.0} if name == "dino_vitb" else {}
     method = tiny.method(name, **fields).build()

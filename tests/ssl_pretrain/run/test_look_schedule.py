@@ -12,7 +12,7 @@ from tests.ssl_pretrain.stub import changed
 
 
 def looks(world: World, monkeypatch: pytest.MonkeyPatch, **fields: int) -> tuple[list[int], list[int]]:
-    """Steps of a minute each after which is saved and measured; the ranks' clocks are compared after every one."""
+    """Return the steps, of a minute each, after which is saved and measured; clocks are compared after each."""
     now = [0.0]
     monkeypatch.setattr(look_schedule.time, "monotonic", lambda: now[0])
     schedule = LookSchedule(changed(MAE_VITB, **fields), world)

@@ -10,7 +10,7 @@ from tests.ssl_pretrain.stub import changed
 
 
 def bytes_an_image(arch: str) -> float:
-    """What a forward pass keeps for an image; casts of weights are the same for one and for several."""
+    """Return what a forward pass keeps for an image; casts of weights are the same for one and for several."""
     network = timm.create_model(arch, num_classes=0)
     kept = []
     for images in (2, 4):

@@ -13,7 +13,7 @@ from shared.errors import UserError
 
 
 def point(x: float, y: float, name: str | None = "Tumor", **extra: Any) -> dict[str, Any]:
-    """A feature as QuPath 0.5 exports a point annotation."""
+    """Return a feature as QuPath 0.5 exports a point annotation."""
     classification = {"classification": {"name": name, "color": [200, 0, 0]}} if name else {}
     return {
         "type": "Feature",
@@ -29,7 +29,7 @@ def multi(points: list[tuple[float, float]], name: str) -> dict[str, Any]:
 
 
 def write(folder: Path, name: str, content: object) -> None:
-    """An image and its annotation in a file of that name; a second image so that train and val have one each."""
+    """Write an image and its annotation in a file of that name, and a second image for the other split."""
     for kind in ("images", "points"):
         (folder / "train" / kind).mkdir(parents=True, exist_ok=True)
         (folder / "val" / kind).mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ EMPTY = np.empty((0, 2), np.int64)
 
 
 def write_image(folder: Path, split: str, name: str, positive: object = EMPTY, negative: object = EMPTY) -> None:
-    """An image and its two annotations; the published coordinates are whole numbers (x, y)."""
+    """Write an image and its two annotations; the published coordinates are whole numbers (x, y)."""
     (folder / "images" / split).mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (64, 48), "white").save(folder / "images" / split / f"{name}.png")
     for kind, coordinates in (("positive", positive), ("negative", negative)):

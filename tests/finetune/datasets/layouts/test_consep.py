@@ -15,7 +15,7 @@ CLASSES = ("inflammatory", "epithelial", "stromal")
 
 
 def write_tile(folder: Path, name: str, image: np.ndarray, types: list[int], centroids: list) -> None:
-    """An image and its labels with the keys, shapes and types of the published files."""
+    """Write an image and its labels with the keys, shapes and types of the published files."""
     kind = "Train" if name.startswith("train") else "Test"
     for inner in ("Images", "Labels", "Overlay"):
         (folder / kind / inner).mkdir(parents=True, exist_ok=True)

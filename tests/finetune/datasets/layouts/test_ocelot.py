@@ -15,7 +15,7 @@ MPP = 0.1944605476455763
 
 
 def write_patch(folder: Path, split: str, sample: str, rows: str = "", slide: str = "", **cell: object) -> None:
-    """A cell patch, its tissue patch, annotations and metadata; fields and nesting of metadata.json 1.0.1."""
+    """Write a cell patch, its tissue patch, annotations and metadata, as in metadata.json 1.0.1."""
     for kind, suffix in (("cell", "csv"), ("tissue", "png")):
         for path in (folder / "images" / split / kind, folder / "annotations" / split / kind):
             path.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ def browser() -> str:
 
 
 def look(browser: str, page: Path, profile: Path, *options: str) -> str:
-    """What a headless browser, without network, makes of a page."""
+    """Return what a headless browser, without network, makes of a page."""
     words = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
     words += ["--proxy-server=127.0.0.1:9", "--window-size=1300,1200", "--virtual-time-budget=6000", *options]
     done = subprocess.run([*words, page.as_uri()], capture_output=True, text=True, check=True, timeout=120)

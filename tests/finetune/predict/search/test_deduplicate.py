@@ -23,7 +23,7 @@ A, B = 0, 1
 
 
 def reports(*rows: tuple[float, float, int, int]) -> np.ndarray:
-    """Records of (x, probability, tile, zone)."""
+    """Return records of (x, probability, tile, zone)."""
     cells, tiles = np.zeros(len(rows), CELL), {row[2] for row in rows}
     for cell, (x, probability, tile, zone) in zip(cells, rows, strict=True):
         cell["x"], cell["y"], cell["probability"], cell["tile"], cell["zone"] = x, 50.0, probability, tile, zone
