@@ -133,7 +133,8 @@ def cells_of(
     records = _records(detector, source, tiling, tiles, batch_size, precision)
     if area:
         records = inside(records, area, scale)
-    return records[final_cells(records, detector.mpp)]
+    cells: np.ndarray = records[final_cells(records, detector.mpp)]
+    return cells
 
 
 def _records(

@@ -77,7 +77,8 @@ class StainTransform:
         noise = Image.fromarray(self.groups_GG.astype(np.float32))
         box = (edge, edge, side - edge, side - edge)
         noise_HW = np.asarray(noise.resize(size[::-1], Image.Resampling.BICUBIC, box))
-        return np.clip(0.5 + 10 * (np.quantile(self.groups_GG, self.brown_share) - noise_HW), 0, 1)
+        brown_HW: np.ndarray = np.clip(0.5 + 10 * (np.quantile(self.groups_GG, self.brown_share) - noise_HW), 0, 1)
+        return brown_HW
 
 
 def restain(views_KHWC: np.ndarray, strength: float, brown: float, random: np.random.Generator) -> np.ndarray:

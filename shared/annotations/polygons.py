@@ -118,4 +118,5 @@ def mask(polygons: Sequence[Polygon], corner: np.ndarray, px: float, height: int
     x = x1[edge] + (row + 0.5 - y1[edge]) * (x2[edge] - x1[edge]) / (y2[edge] - y1[edge])
     column = np.ceil(x - 0.5).clip(0, width).astype(int)
     crossings = np.bincount(row * (width + 1) + column, minlength=height * (width + 1)).reshape(height, width + 1)
-    return (np.cumsum(crossings, axis=1) % 2 == 1)[:, :width]
+    inside_HW: np.ndarray = (np.cumsum(crossings, axis=1) % 2 == 1)[:, :width]
+    return inside_HW

@@ -63,7 +63,8 @@ class DeformableAttention(nn.Module):
         weight_BQMLP = self.weight(query_BQD).view(*shape[:3], -1).float().softmax(-1).view(shape)
         value_BKMd = self.value(feature_BKD).unflatten(-1, (self.heads, -1)).float()
         attended = attend(value_BKMd, sizes, reference_Q2, offset_BQMLP2, weight_BQMLP)
-        return self.output(attended)
+        attended_BND: Tensor = self.output(attended)
+        return attended_BND
 
 
 def attend(

@@ -108,7 +108,8 @@ class FovBranch(nn.Module):
 
     def forward(self, image_BCHW: Tensor) -> list[Tensor]:
         """Standardised image with sides divisible by 64 -> levels of the pyramid."""
-        return self.neck(self.backbone(image_BCHW))
+        levels: list[Tensor] = self.neck(self.backbone(image_BCHW))
+        return levels
 
 
 class DPAP2PNet(nn.Module):
@@ -149,7 +150,7 @@ class DPAP2PNet(nn.Module):
             pyramid = self.fusion([*pyramids, pyramid], _strides(self.config), height + 2 * top, width + 2 * left)
         # 2 % of the work; in half precision coordinates would be wrong by up to half a pixel.
         with torch.autocast(image_BCHW.device.type, enabled=False):
-            found = self.decoder([level.float() for level in pyramid], grid_RS2).translated(-shift_2)
+            found: Detections = self.decoder([level.float() for level in pyramid], grid_RS2).translated(-shift_2)
         if self.training or not self.config.distinct:
             return found
         return without_duplicates(found, self.config.distinct)
@@ -161,7 +162,8 @@ class DPAP2PNet(nn.Module):
     def _pyramid(self, image_BCHW: Tensor, grid_RS2: Tensor) -> Sequence[Level]:
         maps = self.backbone(image_BCHW)
         if self.training or self.wider or not self.config.multi_scale or not self.samples_smoothing:
-            return self.neck(maps)
+            levels: Sequence[Level] = self.neck(maps)
+            return levels
         proposals = grid_RS2.shape[0] * grid_RS2.shape[1] * (self.config.refinements + 1)
         samplings = [1 + self.config.deformable] + [1] * (len(maps) - 1)
         pays = [pays_to_sample(times * proposals, feature) for times, feature in zip(samplings, maps, strict=True)]

@@ -91,4 +91,5 @@ def centre_crop(
     points_HW2 = torch.stack(torch.meshgrid(x_W, y_H, indexing="xy"), dim=-1)
     points_BN2 = points_HW2.flatten(0, 1).expand(len(map_BCHW), -1, -1)
     crop_BNC = sample(map_BCHW.float(), points_BN2, stride)
-    return crop_BNC.transpose(1, 2).unflatten(2, points_HW2.shape[:2]).to(map_BCHW.dtype)
+    centre_BCHW: Tensor = crop_BNC.transpose(1, 2).unflatten(2, points_HW2.shape[:2]).to(map_BCHW.dtype)
+    return centre_BCHW

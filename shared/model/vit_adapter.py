@@ -74,7 +74,8 @@ class ViTAdapter(nn.Module):
             antialias=False,
             align_corners=False,
         )
-        return self.trunk.pos_drop(_tokens(patches_BDHW) + position_1ND)
+        tokens_BND: Tensor = self.trunk.pos_drop(_tokens(patches_BDHW) + position_1ND)
+        return tokens_BND
 
     def _runs(self) -> list[list[Block]]:
         blocks = list(self.trunk.blocks)
@@ -154,7 +155,8 @@ class Injector(nn.Module):
         """ViT tokens (stride 16) -> the same, informed by the branch's three levels of `sizes`."""
         places_N2 = cell_centres(sizes[1:2], tokens_BND.device)
         query, feature = self.query_norm(tokens_BND), self.feature_norm(prior_BKD)
-        return tokens_BND + self.gamma * self.attention(query, places_N2, feature, sizes)
+        out: Tensor = tokens_BND + self.gamma * self.attention(query, places_N2, feature, sizes)
+        return out
 
 
 class Extractor(nn.Module):
@@ -174,7 +176,8 @@ class Extractor(nn.Module):
         places_K2 = cell_centres(sizes, tokens_BND.device)
         query, feature = self.query_norm(prior_BKD), self.feature_norm(tokens_BND)
         prior_BKD = prior_BKD + self.attention(query, places_K2, feature, sizes[1:2])
-        return prior_BKD + self.drop_path(self.feedforward(self.feedforward_norm(prior_BKD), sizes))
+        out: Tensor = prior_BKD + self.drop_path(self.feedforward(self.feedforward_norm(prior_BKD), sizes))
+        return out
 
 
 class ConvFeedForward(nn.Module):
@@ -191,14 +194,16 @@ class ConvFeedForward(nn.Module):
         """Cells of three levels -> as many."""
         maps = _maps(self.expand(prior_BKD), sizes)
         mixed_BKd = torch.cat([_tokens(self.depthwise(feature)) for feature in maps], dim=1)
-        return self.contract(F.gelu(mixed_BKd))
+        out: Tensor = self.contract(F.gelu(mixed_BKd))
+        return out
 
 
 def windowed_block(block: Block, tokens_BND: Tensor, size: Size) -> Tensor:
     """Create a ViT block of timm whose attention stays within windows of 14 x 14 tokens."""
     attended = windowed_attention(block.attn, block.norm1(tokens_BND), size)
     tokens_BND = tokens_BND + block.drop_path1(block.ls1(attended))
-    return tokens_BND + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens_BND))))
+    out_BND: Tensor = tokens_BND + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens_BND))))
+    return out_BND
 
 
 def windowed_attention(attention: Attention, tokens_BND: Tensor, size: Size, window: int = WINDOW) -> Tensor:
@@ -216,7 +221,8 @@ def windowed_attention(attention: Attention, tokens_BND: Tensor, size: Size, win
     mixed = F.scaled_dot_product_attention(query, key, value)  # (B rows columns) heads window^2 d
     mixed = mixed.transpose(1, 2).reshape(-1, rows, columns, window, window, tokens_BND.shape[-1])
     mixed = mixed.transpose(2, 3).reshape(-1, rows * window, columns * window, tokens_BND.shape[-1])
-    return attention.proj_drop(attention.proj(mixed[:, :height, :width].flatten(1, 2)))
+    out_BND: Tensor = attention.proj_drop(attention.proj(mixed[:, :height, :width].flatten(1, 2)))
+    return out_BND
 
 
 def cell_centres(sizes: Sequence[Size], device: torch.device) -> Tensor:

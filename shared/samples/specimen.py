@@ -38,7 +38,8 @@ class Field:
     def at(self, points_N2: np.ndarray) -> np.ndarray:
         """Return the values of the knots nearest to points in um."""
         columns, rows = ((points_N2 + MARGIN_UM) / self.spacing).astype(int).T
-        return self.values[rows, columns]
+        values_N: np.ndarray = self.values[rows, columns]
+        return values_N
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ class Nuclei:
     def inside(self, width_um: float, height_um: float) -> np.ndarray:
         """Return a mask of the centres inside (0, 0)..(`width_um`, `height_um`)."""
         inside_N2 = (self.centres >= 0) & (self.centres < [width_um, height_um])
-        return np.all(inside_N2, axis=1)
+        all_N: np.ndarray = np.all(inside_N2, axis=1)
+        return all_N
 
 
 @dataclass(frozen=True)
@@ -236,7 +238,10 @@ def _render_strip(specimen: Specimen, top: int, rows: int, width: int, mpp: floa
     rng = np.random.default_rng((specimen.seed, top))
     light = _blurred(_transmitted(specimen, window), specimen.focus.sample(*window), mpp)
     light = light[margin : margin + rows]
-    return np.clip(light + rng.normal(0, 2.0, light.shape).astype(np.float32), 0, 255).astype(np.uint8)
+    rendered: np.ndarray = np.clip(light + rng.normal(0, 2.0, light.shape).astype(np.float32), 0, 255).astype(
+        np.uint8
+    )
+    return rendered
 
 
 def _transmitted(specimen: Specimen, window: tuple[float, float, int, int, float]) -> np.ndarray:
@@ -289,7 +294,8 @@ def _ellipse(nuclei: Nuclei, index: int, dx: np.ndarray, dy: np.ndarray, mpp: fl
     outline = 1 + 0.06 * np.cos(2 * direction + second) + 0.06 * np.cos(3 * direction + third)
     distance = np.hypot(u, v)
     covered = np.clip(0.5 + (outline - distance) * np.sqrt(long * short) / max(0.8, mpp), 0, 1)
-    return nuclei.darkness[index] * covered * (0.85 + 0.15 * np.minimum(distance, 1))
+    ellipse: np.ndarray = nuclei.darkness[index] * covered * (0.85 + 0.15 * np.minimum(distance, 1))
+    return ellipse
 
 
 def _blurred(light: np.ndarray, focus: np.ndarray, mpp: float) -> np.ndarray:
@@ -297,4 +303,5 @@ def _blurred(light: np.ndarray, focus: np.ndarray, mpp: float) -> np.ndarray:
     picture = Image.fromarray(light.clip(0, 255).astype(np.uint8))
     soft = np.asarray(picture.filter(ImageFilter.GaussianBlur(1.2 / mpp)), np.float32)
     share = np.clip(focus - 0.6, 0, 1)[..., None]
-    return light + share * (soft - light)
+    blurred: np.ndarray = light + share * (soft - light)
+    return blurred

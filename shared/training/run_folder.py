@@ -60,7 +60,7 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def progress(total: int, unit: str, initial: int = 0, description: str = "", hidden: bool = False) -> tqdm:
+def progress(total: int, unit: str, initial: int = 0, description: str = "", hidden: bool = False) -> "tqdm[Any]":
     """Make a progress bar with ETA; where no terminal watches, one line every half minute for the log."""
     watched = sys.stderr.isatty()
     return tqdm(
@@ -207,6 +207,7 @@ def _only_process(folder: Path) -> ExitStack:
 def _step_of(line: str) -> float:
     """Step of a line of metrics; infinite for one that a killed process left incomplete."""
     try:
-        return json.loads(line)["step"]
+        step: float = json.loads(line)["step"]
+        return step
     except (json.JSONDecodeError, KeyError, TypeError):
         return float("inf")

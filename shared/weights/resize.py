@@ -14,7 +14,8 @@ def fit(name: str, target: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         return tensor
     if name == "patch_embed.proj.weight" and tensor.shape[:2] == target.shape[:2]:
         # Beyer et al. 2023 (FlexiViT): the new kernel gives on an enlarged patch what the old one gave before.
-        return resample_patch_embed(tensor.float(), list(target.shape[-2:]))
+        fitted: Tensor = resample_patch_embed(tensor.float(), list(target.shape[-2:]))
+        return fitted
     if name == "pos_embed" and tensor.shape[::2] == target.shape[::2]:
         return _fit_positions(tensor.float(), target.shape[1], _further_tokens(tensors))
     return tensor

@@ -176,7 +176,7 @@ def _decode(stream: bytes, grid: TileGrid) -> np.ndarray:
     """
     try:
         whole = b"".join((grid.beginning, *_segments(stream)))
-        tile_HW3 = simplejpeg.decode_jpeg(whole)
+        tile_HW3: np.ndarray = simplejpeg.decode_jpeg(whole)
     except (IndexError, ValueError) as error:
         raise NotReadError("a tile is damaged") from error
     if tile_HW3.shape != (grid.tile_height, grid.tile_width, 3):

@@ -105,12 +105,16 @@ def glass_colour(image: np.ndarray) -> np.ndarray:
 def _range(colours: np.ndarray) -> np.ndarray:
     """Return the range of three channels; `np.ptp` takes ten times as long."""
     first, second, third = (colours[..., channel] for channel in range(3))
-    return np.maximum(np.maximum(first, second), third) - np.minimum(np.minimum(first, second), third)
+    range_HW: np.ndarray = np.maximum(np.maximum(first, second), third) - np.minimum(
+        np.minimum(first, second), third
+    )
+    return range_HW
 
 
 def _mean(colours: np.ndarray) -> np.ndarray:
     """Return the mean of three channels; `np.mean` takes ten times as long."""
-    return (colours[..., 0] + colours[..., 1] + colours[..., 2]) / 3
+    mean_HW: np.ndarray = (colours[..., 0] + colours[..., 1] + colours[..., 2]) / 3
+    return mean_HW
 
 
 def otsu(values: np.ndarray, bins: int = 256) -> float:

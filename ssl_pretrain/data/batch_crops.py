@@ -82,7 +82,10 @@ def _along_columns(rows_B3LT: Tensor, y_BTL: Tensor, count: int) -> tuple[Tensor
     rows_NLX = rows_BKL3S.flatten(3, 4).flatten(0, 1)  # N: B K, X: 3 S
     crop_NSX = y_BTL.reshape(len(rows_NLX), -1, y_BTL.shape[-1]) @ rows_NLX
     level_NSX = crop_NSX.add_(0.5).clamp_(0, 255).to(torch.uint8)
-    return level_NSX.unflatten(0, (-1, count)).unflatten(-1, (3, -1)).permute(1, 0, 3, 2, 4).unbind(0)
+    columns: tuple[Tensor, ...] = (
+        level_NSX.unflatten(0, (-1, count)).unflatten(-1, (3, -1)).permute(1, 0, 3, 2, 4).unbind(0)
+    )
+    return columns
 
 
 def _bilinear(distance: Tensor) -> Tensor:

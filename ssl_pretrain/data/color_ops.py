@@ -32,7 +32,8 @@ class Jitter(NamedTuple):
 def gray(image_BCHW: Tensor) -> Tensor:
     """Brightness of each pixel, (B, 1, H, W)."""
     red, green, blue = image_BCHW.split(1, dim=1)
-    return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
+    gray_BHW: Tensor = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
+    return gray_BHW
 
 
 def mixed(image_BCHW: Tensor, operation_B: Tensor, factor_B: Tensor) -> Tensor:

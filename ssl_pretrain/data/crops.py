@@ -164,4 +164,5 @@ def random_box(
 
 def _cut_one(image_CHW: Tensor, crop: Crop, box: tuple[int, int, int, int]) -> Tensor:
     mode = InterpolationMode(crop.interpolation)
-    return TF.resized_crop(image_CHW, *box, [crop.size, crop.size], interpolation=mode, antialias=True)
+    cut_CHW: Tensor = TF.resized_crop(image_CHW, *box, [crop.size, crop.size], interpolation=mode, antialias=True)
+    return cut_CHW

@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from torch import Tensor
@@ -73,7 +73,7 @@ class LoaderConfig:
         return layout.workers if self.resolved_workers() else 0
 
 
-class ShardStream(IterableDataset):
+class ShardStream(IterableDataset[Any]):
     """The batches of one rank, without end, epoch after epoch; in a loader worker, this worker's part of them.
 
     Batch number n of a rank (counted from the beginning of training) comes from run n mod `workers`.
@@ -231,7 +231,8 @@ class ShardLoader:
             batch = self._decode(batch)
         for name in batch.undecodable:
             self._report(name)
-        return batch.crops
+        crops: list[Tensor] = batch.crops
+        return crops
 
     def exchange_undecodable(self, world: World) -> None:
         """Add the images that any rank could not decode to `undecodable`; called on every rank.

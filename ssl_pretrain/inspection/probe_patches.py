@@ -67,7 +67,8 @@ def centre(image_CHW: Tensor, crop: Crop) -> Tensor:
     side = round(math.sqrt(crop.scale[1]) * min(image_CHW.shape[-2:]))
     mode = InterpolationMode(crop.interpolation)
     centre_CHW = TF.center_crop(image_CHW, [side, side])
-    return TF.resize(centre_CHW, [crop.size, crop.size], interpolation=mode, antialias=True)
+    resized_CHW: Tensor = TF.resize(centre_CHW, [crop.size, crop.size], interpolation=mode, antialias=True)
+    return resized_CHW
 
 
 def _image_at(shard_set: ShardSet, place: int) -> Tensor:

@@ -32,7 +32,8 @@ def class_attention(vit: Any, image_BCHW: Tensor) -> Tensor:
         hook.remove()
     weights_BHN = _first_row(attention, inputs[0])
     rows, columns = (side // vit.patch_embed.patch_size[0] for side in image_BCHW.shape[-2:])
-    return weights_BHN[..., -rows * columns :].unflatten(-1, (rows, columns))
+    maps_BHhw: Tensor = weights_BHN[..., -rows * columns :].unflatten(-1, (rows, columns))
+    return maps_BHhw
 
 
 def _first_row(attention: Any, input_BND: Tensor) -> Tensor:
@@ -40,7 +41,8 @@ def _first_row(attention: Any, input_BND: Tensor) -> Tensor:
     query, key, _ = attention.qkv(input_BND).unflatten(-1, (3, attention.num_heads, -1)).unbind(2)
     query_BHD, key_BNHD = attention.q_norm(query[:, 0]), attention.k_norm(key)
     logits_BHN = torch.einsum("bhd,bnhd->bhn", query_BHD, key_BNHD) * attention.scale
-    return logits_BHN.float().softmax(dim=-1)
+    attention_BHN: Tensor = logits_BHN.float().softmax(dim=-1)
+    return attention_BHN
 
 
 def attention_sheet(image_BCHW: Tensor, attention_BHhw: Tensor) -> Image.Image:

@@ -143,7 +143,7 @@ class DINO(Method):
         with torch.autocast(student_out.device.type, enabled=False):
             temperature = self.config.temperature(step.samples)
             entropy = mean_entropy((teacher_out.float() - self.criterion.center[0]) / temperature)
-            loss = self.criterion(
+            loss: Tensor = self.criterion(
                 list(teacher_out.float().chunk(GLOBAL)),
                 list(student_out.float().chunk(len(views))),
                 teacher_temp=temperature,
@@ -193,10 +193,11 @@ class DINO(Method):
 def mean_entropy(logits_NK: Tensor) -> Tensor:
     """Mean over rows of the entropy of their softmax (scalar, nats)."""
     log_NK = logits_NK.log_softmax(dim=-1)
-    return -torch.linalg.vecdot(log_NK.exp(), log_NK).mean()
+    entropy: Tensor = -torch.linalg.vecdot(log_NK.exp(), log_NK).mean()
+    return entropy
 
 
-class Head(DINOProjectionHead):
+class Head(DINOProjectionHead):  # type: ignore[misc]  # lightly is untyped
     """The head, whose last layer is computed in float32 whatever autocast selects.
 
     Its outputs are cosines, which the loss divides by 0.04: in bfloat16 they would be off by up to 0.1 then.

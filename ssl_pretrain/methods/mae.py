@@ -148,11 +148,13 @@ class MAE(Method):
         seen_BKD = self.embed(self.encoder.encode(image_BCHW, idx_keep=keep_BK))
         all_BND = repeat_token(self.decoder.mask_token, (len(image_BCHW), self.tokens))
         all_BND = set_at_index(all_BND, keep_BK, seen_BKD.type_as(all_BND))
-        return self.predict(get_at_index(self.decoder(all_BND), hidden_BM))
+        predicted_BMP: Tensor = self.predict(get_at_index(self.decoder(all_BND), hidden_BM))
+        return predicted_BMP
 
     def backbone(self) -> nn.Module:
         """Return the encoder's ViT."""
-        return self.encoder.vit
+        vit: nn.Module = self.encoder.vit
+        return vit
 
     def checkpoint_activations(self) -> None:
         """Compute the encoder's activations again in the backward pass instead of keeping them."""
@@ -175,7 +177,10 @@ class MAE(Method):
         return {"reconstruction": _sheet([restore(panel_BCHW) for panel_BCHW in panels])}
 
     def _hidden_pixels(self, image_BCHW: Tensor, hidden_BM: Tensor) -> Tensor:
-        return get_at_index(patchify(image_BCHW, self.patch_size), hidden_BM - 1)  # without the class token
+        pixels_BMP: Tensor = get_at_index(
+            patchify(image_BCHW, self.patch_size), hidden_BM - 1
+        )  # without the class token
+        return pixels_BMP
 
     def _target(self, pixels_BMP: Tensor) -> Tensor:
         if not self.config.norm_pix_loss:
@@ -193,7 +198,8 @@ class MAE(Method):
     def _with_hidden(self, image_BCHW: Tensor, hidden_BM: Tensor, pixels_BMP: Tensor) -> Tensor:
         """Replace the pixels of the hidden tokens of images."""
         patches_BNP = set_at_index(patchify(image_BCHW, self.patch_size), hidden_BM - 1, pixels_BMP)
-        return unpatchify(patches_BNP, self.patch_size)
+        shown_BCHW: Tensor = unpatchify(patches_BNP, self.patch_size)
+        return shown_BCHW
 
 
 def _moments(pixels_BMP: Tensor) -> tuple[Tensor, Tensor]:

@@ -148,7 +148,8 @@ class MoCo(Method):
         groups = shuffled_BCHW.tensor_split(math.ceil(len(shuffled_BCHW) / self.config.key_group))
         weights = _as_autocast(self.key)  # which keeps casts of trained weights alone from one group to the next
         key_BD = torch.cat([functional_call(self.key, weights, ([group_BCHW],)) for group_BCHW in groups])
-        return batch_unshuffle(key_BD, order, distributed=several)
+        unshuffled_BD: Tensor = batch_unshuffle(key_BD, order, distributed=several)
+        return unshuffled_BD
 
 
 def _as_autocast(network: nn.Module) -> dict[str, Tensor]:

@@ -56,15 +56,18 @@ class GroupBatchNorm(_BatchNorm):
         if not self.training:
             return F.batch_norm(image_BCHW, *buffers, self.weight, self.bias, eps=self.eps)
         self.num_batches_tracked.add_(1)
-        return _normalise(image_BCHW, self.weight, self.bias, *buffers, self.momentum, self.eps, self.group)
+        weights = self.weight, self.bias
+        normalised: Tensor = _normalise(image_BCHW, *weights, *buffers, self.momentum, self.eps, self.group)
+        return normalised
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Any number of dimensions."""
 
 
-@torch.compiler.disable  # collectives inside an autograd function cannot be traced
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # collectives in an autograd function are not traced
 def _normalise(*arguments: Any) -> Tensor:
-    return _Normalise.apply(*arguments)
+    normalised: Tensor = _Normalise.apply(*arguments)
+    return normalised
 
 
 class _Normalise(torch.autograd.Function):
@@ -94,7 +97,8 @@ class _Normalise(torch.autograd.Function):
         )
         ctx.save_for_backward(x, weight_C, mean_C, invstd_C, count_R.int())
         ctx.group = group
-        return kernels.batch_norm_elemt(x, weight_C, bias_C, mean_C, invstd_C, eps)
+        normalised: Tensor = kernels.batch_norm_elemt(x, weight_C, bias_C, mean_C, invstd_C, eps)
+        return normalised
 
     @staticmethod
     @once_differentiable

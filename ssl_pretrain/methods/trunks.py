@@ -23,7 +23,8 @@ class Encoder(nn.Module):
 
     def __init__(self, trunk: Any, head: Any) -> None:
         super().__init__()
-        self.trunk, self.head = trunk, head
+        self.trunk: nn.Module = trunk
+        self.head = head
 
     def forward(self, views: list[Tensor]) -> Tensor:
         """All views (B, 3, H, W) -> (views * B, D), in their order.
@@ -32,11 +33,12 @@ class Encoder(nn.Module):
         norms see them as one batch.
         """
         by_size = itertools.groupby(views, key=lambda view_BCHW: view_BCHW.shape[-1])
-        return self.head(torch.cat([self.trunk(torch.cat(list(same))) for _, same in by_size]))
+        represented: Tensor = self.head(torch.cat([self.trunk(torch.cat(list(same))) for _, same in by_size]))
+        return represented
 
     def checkpoint_activations(self) -> None:
         """Compute the trunk's activations again in the backward pass instead of keeping them."""
-        self.trunk.set_grad_checkpointing()
+        self.trunk.set_grad_checkpointing()  # type: ignore[operator]  # of timm
 
 
 def create_trunk(arch: str, image_size: int, drop_path: float = 0.0) -> nn.Module:
@@ -47,13 +49,14 @@ def create_trunk(arch: str, image_size: int, drop_path: float = 0.0) -> nn.Modul
     """
     if arch in RESNETS:
         # torchvision's initialisation: timm's own begins with blocks that pass their input through.
-        trunk = timm.create_model(arch, num_classes=0, zero_init_last=False)
-        return trunk.to(memory_format=torch.channels_last)  # convolutions follow the layout of their weights
+        resnet: nn.Module = timm.create_model(arch, num_classes=0, zero_init_last=False)
+        return resnet.to(memory_format=torch.channels_last)  # convolutions follow the layout of their weights
     vit = timm.create_model(
         arch, num_classes=0, img_size=image_size, dynamic_img_size=True, drop_path_rate=drop_path
     )
     nn.init.trunc_normal_(vit.cls_token, std=0.02)  # as all else, in the official DINO; timm: almost 0
-    return vit
+    trunk: nn.Module = vit
+    return trunk
 
 
 def compile_trunk(trunk: nn.Module) -> None:

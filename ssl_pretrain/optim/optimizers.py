@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from timm.optim import Lars
@@ -63,7 +63,7 @@ class OptimizerConfig:
         if self.clip is not None:
             clip_gradients(network.parameters(), self.clip)
 
-    def _groups(self, network: nn.Module) -> list[dict]:
+    def _groups(self, network: nn.Module) -> list[dict[str, Any]]:
         decayed, others = parameter_groups(network)
         if self.decay_all:
             decayed, others = [*decayed, *others], []
@@ -108,7 +108,10 @@ class LARC(SGD):
     def build(self, network: nn.Module) -> torch.optim.Optimizer:
         """Build the optimiser of a network's trainable parameters; its first group is the one that is decayed."""
         # apex's LARC without clipping, as the official SwAV has it, but that a tensor without a slope is decayed.
-        return Lars(self._groups(network), self.base_lr, self.momentum, trust_coeff=self.trust, always_adapt=True)
+        optimiser: torch.optim.Optimizer = Lars(
+            self._groups(network), self.base_lr, self.momentum, trust_coeff=self.trust, always_adapt=True
+        )
+        return optimiser
 
 
 def set_rates(optimiser: torch.optim.Optimizer, learning_rate: float, weight_decay: float) -> None:

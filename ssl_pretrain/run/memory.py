@@ -67,4 +67,5 @@ def checkpoint_bytes(recipe: PretrainingRecipe, method: Method) -> int:
     """Bytes of weights, buffers and the optimiser's moments."""
     moments = 2 if isinstance(recipe.optimiser, AdamW) else 1  # AdamW keeps two numbers a weight, SGD and LARC one
     state = sum(tensor.numel() * tensor.element_size() for tensor in method.state_dict().values())
-    return state + 4 * moments * count_parameters(method, trained_only=True)
+    total: int = state + 4 * moments * count_parameters(method, trained_only=True)
+    return total

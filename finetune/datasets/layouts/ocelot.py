@@ -111,7 +111,7 @@ def sample_pairs(path: Path) -> Mapping[str, Any]:
         UserError: the file is missing, or not the metadata of OCELOT.
     """
     try:
-        known = read_json(path)["sample_pairs"]
+        known: Mapping[str, Any] = read_json(path)["sample_pairs"]
     except FileNotFoundError as error:
         raise UserError(f"there is no {path}, which states OCELOT's resolution and slides; add it") from error
     except (KeyError, TypeError) as error:

@@ -132,5 +132,6 @@ def _value(tree: ast.expr, values: Mapping[str, float]) -> float:
         case ast.Constant(value=int() | float() as number):
             return float(number)
         case ast.BinOp():
-            return OPERATIONS[type(tree.op)](_value(tree.left, values), _value(tree.right, values))
+            value: float = OPERATIONS[type(tree.op)](_value(tree.left, values), _value(tree.right, values))
+            return value
     raise AssertionError(f"{tree} passed _require_arithmetic")

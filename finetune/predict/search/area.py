@@ -72,7 +72,8 @@ class TissueArea:
         """See `Area`."""
         height, width = self.mask.shape
         cells_N2 = (points_N2 / self.px).astype(np.int64)
-        return self.mask[cells_N2[:, 1].clip(0, height - 1), cells_N2[:, 0].clip(0, width - 1)]
+        inside_N: np.ndarray = self.mask[cells_N2[:, 1].clip(0, height - 1), cells_N2[:, 0].clip(0, width - 1)]
+        return inside_N
 
 
 def default_area(source: ImageSource) -> Area:
@@ -87,7 +88,8 @@ def default_area(source: ImageSource) -> Area:
 def inside(cells: np.ndarray, area: Area, scale: float) -> np.ndarray:
     """Select the records in the area, so that the result does not depend on which tiles were read."""
     points_N2 = np.stack([cells["x"], cells["y"]], axis=1) * scale
-    return cells[area.contains(points_N2)]
+    inside: np.ndarray = cells[area.contains(points_N2)]
+    return inside
 
 
 def touched(tiling: Tiling, area: Area, scale: float) -> list[int]:
