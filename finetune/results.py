@@ -39,8 +39,8 @@ def draw_proposals(run: Run, detector: DPAP2PNet, data: AnnotatedData, device: t
     labels_N = found.logits_BNC[0].argmax(-1)
     kept = labels_N != len(data.classes)
     stages = (found.proposals_N2, found.deformed_BN2[0], found.points_BN2[0])
-    before, after, final = (points_N2[kept].cpu().numpy() for points_N2 in stages)
-    sheet = proposals_sheet(views_KHWC[-1], before, after, final, labels_N[kept].cpu().numpy(), data.classes)
+    stages_3N2 = [points_N2[kept].cpu().numpy() for points_N2 in stages]
+    sheet = proposals_sheet(views_KHWC[-1], stages_3N2, labels_N[kept].cpu().numpy(), data.classes)
     run.picture(f"proposals-{step:06d}", sheet)
 
 

@@ -3,30 +3,25 @@
 import contextlib
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from finetune import results
 from finetune.datasets import load_data
 from finetune.datasets.dataset import AnnotatedData, Tile
 from finetune.datasets.splits import hold_out
 from finetune.datasets.wider_views import require_views
-from finetune.predict.in_memory import predict_tiles
 from finetune.recipes import Recipe, check
-from finetune.scoring.operating_point import FLOOR, as_metadata
-from finetune.scoring.tile_scores import score_tiles, tile_curves
 from finetune.step import learning_rate, update
 from finetune.training.initialisation import initial_detector, pretrained_batch_norms
 from finetune.training.optimiser import create_optimiser
 from finetune.training.proposal_count import check_interval
 from finetune.training.state import TrainingState, ema_of
 from finetune.training.tile_loader import TileStream, tile_batches
+from finetune.validation import Validation
 from shared.cli import as_plain
 from shared.errors import UserError
 from shared.model import dpa_p2pnet as core
-from shared.model.detector_file import LoadedDetector, save_detector, tile_to_predict
 from shared.signals import StopSignal
 from shared.training import checkpoint
 from shared.training.distributed import World, end_at_checkpoint, is_stopped, replicated
@@ -34,7 +29,7 @@ from shared.training.gpu_usage import explain_out_of_memory
 from shared.training.network_size import count_parameters
 from shared.training.precision import set_backends
 from shared.training.rank_errors import refuse_differences, together
-from shared.training.run_folder import Run, progress, provenance
+from shared.training.run_folder import Run, progress
 from shared.training.seeds import seed_batch
 from shared.training.worker_errors import explain_worker_death
 
@@ -67,32 +62,25 @@ def train(recipe: Recipe, world: World, stop: StopSignal) -> int:
                 f"{describe(recipe, state, data, world)}\ntrunk   {trunk_source}\nstate   {standing}", flush=True
             )
         run.rewind(state.step)
-        return _train(recipe, state, data, run, world, stop)
+        return _train(recipe, state, Validation(recipe, data, run, world), stop)
 
 
-def _train(
-    recipe: Recipe, state: TrainingState, data: AnnotatedData, run: Run, world: World, stop: StopSignal
-) -> int:
+def _train(recipe: Recipe, state: TrainingState, validation: Validation, stop: StopSignal) -> int:
+    world = validation.world
     remedy = "a higher --accumulate, or a lower --batch-size or --augment.crop"
     with explain_worker_death("--workers"), explain_out_of_memory(remedy):
-        stopped = _loop(recipe, state, data, run, world, stop)
+        stopped = _loop(recipe, state, validation, stop)
     if stopped:
         return end_at_checkpoint(f"after step {state.step:,}", stop, world)
     with together(world):
         if world.is_main:
-            metadata = _metadata(recipe, state, data, run)
-            _save_weights(state, run, "last", metadata)
-            if not state.best_step:  # tried out for less than the steps between two scores
-                _save_weights(state, run, "best", metadata)
-            results.finish(run, recipe.out, data, world.device)
+            validation.publish(state)
     return 0
 
 
-def _loop(
-    recipe: Recipe, state: TrainingState, data: AnnotatedData, run: Run, world: World, stop: StopSignal
-) -> bool:
+def _loop(recipe: Recipe, state: TrainingState, validation: Validation, stop: StopSignal) -> bool:
     """Take steps until the last one or a stop signal on any rank; returns True if it was stopped."""
-    tiles = data.splits["train"]
+    run, world, tiles = validation.run, validation.world, validation.data.splits["train"]
     steps = steps_of(recipe, len(tiles))
     last_step = steps if recipe.max_steps is None else min(steps, recipe.max_steps)
     stream = TileStream(tiles, recipe.augment, recipe.seed, recipe.views)
@@ -101,8 +89,8 @@ def _loop(
     if state.step == 0:
         with together(world):
             if world.is_main:
-                results.draw_augmented(run, stream, data.classes)
-                _validate(recipe, state, data, run, world)
+                results.draw_augmented(run, stream, validation.data.classes)
+                validation.validate(state)
     size, remaining = recipe.batch_size, range(state.step, last_step)
     with progress(last_step * size, "image", state.step * size, "fine-tuning", hidden=not world.is_main) as bar:
         for batch in tile_batches(stream, size, remaining, world, recipe.workers):
@@ -122,7 +110,7 @@ def _loop(
             if is_saved or is_scored:
                 with together(world):  # a full disk shows on the first rank only
                     if is_scored and world.is_main:
-                        _validate(recipe, state, data, run, world)
+                        validation.validate(state)
                     if is_saved and world.is_main:
                         state.save(run, recipe.name)
             if stopping:
@@ -217,50 +205,3 @@ def _is_due(epochs: int | None, step: int, steps: int, recipe: Recipe, tiles: Se
         return step * PARTS // steps > (step - 1) * PARTS // steps
     samples = epochs * len(tiles)
     return step * recipe.batch_size // samples > (step - 1) * recipe.batch_size // samples
-
-
-def _validate(recipe: Recipe, state: TrainingState, data: AnnotatedData, run: Run, world: World) -> None:
-    """Score the validation tiles, keep the best weights, draw the proposals."""
-    results.draw_proposals(run, state.eval_model, data, world.device, state.step)
-    operating_point: dict[str, Any] = {}
-    if data.validates:
-        tiles = data.splits["val"]
-        found = predict_tiles(_as_loaded(recipe, state, data, world), tiles, data.mpp)
-        scores = score_tiles(tiles, [each.cells() for each in found], data)
-        curves = tile_curves(tiles, [each.cells(FLOOR) for each in found], data)
-        operating_point = as_metadata(curves[:-1])
-        run.log(state.step, **{f"val/{name}": value for name, value in scores.as_dict().items()})
-        tqdm.write(f"step {state.step}: validation {scores.summary()}")
-        if scores.macro_f1 < state.best_f1:
-            return
-        # The untrained net is scored for the curve; any trained one takes its place.
-        state.best_f1 = scores.macro_f1 if state.step else -1.0
-    state.best_step = state.step
-    _save_weights(state, run, "best", {**_metadata(recipe, state, data, run), **operating_point})
-
-
-def _as_loaded(recipe: Recipe, state: TrainingState, data: AnnotatedData, world: World) -> LoadedDetector:
-    """Wrap the detector in training as its file will be loaded."""
-    tile = tile_to_predict(state.eval_model.config, recipe.augment.crop)
-    return LoadedDetector(recipe.run_dir, state.eval_model, data.classes, data.mpp, world.device, tile)
-
-
-def _save_weights(state: TrainingState, run: Run, name: str, metadata: dict[str, Any]) -> None:
-    """Write `NAME.pth`, weights with their metadata, into the run folder."""
-    save_detector(run.folder / f"{name}.pth", state.eval_model, metadata)
-
-
-def _metadata(recipe: Recipe, state: TrainingState, data: AnnotatedData, run: Run) -> dict[str, Any]:
-    return {
-        "classes": list(data.classes),
-        "mpp": data.mpp,
-        "tile": tile_to_predict(state.eval_model.config, recipe.augment.crop),
-        "recipe": recipe.name,
-        "init": recipe.init,
-        "step": state.step,
-        "best_validation_f1": state.best_f1,
-        "best_step": state.best_step,
-        "seed": recipe.seed,
-        "run_id": run.id,
-        **provenance(),
-    }

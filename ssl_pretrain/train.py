@@ -67,7 +67,11 @@ def _train(plan: BatchPlan, shard_set: ShardSet, run: Run, world: World, stop: S
     say(f"state   {standing}", flush=True)
     run.rewind(state.step)
     with explain_out_of_memory("a lower --micro-batch, or with --checkpoint-activations"):
-        stopped = _loop(plan, state, shard_set, run, world, stop)
+        views = _views(plan.recipe, shard_set).to(world.device)
+        with together(world):
+            crop, measures = plan.recipe.method.crops[0], plan.recipe.monitor_every != 0
+            monitor = Monitor(run, shard_set, views, crop, measures)
+        stopped = _loop(plan, state, monitor, world, stop)
     if stopped:
         return end_at_checkpoint(f"after step {state.step:,}", stop, world)
     with together(world):
@@ -77,16 +81,11 @@ def _train(plan: BatchPlan, shard_set: ShardSet, run: Run, world: World, stop: S
     return 0
 
 
-def _loop(
-    plan: BatchPlan, state: PretrainingState, shard_set: ShardSet, run: Run, world: World, stop: StopSignal
-) -> bool:
+def _loop(plan: BatchPlan, state: PretrainingState, monitor: Monitor, world: World, stop: StopSignal) -> bool:
     """Take steps until the last one or a stop signal on any rank; returns True if it was stopped."""
-    recipe, method = plan.recipe, state.method
-    views = _views(recipe, shard_set).to(world.device)
-    with together(world):
-        monitor = Monitor(run, shard_set, views, recipe.method.crops[0], recipe.monitor_every != 0)
+    recipe, method, run = plan.recipe, state.method, monitor.run
     state.model = replicated(method, world, send_buffers=False)  # a queue is 32 MB
-    arguments = (shard_set, recipe.method.crops, recipe.loader, state.layout, world, recipe.seed)
+    arguments = (monitor.shard_set, recipe.method.crops, recipe.loader, state.layout, world, recipe.seed)
     loader = ShardLoader(*arguments, state.position, state.undecodable)
     schedule, stopping = LookSchedule(recipe, world), False
     with loader, StepLogger(run, plan, world, state.step) as meter:
@@ -96,7 +95,7 @@ def _loop(
                 monitor.measure(method, step=0)
             meter.restart_clock()
         while state.step < plan.last_step and not stopping:
-            loss = update(plan, state, views, meter.timed(loader.take), world)
+            loss = update(plan, state, monitor.views, meter.timed(loader.take), world)
             state.step, state.position = state.step + 1, loader.position
             meter.step_done(loss, method.measures())
 

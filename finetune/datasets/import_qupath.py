@@ -240,7 +240,8 @@ def _cut_slide(
         inside_N &= free_N
         free_N &= ~inside_N
         name = f"{each.name}_{index:04d}"
-        _write_tile(config, cutter, place, name, xy_N2[inside_N], numbers_N[inside_N])
+        _write_images(config, cutter, place, name)
+        _write_points(config.out / "points" / f"{name}.csv", xy_N2[inside_N], numbers_N[inside_N])
         image = f"images/{name}.png"
         written.slides[image] = each.name
         numbers = (f"{place.x:.3f}", f"{place.y:.3f}", place.width, place.height, f"{config.mpp:g}")
@@ -274,15 +275,16 @@ def _places(
         yield from cutter.around(points_N2)
 
 
-def _write_tile(
-    config: Import, cutter: Cutter, place: TilePlace, name: str, xy_M2: np.ndarray, numbers_M: np.ndarray
-) -> None:
-    """Write the image of a tile, its wider views and its cells."""
+def _write_images(config: Import, cutter: Cutter, place: TilePlace, name: str) -> None:
+    """Write the image of a tile and its wider views."""
     for factor in (2**doublings for doublings in range(config.views)):
         ending = ".png" if factor == 1 else f".fov{factor}.png"
         with atomic_path(config.out / "images" / f"{name}{ending}") as temporary:
             cutter.read(place, factor).save(temporary, format="PNG")
-    with atomic_path(config.out / "points" / f"{name}.csv") as temporary:
+
+
+def _write_points(path: Path, xy_M2: np.ndarray, numbers_M: np.ndarray) -> None:
+    with atomic_path(path) as temporary:
         lines = [f"{x:.3f},{y:.3f},{number}\n" for (x, y), number in zip(xy_M2, numbers_M, strict=True)]
         temporary.write_text("".join(["x,y,class\n", *lines]), encoding="utf-8")
 

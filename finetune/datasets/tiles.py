@@ -17,7 +17,6 @@ def read_tiles(
     folder: Path,
     pairs: Sequence[tuple[Path, Annotation]],
     list_cells: Callable[[Annotation], Iterable[ListedCell]],
-    values: Mapping[str, str],
     description: Description,
     known_slides: Mapping[str, str] | None = None,
 ) -> list[Tile]:
@@ -27,8 +26,7 @@ def read_tiles(
         folder: The data folder.
         pairs: Images, each with its annotation.
         list_cells: Lists the cells of an annotation.
-        values: Class name -> its value in the files; the order gives the labels.
-        description: Its `slides` override all else.
+        description: Its `classes` give the labels by their order; its `slides` override all else.
         known_slides: Image stem -> slide, if the data set states it; else an image is its own slide.
 
     Raises:
@@ -40,7 +38,7 @@ def read_tiles(
             image,
             slide_of(folder, image, description, slides.get(image.stem)),
             size,
-            *place_cells(list_cells(annotation), size, values, offset),
+            *place_cells(list_cells(annotation), size, description.classes, offset),
             wider=wider_views(image),
         )
         for (image, annotation), size in zip(pairs, image_sizes(image for image, _ in pairs), strict=True)

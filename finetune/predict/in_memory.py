@@ -18,7 +18,6 @@ from finetune.scoring.operating_point import FLOOR
 from shared.errors import UserError
 from shared.model.cells import Cells, classify
 from shared.model.detector_file import LoadedDetector
-from shared.training.precision import Precision
 from shared.wsi.image_source import ImageSource, Picture, open_source, require_fine, size_at, stated_mpp
 from shared.wsi.resolution import MPP_RANGE
 
@@ -88,7 +87,7 @@ def predict_image(
         raise UserError(f"an image of {mpp:g} um/px makes no sense; give mpp between {least:g} and {most:g}")
     source = _source(image, mpp, detector.mpp)
     require_fine(source, detector.mpp)
-    tiling = tiling_of(*size_at(source, detector.mpp), detector.network.config, detector.tile)
+    tiling = tiling_of(size_at(source, detector.mpp), detector.network.config, detector.tile)
     scale = detector.mpp / source.mpp
     area = default_area(source)
     cells = cells_of(detector, source, tiling, area=area)
@@ -109,8 +108,8 @@ def predict_tiles(detector: LoadedDetector, tiles: Sequence[Tile], mpp: float) -
     for tile in tiles:
         source = AnnotatedTile(tile, views, mpp, detector.mpp)
         require_fine(source, detector.mpp)
-        tiling = tiling_of(*size_at(source, detector.mpp), detector.network.config, detector.tile)
-        records = _records(detector, source, tiling, range(len(tiling)), BATCH_SIZE, selection=selection)
+        tiling = tiling_of(size_at(source, detector.mpp), detector.network.config, detector.tile)
+        records = _records(detector, source, tiling, tiling.batches(range(len(tiling)), BATCH_SIZE), selection)
         found.append(FoundCells(records, detector.mpp, detector.mpp / mpp))
     return found
 
@@ -120,7 +119,6 @@ def cells_of(
     source: ImageSource,
     tiling: Tiling,
     batch_size: int = 1,
-    precision: Precision = "auto",
     area: Area | None = None,
 ) -> np.ndarray:
     """Predict the records of a whole source, or of an area of it, in the order of its tiles, in memory.
@@ -130,7 +128,7 @@ def cells_of(
     """
     scale = detector.mpp / source.mpp
     tiles = touched(tiling, area, scale) if area else range(len(tiling))
-    records = _records(detector, source, tiling, tiles, batch_size, precision)
+    records = _records(detector, source, tiling, tiling.batches(tiles, batch_size))
     if area:
         records = inside(records, area, scale)
     cells: np.ndarray = records[final_cells(records, detector.mpp)]
@@ -141,16 +139,13 @@ def _records(
     detector: LoadedDetector,
     source: ImageSource,
     tiling: Tiling,
-    tiles: Sequence[int],
-    batch_size: int = 1,
-    precision: Precision = "auto",
+    batches: list[list[int]],
     selection: Selection = PAPER_RULE,
 ) -> np.ndarray:
-    """Collect the reports of all tiles, also on cells of their neighbours."""
-    batches = tiling.batches(tiles, batch_size)
+    """Collect the reports of batches of tiles, also on cells of their neighbours."""
     reader = WindowReader(lambda: source, tiling, batches, detector.mpp, detector.network.config.views)
     parts = []
-    for found in find_cells(detector, reader, range(len(batches)), precision, selection=selection):
+    for found in find_cells(detector, reader, range(len(batches)), selection=selection):
         if found.failures:
             raise UserError(found.failures[0])
         parts.append(found.cells)

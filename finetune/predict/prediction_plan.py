@@ -37,7 +37,7 @@ class PredictPlan:
         """Tiles of a slide or image."""
         config, detector = self.config, self.detector
         size = size_at(source, detector.mpp)
-        return tiling_of(*size, detector.network.config, detector.tile, config.tile, config.margin)
+        return tiling_of(size, detector.network.config, detector.tile, config.tile, config.margin)
 
     def key(self, path: Path, regions: Path | None) -> dict[str, Any]:
         """Collect the settings and files that determine the cells of a slide."""
@@ -76,7 +76,7 @@ def make_plan(config: PredictConfig, device: str | None) -> PredictPlan:
     """
     check(config)
     detector = LoadedDetector.load(config.detector, device)
-    tiling_of(1, 1, detector.network.config, detector.tile, config.tile, config.margin)
+    tiling_of((1, 1), detector.network.config, detector.tile, config.tile, config.margin)
     ratios = parse_ratios(config.ratio, detector.classes, columns_of(detector.classes))
     selection = Selection(resolve_threshold(config.threshold, detector), config.probabilities)
     return PredictPlan(config, detector, digest_of(detector.path), ratios, selection)

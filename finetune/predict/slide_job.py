@@ -1,6 +1,6 @@
 """Prediction of one slide from pixels to files: tiles, cells, seams, outputs; resumes where a process ended."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,6 @@ from finetune.predict.prediction_plan import PredictPlan, refuse_other_key
 from finetune.predict.search.area import Area, Everywhere, Regions, default_area, inside, touched
 from finetune.predict.search.cell_store import CellStore, StoredCells, read_progress
 from finetune.predict.search.inference import WindowReader, find_cells
-from finetune.predict.search.tiling import Tiling
 from shared.annotations.qupath import read_objects, read_regions
 from shared.annotations.slide_annotations import annotation_for
 from shared.cli import make_folder
@@ -125,7 +124,15 @@ def predict_slide(job: SlideJob, stop: StopSignal) -> dict[str, Any] | None:
         )
         store = CellStore(job.work, job.key, job.plan.columns)
         try:
-            if _fill(store, job, tiling, area, batches, source, stop):
+            reader = WindowReader(
+                partial(open_source, job.path, job.plan.config.slide_mpp),
+                tiling,
+                batches,
+                job.plan.detector.mpp,
+                job.plan.detector.network.config.views,
+            )
+            select = partial(inside, area=area, scale=job.plan.detector.mpp / source.mpp)
+            if _fill(store, job, reader, select, stop):
                 return None
         finally:
             store.close()
@@ -152,28 +159,19 @@ def predict_slide(job: SlideJob, stop: StopSignal) -> dict[str, Any] | None:
 def _fill(
     store: CellStore,
     job: SlideJob,
-    tiling: Tiling,
-    area: Area,
-    batches: list[list[int]],
-    source: ImageSource,
+    reader: WindowReader,
+    select: Callable[[np.ndarray], np.ndarray],
     stop: StopSignal,
 ) -> bool:
-    """Predict the remaining batches; returns True if it was stopped."""
-    config, detector = job.plan.config, job.plan.detector
+    """Predict the remaining batches and store the selected records; returns True if it was stopped."""
+    config, detector, batches = job.plan.config, job.plan.detector, reader.batches
     done = store.progress.batches
-    reader = WindowReader(
-        partial(open_source, job.path, config.slide_mpp),
-        tiling,
-        batches,
-        detector.mpp,
-        detector.network.config.views,
-    )
     first = sum(map(len, batches[:done]))
     left = range(done, len(batches))
     with progress(sum(map(len, batches)), "tile", first, printable(job.name.name)) as bar:
         workers = min(config.workers, len(left))
         for found in find_cells(detector, reader, left, config.precision, workers, job.plan.selection):
-            store.append(inside(found.cells, area, detector.mpp / source.mpp), found.failures)
+            store.append(select(found.cells), found.failures)
             bar.set_postfix(cells=f"{store.progress.owned:,}", refresh=False)
             bar.update(found.tiles)
             if stop.received and found.number + 1 < len(batches):

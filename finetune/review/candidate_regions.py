@@ -96,11 +96,11 @@ def _tiling(detector: LoadedDetector, source: ImageSource, side_um: float) -> Ti
     """Tiles whose cores are the regions."""
     network, size = detector.network.config, size_at(source, detector.mpp)
     if detector.tile is not None:
-        return tiling_of(*size, network, detector.tile)
+        return tiling_of(size, network, detector.tile)
     step = math.lcm(PYRAMID_STRIDES[-1], network.interval)
     margin = math.ceil(MARGIN / step) * step
     core = max(1, round(side_um / detector.mpp / step)) * step
-    return tiling_of(*size, network, None, core + 2 * margin, margin)
+    return tiling_of(size, network, None, core + 2 * margin, margin)
 
 
 def _places(

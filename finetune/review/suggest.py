@@ -60,7 +60,12 @@ def suggest(config: Suggest, is_drawn: Callable[[Path], bool] = lambda _: False)
         try:
             with closing(open_source(path, config.slide_mpp)) as source:
                 require_fine(source, detector.mpp)
-                _suggest_in(source, name, len(sources) > 1, detector, config, threshold, chosen)
+                corner = bounds_corner(source) if config.bounds else (0, 0)
+                annotated = _annotated(config, name, len(sources) > 1, corner)
+                regions = _choose_in(source, annotated, detector, config, chosen)
+            features, cells = _features(regions, detector.classes, threshold, corner)
+            _write(config.out / f"{name}.geojson", features)
+            chosen.cells += cells
         except SlideError as error:
             failed += 1
             tqdm.write(f"failed: {error}", file=sys.stderr)
@@ -71,20 +76,17 @@ def suggest(config: Suggest, is_drawn: Callable[[Path], bool] = lambda _: False)
     return SOME_FAILED if failed else NOTHING_FAILED
 
 
-def _suggest_in(
-    source: ImageSource,
-    name: Path,
-    several: bool,
-    detector: LoadedDetector,
-    config: Suggest,
-    threshold: float | None,
-    chosen: Chosen,
-) -> None:
-    """Choose and write the regions of one slide."""
-    corner = bounds_corner(source) if config.bounds else (0, 0)
+def _annotated(config: Suggest, name: Path, several: bool, corner: tuple[int, int]) -> PolygonIndex | None:
+    """Read the regions of a slide that are annotated already."""
     given = annotation_for(config.annotated, name, several, "annotated")
     regions = read_regions(given).shifted(*corner).regions if given else []
-    annotated = PolygonIndex(merge([each.polygon for each in regions])) if regions else None
+    return PolygonIndex(merge([each.polygon for each in regions])) if regions else None
+
+
+def _choose_in(
+    source: ImageSource, annotated: PolygonIndex | None, detector: LoadedDetector, config: Suggest, chosen: Chosen
+) -> list[Candidate]:
+    """Choose the regions of one slide, unlike those chosen so far."""
     candidates = find_candidates(detector, source, config, annotated)
     if not candidates:
         raise SlideError(f"{source.path} has no region left to suggest; lower --side-um, or leave it out")
@@ -92,11 +94,9 @@ def _suggest_in(
     known_KD = chosen.looks_KD if len(chosen.looks_KD) else looks_ND[:0]
     uncertainty_N = np.array([each.uncertainty for each in candidates])
     best = choose(uncertainty_N, looks_ND, config.per_slide, known_KD)
-    features, cells = _features([candidates[index] for index in best], detector.classes, threshold, corner)
-    _write(config.out / f"{name}.geojson", features)
     chosen.looks_KD = np.concatenate([known_KD, looks_ND[best]])
     chosen.slides += 1
-    chosen.cells += cells
+    return [candidates[index] for index in best]
 
 
 def _features(

@@ -26,15 +26,11 @@ def annotated_sheet(
 
 
 def proposals_sheet(
-    image_HWC: np.ndarray,
-    proposals_N2: np.ndarray,
-    deformed_N2: np.ndarray,
-    points_N2: np.ndarray,
-    labels_N: np.ndarray,
-    classes: Sequence[str],
+    image_HWC: np.ndarray, stages_3N2: Sequence[np.ndarray], labels_N: np.ndarray, classes: Sequence[str]
 ) -> Image.Image:
     """Draw proposals that became cells: on the grid | deformed | final points (the paper's Figure 2)."""
     image = _zoomed(image_HWC)
+    proposals_N2, deformed_N2, points_N2 = stages_3N2
     before = draw_points(image, proposals_N2 * ZOOM, labels_N, radius=3, filled=True)
     moves = draw_lines(image, proposals_N2 * ZOOM, deformed_N2 * ZOOM, colour="#FFFFFF")
     after = draw_points(moves, deformed_N2 * ZOOM, labels_N, radius=3, filled=True)

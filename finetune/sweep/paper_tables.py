@@ -86,8 +86,8 @@ def _ocelot(f1: float, ap: float) -> Printed:
     return {"OCELOT": (f1, ap)}
 
 
-def _trunk(name: str, label: str, init: str, arch: str, f1: float, ap: float) -> TableRow:
-    return TableRow(name, label, {"init": init, "arch": arch}, {"PD-L1": (f1, ap)})
+def _trunk(name: str, label: str, init: str, arch: str, scores: tuple[float, float]) -> TableRow:
+    return TableRow(name, label, {"init": init, "arch": arch}, {"PD-L1": scores})
 
 
 MSD = {"deformable": False}
@@ -104,15 +104,15 @@ TABLE_6 = Table(
 TABLE_7 = Table(
     "Table 7: weights that training starts from",
     (
-        _trunk("random_resnet50", "ResNet-50, random", "random", "resnet50", 52.3, 39.3),
-        _trunk("imagenet_resnet50", "ResNet-50, ImageNet", "imagenet", "resnet50", 55.9, 43.7),
-        _trunk("moco_v2_resnet50", "ResNet-50, MoCo v2", GIVEN, "resnet50", 57.4, 45.4),
-        _trunk("swav_resnet50", "ResNet-50, SwAV", GIVEN, "resnet50", 56.4, 44.7),
-        _trunk("dino_resnet50", "ResNet-50, DINO", GIVEN, "resnet50", 56.6, 45.0),
-        _trunk("random_vitb", "ViT-B/16, random", "random", VIT, 56.7, 44.0),
-        _trunk("imagenet_vitb", "ViT-B/16, ImageNet", "imagenet", VIT, 58.0, 47.0),
-        _trunk("dino_vitb", "ViT-B/16, DINO", GIVEN, VIT, 60.8, 49.9),
-        _trunk("mae_vitb", "ViT-B/16, MAE", GIVEN, VIT, 61.7, 51.6),
+        _trunk("random_resnet50", "ResNet-50, random", "random", "resnet50", (52.3, 39.3)),
+        _trunk("imagenet_resnet50", "ResNet-50, ImageNet", "imagenet", "resnet50", (55.9, 43.7)),
+        _trunk("moco_v2_resnet50", "ResNet-50, MoCo v2", GIVEN, "resnet50", (57.4, 45.4)),
+        _trunk("swav_resnet50", "ResNet-50, SwAV", GIVEN, "resnet50", (56.4, 44.7)),
+        _trunk("dino_resnet50", "ResNet-50, DINO", GIVEN, "resnet50", (56.6, 45.0)),
+        _trunk("random_vitb", "ViT-B/16, random", "random", VIT, (56.7, 44.0)),
+        _trunk("imagenet_vitb", "ViT-B/16, ImageNet", "imagenet", VIT, (58.0, 47.0)),
+        _trunk("dino_vitb", "ViT-B/16, DINO", GIVEN, VIT, (60.8, 49.9)),
+        _trunk("mae_vitb", "ViT-B/16, MAE", GIVEN, VIT, (61.7, 51.6)),
     ),
 )
 

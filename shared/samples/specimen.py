@@ -132,8 +132,8 @@ def section(seed: int, width: float, height: float, stain: Stain | None = None, 
     stain = stain or Stain.random(rng)
     tissue = _tissue(rng, width, height, shape)
     # Cells per mm2: patches of 128 um hold from a handful to about 90.
-    density = np.clip(3000 + 1300 * _noise(rng, width, height, 8.0, 90.0).values, 500, 5600)
-    nest = _noise(rng, width, height, 8.0, 60.0)
+    density = np.clip(3000 + 1300 * _noise(rng, (width, height), 8.0, 90.0).values, 500, 5600)
+    nest = _noise(rng, (width, height), 8.0, 60.0)
     centres_N2 = _centres(rng, width, height, Field(density * (tissue.values > 0.6), 8.0))
     positive_N = rng.random(len(centres_N2)) < np.where(nest.at(centres_N2) > 0.3, 0.8, 0.12)
     return Specimen(
@@ -143,9 +143,9 @@ def section(seed: int, width: float, height: float, stain: Stain | None = None, 
         nuclei=_nuclei(rng, centres_N2, np.where(positive_N, POSITIVE, NEGATIVE)),
         debris=_debris(rng, width, height, tissue),
         tissue=tissue,
-        fibres=_noise(rng, width, height, 2.0, 3.0, stretch=5.0),
-        grain=_noise(rng, width, height, 1.0, 0.8),
-        focus=_noise(rng, width, height, 8.0, 80.0),
+        fibres=_noise(rng, (width, height), 2.0, 3.0, stretch=5.0),
+        grain=_noise(rng, (width, height), 1.0, 0.8),
+        focus=_noise(rng, (width, height), 8.0, 80.0),
         seed=seed,
     )
 
@@ -156,11 +156,11 @@ def _grid(width: float, height: float, spacing: float) -> tuple[int, int]:
 
 
 def _noise(
-    rng: np.random.Generator, width: float, height: float, spacing: float, scale: float, stretch: float = 1.0
+    rng: np.random.Generator, size: tuple[float, float], spacing: float, scale: float, stretch: float = 1.0
 ) -> Field:
     """Generate noise of mean 0 and standard deviation 1, correlated over `scale` um (`stretch` times that in
     x)."""
-    values = rng.standard_normal(_grid(width, height, spacing), np.float32)
+    values = rng.standard_normal(_grid(*size, spacing), np.float32)
     values = gaussian_filter(values, (scale / spacing, stretch * scale / spacing), mode="wrap")
     return Field((values - values.mean()) / values.std(), spacing)
 
@@ -181,7 +181,7 @@ def _tissue(rng: np.random.Generator, width: float, height: float, shape: str) -
         across = np.minimum(*(np.abs(y - middle - bend) for middle in middles))
         along = np.minimum(x, width - x) - 0.06 * width
         depth = np.minimum(0.15 * height - across, along)
-    depth = depth + 22 * _noise(rng, width, height, spacing, 30.0).values
+    depth = depth + 22 * _noise(rng, (width, height), spacing, 30.0).values
     return Field(np.clip(0.5 + depth / 16, 0, 1).astype(np.float32), spacing)
 
 

@@ -32,7 +32,6 @@ class BatchWorkers:
         device: torch.device,
         batch_bytes: int,
         remedy: str,
-        ahead: int = 2,
         **options: Any,
     ) -> None:
         """Start the workers.
@@ -43,10 +42,9 @@ class BatchWorkers:
             device: A GPU gets its batches from page-locked memory.
             batch_bytes: Size of a batch, to compare with the free shared memory.
             remedy: Options to lower if memory runs out, for error messages.
-            ahead: Batches that each worker prepares in advance.
-            options: Passed on to `DataLoader`.
+            options: Passed on to `DataLoader`; of its `prefetch_factor` the default is 2.
         """
-        self._remedy = remedy
+        self._remedy, ahead = remedy, options.pop("prefetch_factor", 2)
         self._piped = workers > 0 and not _fit_in_shared_memory(batch_bytes * (workers * ahead + 2), remedy)
         if self._piped:
             plain = default_collate if options.get("batch_size", 1) is not None else default_convert

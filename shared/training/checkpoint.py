@@ -15,19 +15,17 @@ from shared.files import atomic_path
 
 NAME = re.compile(r"checkpoint-(\d{9})\.pt")
 FORMAT = "dpa-p2pnet training state"
+KEPT = 2  # if the newest is damaged, there is another
 
 
-def save(
-    folder: Path, step: int, recipe: str, state: dict[str, Any], keep: int = 2, keep_every: int | None = None
-) -> Path:
-    """Write `folder/checkpoint-STEP.pt` atomically, then drop all but the `keep` newest.
+def save(folder: Path, step: int, recipe: str, state: dict[str, Any], keep_every: int | None = None) -> Path:
+    """Write `folder/checkpoint-STEP.pt` atomically, then drop all but the two newest.
 
     Args:
         folder: The run folder.
         step: Optimiser steps done so far.
         recipe: Name of the recipe; `resume` refuses another.
         state: Tensors and plain Python values only, so that `weights_only` loading accepts it.
-        keep: How many checkpoints stay.
         keep_every: Those of every multiple of this step stay as well.
 
     Raises:
@@ -42,7 +40,7 @@ def save(
             f"cannot write {path} ({str(error).splitlines()[0]}); the checkpoints before it are kept: "
             "make room, and the same command goes on from them"
         ) from error
-    for old in _newest_first(folder)[keep:]:
+    for old in _newest_first(folder)[KEPT:]:
         if keep_every is None or _step_of(old) % keep_every:
             old.unlink()
     return path

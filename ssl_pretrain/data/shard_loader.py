@@ -208,7 +208,7 @@ class ShardLoader:
             world.device,
             layout.batch * (shard_set.mean_bytes if later else sum(3 * c.count * c.size**2 for c in crops)),
             "--loader.workers or --loader.buffer",
-            config.batches_ahead,
+            prefetch_factor=config.batches_ahead,
             batch_size=None,
         )
 

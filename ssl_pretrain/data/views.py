@@ -13,7 +13,7 @@ from typing import Annotated, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from shared.cli import Range
+from shared.cli import Range, validate
 from shared.errors import UserError
 from ssl_pretrain.data.color_ops import Jitter, blurred, gray, jittered, solarised
 from ssl_pretrain.data.crops import Crop
@@ -57,7 +57,8 @@ class ViewsConfig:
         return math.ceil(3 * self.blur_sigma[1])
 
     def check(self) -> None:
-        """Refuse widths of the blur that make no sense, with a UserError."""
+        """Refuse numbers that make no sense, with a UserError."""
+        validate(self, "views.")
         low, high = self.blur_sigma
         if not 0 < low <= high < math.inf:
             raise UserError(f"--views.blur-sigma {low} {high} are no widths from small to large; give two above 0")

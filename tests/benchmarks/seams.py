@@ -74,7 +74,7 @@ def agreement(whole: np.ndarray, tiled: np.ndarray, mpp: float = 0.5) -> Agreeme
 
 
 def _tiling(detector: LoadedDetector, side: int, tile: int, margin: int) -> Tiling:
-    return tiling_of(side, side, detector.network.config, detector.tile, None if detector.tile else tile, margin)
+    return tiling_of((side, side), detector.network.config, detector.tile, None if detector.tile else tile, margin)
 
 
 def main() -> None:

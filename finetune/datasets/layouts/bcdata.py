@@ -52,7 +52,7 @@ def _read_tiles(folder: Path, inner: str, description: Description) -> list[Tile
     images = images_in(folder / "images" / inner)
     annotations = [_annotations(folder / "annotations" / inner / kind, images) for kind in KINDS]
     pairs = [(image, [each[image] for each in annotations]) for image in images.values()]
-    return read_tiles(folder, pairs, _list_cells, description.classes, description)
+    return read_tiles(folder, pairs, _list_cells, description)
 
 
 def _annotations(folder: Path, images: dict[str, Path]) -> dict[Path, Path]:

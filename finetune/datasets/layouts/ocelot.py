@@ -66,10 +66,7 @@ def load(folder: Path, description: Description) -> AnnotatedData:
     patches = _patches(folder / METADATA, [image.stem for each in pairs.values() for image, _ in each])
     mpp = checked(folder, description) if description.mpp is not None else _common_mpp(folder, patches)
     slides = {stem: patch.slide for stem, patch in patches.items()}
-    tiles = {
-        name: read_tiles(folder, each, _list_cells, description.classes, description, slides)
-        for name, each in pairs.items()
-    }
+    tiles = {name: read_tiles(folder, each, _list_cells, description, slides) for name, each in pairs.items()}
     splits = arrange(folder, {"": tiles["train"]} if tiles.keys() == {"train"} else tiles, description)
     official = _official(description.classes, (tile for each in splits.values() for tile in each))
     return AnnotatedData(folder, mpp, tuple(description.classes), splits, RADIUS * mpp, official)

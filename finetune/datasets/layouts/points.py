@@ -1,5 +1,6 @@
 """Plain layout: `{train,val,test}/{images,points}` or a flat `{images,points}`, one annotation an image."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -47,7 +48,8 @@ def load(folder: Path, description: Description) -> AnnotatedData:
     values = description.classes or _found(folder, annotations)
     if not values:
         raise UserError(f"no annotation in {folder} has a cell, so there are no classes; name them with --classes")
-    tiles = {name: read_tiles(folder, each, iter, values, description) for name, each in listed.items()}
+    described = dataclasses.replace(description, classes=values)
+    tiles = {name: read_tiles(folder, each, iter, described) for name, each in listed.items()}
     splits = arrange(folder, tiles, description)
     found = not description.classes
     return AnnotatedData(folder, mpp, tuple(values), splits, classes_found=found, ignored_cells=ignored)

@@ -88,8 +88,8 @@ def default_area(source: ImageSource) -> Area:
 def inside(cells: np.ndarray, area: Area, scale: float) -> np.ndarray:
     """Select the records in the area, so that the result does not depend on which tiles were read."""
     points_N2 = np.stack([cells["x"], cells["y"]], axis=1) * scale
-    inside: np.ndarray = cells[area.contains(points_N2)]
-    return inside
+    selected: np.ndarray = cells[area.contains(points_N2)]
+    return selected
 
 
 def touched(tiling: Tiling, area: Area, scale: float) -> list[int]:

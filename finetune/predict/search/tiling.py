@@ -111,8 +111,7 @@ class Tiling:
 
 
 def tiling_of(
-    width: float,
-    height: float,
+    size: tuple[float, float],
     network: DetectorConfig,
     trained_tile: int | None = None,
     tile: int | None = None,
@@ -121,8 +120,7 @@ def tiling_of(
     """Tiling of an image for a detector.
 
     Args:
-        width: Width of the image, px of the detector's um/px.
-        height: Its height.
+        size: Width and height of the image, px of the detector's um/px.
         network: Config of the detector.
         trained_tile: Image size that the detector requires, from its metadata; None: any.
         tile: Side of a window, px; default `trained_tile`, or 1024, or more if the detector's grids coincide so
@@ -148,4 +146,4 @@ def tiling_of(
             raise UserError(f"--{option} {value} is no multiple of {step} px, on which the detector's grids meet")
     if tile <= 2 * margin:
         raise UserError(f"a margin of {margin} px on both sides leaves nothing of a tile of {tile} px; see --tile")
-    return Tiling(width, height, tile, margin, step, fixed=trained_tile is not None)
+    return Tiling(*size, tile, margin, step, fixed=trained_tile is not None)

@@ -76,7 +76,7 @@ def test_cells_on_seams_are_found_once() -> None:
     """Squares exactly on the seams, where points and proposals fall on different sides."""
     image = planted.plant(640, 640, mpp=0.5, share=1.0)
     detector = planted.detector()
-    tiling = tiling_of(640, 640, detector.network.config, tile=192, margin=64)
+    tiling = tiling_of((640, 640), detector.network.config, tile=192, margin=64)
     cells = cells_of(detector, Picture(image.image, 0.5), tiling, batch_size=3)
     points_N2 = np.stack([cells["x"], cells["y"]], axis=1)
     assert len(cells) == len(image.labels_N)
@@ -102,12 +102,14 @@ def test_the_result_does_not_depend_on_the_tiles() -> None:
     image = planted.plant(704, 640, mpp=0.5, share=0.4)
     detector = dataclasses.replace(planted.detector(), network=Contextual())
     source, config = Picture(image.image, 0.5), detector.network.config
-    whole = cells_of(detector, source, tiling_of(704, 640, config))
+    whole = cells_of(detector, source, tiling_of((704, 640), config))
     assert 0.2 < len(whole) / len(image.labels_N) < 0.8
     for tile, margin, size in ((512, 128, 1), (384, 128, 2), (192, 64, 3)):
-        tiled = agreement(whole, cells_of(detector, source, tiling_of(704, 640, config, None, tile, margin), size))
+        tiled = agreement(
+            whole, cells_of(detector, source, tiling_of((704, 640), config, None, tile, margin), size)
+        )
         assert (tiled.agree, tiled.doubled) == (1.0, 0)
-    careless = agreement(whole, cells_of(detector, source, tiling_of(704, 640, config, None, 128, 0)))
+    careless = agreement(whole, cells_of(detector, source, tiling_of((704, 640), config, None, 128, 0)))
     assert careless.agree < 0.9
 
 
@@ -125,9 +127,9 @@ def test_a_trained_network_does_not_show_its_tiles(command: Command, real_data: 
         with Image.open(real_data / f"CoNSeP/test/images/test_{number}.png") as field:
             mosaic.paste(field, corner)
     source = Picture(mosaic, 0.5)
-    whole = cells_of(detector, source, tiling_of(1024, 1024, config))
+    whole = cells_of(detector, source, tiling_of((1024, 1024), config))
     assert len(whole) > 500
     for tile in (512, 768):
-        tiled = agreement(whole, cells_of(detector, source, tiling_of(1024, 1024, config, None, tile)))
+        tiled = agreement(whole, cells_of(detector, source, tiling_of((1024, 1024), config, None, tile)))
         assert tiled.agree >= 0.995
         assert tiled.doubled == 0

@@ -19,7 +19,7 @@ VIT = DetectorConfig(arch="vit_base_patch16_224", interval=16)
 
 @pytest.mark.parametrize("size", [(1500, 800), (1025, 1024), (2000, 40)])
 def test_cores_cover_every_pixel_once_and_windows_lie_on_the_grids(size: tuple[int, int]) -> None:
-    for tiling in (tiling_of(*size, RESNET, tile=512), tiling_of(*size, VIT, trained_tile=448)):
+    for tiling in (tiling_of(size, RESNET, tile=512), tiling_of(size, VIT, trained_tile=448)):
         covered = np.zeros((size[1] + 1024, size[0] + 1024), int)
         for index in range(len(tiling)):
             left, top, right, bottom = tiling.core_of(index)
@@ -32,26 +32,26 @@ def test_cores_cover_every_pixel_once_and_windows_lie_on_the_grids(size: tuple[i
 
 
 def test_an_image_no_larger_than_a_tile_is_seen_in_one_piece_of_its_own_size() -> None:
-    tiling = tiling_of(500, 333, RESNET)
+    tiling = tiling_of((500, 333), RESNET)
     assert (len(tiling), tiling.window_of(0), tiling.core_of(0)) == (1, (0, 0, 500, 333), (0, 0, 500, 333))
 
 
 def test_an_image_that_ends_within_a_px_is_covered() -> None:
-    tiling = tiling_of(251.5, 100.2, RESNET)
+    tiling = tiling_of((251.5, 100.2), RESNET)
     assert tiling.window_of(0) == tiling.core_of(0) == (0, 0, 252, 101)
-    assert tiling_of(1024.5, 100, RESNET).window_of(1) == (640, 0, 1088, 128)
+    assert tiling_of((1024.5, 100), RESNET).window_of(1) == (640, 0, 1088, 128)
 
 
 def test_windows_of_a_fixed_tile_all_have_its_size() -> None:
-    tiling = tiling_of(1000, 300, VIT, trained_tile=448)
+    tiling = tiling_of((1000, 300), VIT, trained_tile=448)
     sizes = {(box[2] - box[0], box[3] - box[1]) for box in map(tiling.window_of, range(len(tiling)))}
     assert sizes == {(448, 448)} and tiling.core == 320
-    small = tiling_of(300, 200, VIT, trained_tile=448)
+    small = tiling_of((300, 200), VIT, trained_tile=448)
     assert (len(small), small.window_of(0), small.core_of(0)) == (1, (0, 0, 448, 448), (0, 0, 448, 448))
 
 
 def test_batches_hold_windows_of_one_size_and_every_tile_once() -> None:
-    tiling = tiling_of(3000, 2000, RESNET, tile=512)
+    tiling = tiling_of((3000, 2000), RESNET, tile=512)
     batches = tiling.batches(range(len(tiling)), 4)
     assert sorted(index for batch in batches for index in batch) == list(range(len(tiling)))
     for batch in batches:
@@ -60,15 +60,15 @@ def test_batches_hold_windows_of_one_size_and_every_tile_once() -> None:
 
 
 def test_other_intervals_meet_on_coarser_steps() -> None:
-    tiling = tiling_of(3000, 2000, dataclasses.replace(RESNET, interval=12))
+    tiling = tiling_of((3000, 2000), dataclasses.replace(RESNET, interval=12))
     assert tiling.step == 192 and tiling.tile % 192 == tiling.margin % 192 == 0
     with pytest.raises(UserError, match="--tile 1024 is no multiple of 192 px"):
-        tiling_of(10, 10, dataclasses.replace(RESNET, interval=12), tile=1024)
+        tiling_of((10, 10), dataclasses.replace(RESNET, interval=12), tile=1024)
 
 
 def test_every_detector_has_a_default_tile_with_a_core() -> None:
     for interval in range(1, 65):
-        tiling = tiling_of(20_000, 100, dataclasses.replace(RESNET, interval=interval))
+        tiling = tiling_of((20_000, 100), dataclasses.replace(RESNET, interval=interval))
         assert tiling.core >= 512 and tiling.margin >= 128
         assert tiling.tile % tiling.step == tiling.margin % tiling.step == 0
 
@@ -80,7 +80,7 @@ def test_only_detectors_that_see_their_whole_tile_have_one() -> None:
     assert tile_to_predict(VIT, 500) == 512
     assert tile_to_predict(dataclasses.replace(RESNET, views=2), 192) == 192
     with pytest.raises(UserError, match="--tile 1024 does not fit the detector, which was trained on 448 px"):
-        tiling_of(10, 10, VIT, trained_tile=448, tile=1024)
+        tiling_of((10, 10), VIT, trained_tile=448, tile=1024)
 
 
 def test_wider_views_show_more_around_the_same_centre() -> None:
