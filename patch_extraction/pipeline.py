@@ -96,7 +96,7 @@ def _harvest(entries: Sequence[SlideEntry], config: HarvestConfig, counter: Cell
 
 def _pack(records: Sequence[Record], config: HarvestConfig, counter: CellCounter) -> dict[str, Any]:
     settings = common_settings(config, counter.name)
-    return pack(config.out, records, settings, config.shard_size, config.seed, config.add_shards)
+    return pack(config, records, settings)
 
 
 def _start(entries: Sequence[SlideEntry], config: HarvestConfig) -> dict[str, Record]:

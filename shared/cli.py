@@ -88,7 +88,7 @@ def cli_beside(
     return config, other
 
 
-def parse_beside(
+def parse_beside(  # noqa: PLR0913
     recipes: Mapping[str, Config],
     default: str,
     prog: str,

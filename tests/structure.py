@@ -35,6 +35,8 @@ LIMITS = {
     "README words": 1500,
     "README lines": 150,
 }
+# Those of ruff's rules, which `make structure` counts; tests leave this to `make lint`.
+RULE_LIMITS = {"violations of D401": 0, "violations of PLR0913": 14}
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -78,9 +80,9 @@ def import_circles() -> int:
 
 
 def count_violations(*rules: str) -> dict[str, float]:
-    """Count violations of each ruff rule in the whole repository, tests included."""
+    """Count violations of each ruff rule in the whole repository, tests and excused ones included."""
     ruff = shutil.which("ruff", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}") or "ruff"
-    words = [ruff, "check", "--select", ",".join(rules), "--exit-zero", "--output-format", "json", "."]
+    words = f"{ruff} check --select {','.join(rules)} --exit-zero --ignore-noqa --output-format json .".split()
     found = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     counts = Counter(violation["code"] for violation in json.loads(found))
     return {f"violations of {rule}": counts[rule] for rule in rules}
@@ -113,5 +115,5 @@ def _repeated(names: Iterable[str]) -> int:
 
 if __name__ == "__main__":
     measured = {**measure(), **count_violations("D401", "PLR0913")}
-    rows = [[name, number, LIMITS.get(name, "")] for name, number in measured.items()]
+    rows = [[name, number, {**LIMITS, **RULE_LIMITS}.get(name, "")] for name, number in measured.items()]
     print(table(["measure", "now", "at most"], rows))

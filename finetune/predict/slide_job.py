@@ -17,6 +17,7 @@ from finetune.predict.prediction_plan import PredictPlan, refuse_other_key
 from finetune.predict.search.area import Area, Everywhere, Regions, default_area, inside, touched
 from finetune.predict.search.cell_store import CellStore, StoredCells, read_progress
 from finetune.predict.search.inference import WindowReader, find_cells
+from finetune.predict.search.tiling import Tiling
 from shared.annotations.qupath import read_objects, read_regions
 from shared.annotations.slide_annotations import annotation_for
 from shared.cli import make_folder
@@ -124,15 +125,8 @@ def predict_slide(job: SlideJob, stop: StopSignal) -> dict[str, Any] | None:
         )
         store = CellStore(job.work, job.key, job.plan.columns)
         try:
-            reader = WindowReader(
-                partial(open_source, job.path, job.plan.config.slide_mpp),
-                tiling,
-                batches,
-                job.plan.detector.mpp,
-                job.plan.detector.network.config.views,
-            )
             select = partial(inside, area=area, scale=job.plan.detector.mpp / source.mpp)
-            if _fill(store, job, reader, select, stop):
+            if _fill(store, job, _reader(job, tiling, batches), select, stop):
                 return None
         finally:
             store.close()
@@ -177,6 +171,12 @@ def _fill(
             if stop.received and found.number + 1 < len(batches):
                 return True
     return False
+
+
+def _reader(job: SlideJob, tiling: Tiling, batches: list[list[int]]) -> WindowReader:
+    config, detector = job.plan.config, job.plan.detector
+    reopen = partial(open_source, job.path, config.slide_mpp)
+    return WindowReader(reopen, tiling, batches, detector.mpp, detector.network.config.views)
 
 
 def _open(job: SlideJob) -> ImageSource:

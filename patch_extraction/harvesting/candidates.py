@@ -85,7 +85,7 @@ def z_ordered(cells_N2: np.ndarray) -> np.ndarray:
     return cells_N2[np.argsort(_z_order(cells_N2), kind="stable")]
 
 
-def _count_block(
+def _count_block(  # noqa: PLR0913
     slide: Slide, grid: Grid, first_2: np.ndarray, end_2: np.ndarray, mpp: float, counter: CellCounter
 ) -> np.ndarray:
     """Count cells at `mpp` um/px in the grid cells from `first_2` to before `end_2` (column, row)."""

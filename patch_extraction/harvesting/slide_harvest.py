@@ -222,7 +222,7 @@ def _process_candidates(
                 on_progress(len(stats.cells))
 
 
-def _process_patch(
+def _process_patch(  # noqa: PLR0913
     plan: SlidePlan,
     corner: tuple[int, int],
     patch: np.ndarray | SlideError,

@@ -146,7 +146,7 @@ def mark_duplicates(entries: Sequence[SlideEntry], out: Path) -> list[SlideEntry
     return [dataclasses.replace(entry, original=original_of.get(entry.slide_id)) for entry in entries]
 
 
-def _entry(
+def _entry(  # noqa: PLR0913
     config: HarvestConfig, counter: CellCounter, name: str, path: Path, mpp: float | None, row: ListedSlide | None
 ) -> SlideEntry:
     """Describe a slide: the CSV overrides options, and these the name of the folder."""

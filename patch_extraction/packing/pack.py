@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from patch_extraction.config import HarvestConfig
 from patch_extraction.packing.shard_writer import Samples, write_shard
 from patch_extraction.slide_store.file_names import record_path, tar_path
 from patch_extraction.slide_store.slide_record import KEPT, Record
@@ -38,37 +39,28 @@ class DamagedTarError(UserError):
         self.slide_ids = slide_ids
 
 
-def pack(
-    out: Path,
-    records: Sequence[Record],
-    settings: Mapping[str, Any],
-    shard_size: int,
-    seed: int,
-    add_shards: bool = False,
-) -> dict[str, Any]:
+def pack(config: HarvestConfig, records: Sequence[Record], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Write `shard-%06d.tar` and `index.json` from the slide tars; return the index.
 
     Nothing is written if the existing shards are made of the same tars.
 
     Args:
-        out: The output folder.
+        config: Output folder, size of shards, random seed of the order, and whether shards are added.
         records: Records of all slides; those without patches are ignored.
         settings: Content of the index.
-        shard_size: Approximate number of samples in a shard.
-        seed: Random seed of the order.
-        add_shards: Keep the shards of an earlier packing and append shards of new slides.
 
     Raises:
         DamagedTarError: slide tars are damaged, and the slides can be harvested again.
         UserError: tars of absent slides are damaged; shards cannot be added to the existing ones.
     """
+    out, shard_size, seed = config.out, config.shard_size, config.seed
     records = sorted((record for record in records if record.kept), key=lambda record: record.slide_id)
     index = read_index(out)
     if index is not None and _is_up_to_date(out, index, records, shard_size, seed):
         _remove(out, own_shards(out) - set(shard_names(index)))  # of a process killed before its last step
         (out / JOURNAL).unlink(missing_ok=True)
         return index
-    old = _shards_to_keep(out, index, records) if add_shards else []
+    old = _shards_to_keep(out, index, records) if config.add_shards else []
     packed = index["tars"] if old and index else {}
     new = [record for record in records if record.slide_id not in packed]
     _print_plan(index, records, old)

@@ -33,7 +33,7 @@ LEGEND_HEIGHT = 24
 NUCLEUS_UM = 4.0  # radius of the circles around counted cells
 
 
-def save_thumbnail(
+def save_thumbnail(  # noqa: PLR0913
     out: Path,
     entry: SlideEntry,
     slide: Slide,

@@ -64,7 +64,7 @@ class FieldOfViewFusion(nn.Module):
         return centre_BCHW[..., :rows, :columns]
 
 
-def centre_crop(
+def centre_crop(  # noqa: PLR0913
     map_BCHW: Tensor, factor: int, block: int, stride: int, size: tuple[int, int], rows: int, columns: int
 ) -> Tensor:
     """Crop the part of a wider view's map that the annotated image covers, read between its cells.

@@ -49,7 +49,7 @@ def drawable(text: str) -> str:
     return "".join(sign if sign.isprintable() else " " for sign in letters).encode("ascii", "replace").decode()
 
 
-def contact_sheet(
+def contact_sheet(  # noqa: PLR0913
     images: Sequence[Image.Image],
     columns: int,
     captions: Sequence[str] = (),

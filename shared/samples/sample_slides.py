@@ -48,7 +48,7 @@ class SampleConfig:
     """Numbers of annotated tiles for training, validation and test."""
 
 
-def write_slide(
+def write_slide(  # noqa: PLR0913
     path: Path,
     specimen: Specimen,
     mpp: float,
@@ -78,7 +78,7 @@ def write_slide(
 TILE_UM = (48, 150)  # range of sides of tiles that can hold 15-60 cells
 
 
-def write_tiles(
+def write_tiles(  # noqa: PLR0913
     folder: Path,
     *,
     tiles: tuple[int, int, int] = (24, 6, 8),

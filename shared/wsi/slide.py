@@ -125,13 +125,11 @@ class Slide:
             )
         return Window(level, factor)
 
-    def read(
-        self, x: float, y: float, width: int, height: int, mpp: float, allow_upsampling: bool = False
-    ) -> Image.Image:
+    def read(self, x: float, y: float, width: int, height: int, mpp: float) -> Image.Image:
         """Return the result of `read_pixels` as an image."""
-        return Image.fromarray(self.read_pixels(x, y, width, height, mpp, allow_upsampling))
+        return Image.fromarray(self.read_pixels(x, y, width, height, mpp))
 
-    def read_pixels(
+    def read_pixels(  # noqa: PLR0913
         self, x: float, y: float, width: int, height: int, mpp: float, allow_upsampling: bool = False
     ) -> np.ndarray:
         """Read `width` x `height` px of `mpp` um with the outer corner at (`x`, `y`) px of level 0: uint8 RGB.

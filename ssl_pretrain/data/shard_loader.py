@@ -81,7 +81,7 @@ class ShardStream(IterableDataset[Any]):
     its way out of a worker.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         shard_set: ShardSet,
         crops: tuple[Crop, ...],
@@ -168,7 +168,7 @@ class ShardStream(IterableDataset[Any]):
 class ShardLoader:
     """Batches for one rank, from worker processes, in page-locked memory where there is a GPU."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         shard_set: ShardSet,
         crops: tuple[Crop, ...],

@@ -74,7 +74,7 @@ class _Normalise(torch.autograd.Function):
     """torch's `SyncBatchNorm` function for equal counts."""
 
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0913
         ctx: Any,
         x: Tensor,
         weight_C: Tensor,
@@ -135,12 +135,9 @@ class _OnCpu:
         x: Tensor,
         mean_RC: Tensor,
         invstd_RC: Tensor,
-        running_mean_C: Tensor,
-        running_var_C: Tensor,
-        momentum: float,
-        eps: float,
-        count_R: Tensor,
+        *others: Any,
     ) -> tuple[Tensor, Tensor]:
+        running_mean_C, running_var_C, momentum, eps, count_R = others
         mean_C = mean_RC.mean(0)
         var_C = (invstd_RC**-2 - eps + (mean_RC - mean_C) ** 2).mean(0)
         running_mean_C.lerp_(mean_C.to(running_mean_C.dtype), momentum)
@@ -150,7 +147,7 @@ class _OnCpu:
 
     @staticmethod
     def batch_norm_elemt(
-        x: Tensor, weight_C: Tensor, bias_C: Tensor, mean_C: Tensor, invstd_C: Tensor, eps: float
+        x: Tensor, weight_C: Tensor, bias_C: Tensor, mean_C: Tensor, invstd_C: Tensor, *_eps: float
     ) -> Tensor:
         scale_C = weight_C * invstd_C
         return torch.addcmul(_along(bias_C, x), _wide(x) - _along(mean_C, x), _along(scale_C, x)).to(x.dtype)
@@ -170,10 +167,9 @@ class _OnCpu:
         mean_C: Tensor,
         invstd_C: Tensor,
         weight_C: Tensor,
-        sum_C: Tensor,
-        product_C: Tensor,
-        count_R: Tensor,
+        *sums: Tensor,
     ) -> Tensor:
+        sum_C, product_C, count_R = sums
         count = count_R.sum()
         slope = (_wide(x) - _along(mean_C, x)) * _along(invstd_C**2 * product_C / count, x)
         return ((_wide(grad) - _along(sum_C / count, x) - slope) * _along(weight_C * invstd_C, x)).to(x.dtype)

@@ -131,7 +131,7 @@ def read_views(source: ImageSource, window: Box, mpp: float, views: int) -> np.n
     return np.stack(pictures)
 
 
-def find_cells(
+def find_cells(  # noqa: PLR0913
     detector: LoadedDetector,
     reader: WindowReader,
     numbers: Sequence[int],

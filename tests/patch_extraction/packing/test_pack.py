@@ -14,7 +14,8 @@ import pytest
 import webdataset
 from PIL import Image
 
-from patch_extraction.packing.pack import pack
+from patch_extraction.config import HarvestConfig
+from patch_extraction.packing import pack as packing
 from patch_extraction.slide_store.file_names import tar_path
 from patch_extraction.slide_store.slide_record import HARVESTED, KEPT, Record, slide_id, write_record
 from patch_extraction.slide_store.slide_tar import SlideTar
@@ -23,6 +24,10 @@ from shared.shards.format import read_index
 
 SETTINGS = {"patch_size": 16}
 NAMES = ["a.b/TCGA.1.svs", "c/TCGA.1.svs", "c/ü ß.svs", "d.svs"]
+
+
+def pack(out: Path, records: list[Record], settings: dict, shard_size: int, seed: int, **options: bool) -> dict:
+    return packing.pack(HarvestConfig(out=out, shard_size=shard_size, seed=seed, **options), records, settings)
 
 
 def harvested(out: Path, counts: list[int]) -> list[Record]:
