@@ -4,7 +4,7 @@ from pathlib import Path
 
 from finetune import Detector
 from finetune.predict.config import PredictConfig
-from finetune.predict.plan import make_plan
+from finetune.predict.prediction_plan import make_plan
 from shared.model.detector_file import load_detector
 from shared.weights.shipped import NUCLEI_FILE, shipped_or_given
 
