@@ -1,7 +1,7 @@
 """Operating point of a detector: precision and recall over score thresholds, and the best one on validation."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from finetune.scoring.metrics import match_greedily, pool
 from shared.errors import UserError
 from shared.model.cells import Cells
-from shared.model.detector_file import LoadedDetector
+from shared.model.detector_file import LoadedDetector, stored_threshold
 
 THRESHOLDS = np.arange(5, 96) / 100
 # Least score that predictions for a curve must reach.
@@ -93,9 +93,8 @@ def resolve_threshold(given: str, detector: LoadedDetector) -> float | None:
 
 
 def _stored(detector: LoadedDetector) -> float:
-    point = detector.metadata.get("operating_point")
-    value = point.get("threshold") if isinstance(point, Mapping) else None
-    if not isinstance(value, float) or not 0 < value < 1:
+    value = stored_threshold(detector.metadata)
+    if value is None:
         raise UserError(
             f"{detector.path} stores no best threshold (it was trained without validation tiles or by an older "
             "version); give --threshold a number"

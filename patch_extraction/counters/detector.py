@@ -22,7 +22,7 @@ GPU_BATCH = 32  # patches
 
 
 class DetectorCounter:
-    """Counts detections of all classes at the um/px of the detector's training.
+    """Counts detections of all classes at the um/px of the detector's training and its stored operating point.
 
     torch, whose import takes seconds, and the weights are loaded with the first image: a dry run and packing need
     neither.
@@ -63,7 +63,7 @@ class DetectorCounter:
 
         from shared.model.cells import select_cells
 
-        detector, own_mpp = _loaded(self._path)
+        detector, own_mpp, threshold = _loaded(self._path)
         if mpp > MOST_UPSAMPLING * own_mpp:
             raise UserError(
                 f"{self._path} was trained at {own_mpp:g} um/px and cannot count at {mpp:g}; "
@@ -74,7 +74,7 @@ class DetectorCounter:
         small = [resample(image, size, (0, 0, width, height)) for image in images]
         image_BHWC = torch.from_numpy(np.stack(small)).to(_device())
         with torch.inference_mode(), _precision():
-            cells = select_cells(detector(image_BHWC.permute(0, 3, 1, 2)), size[1], size[0])
+            cells = select_cells(detector(image_BHWC.permute(0, 3, 1, 2)), size[1], size[0], threshold)
         scale_2 = (width / size[0], height / size[1])
         return [each.points_N2.astype(float) * scale_2 for each in cells]
 
@@ -95,12 +95,12 @@ def _precision() -> "torch.autocast":
 
 
 @functools.cache
-def _loaded(path: Path) -> "tuple[DPAP2PNet, float]":
-    """Load the detector and its um/px, once per process."""
+def _loaded(path: Path) -> "tuple[DPAP2PNet, float, float | None]":
+    """Load the detector, its um/px and its operating point, once per process."""
     import torch
 
     from shared.model.backbones import fold_batch_norms
-    from shared.model.detector_file import load_detector
+    from shared.model.detector_file import load_detector, stored_threshold
 
     torch.set_num_threads(1)  # processes share the cores, and sums do not depend on their number
     detector, metadata = load_detector(path)
@@ -113,4 +113,4 @@ def _loaded(path: Path) -> "tuple[DPAP2PNet, float]":
     if not isinstance(mpp, int | float) or mpp <= 0:
         raise UserError(f"{path} does not state the um/px of its training; export it again")
     fold_batch_norms(detector.backbone)
-    return detector.to(_device()), float(mpp)
+    return detector.to(_device()), float(mpp), stored_threshold(metadata)

@@ -54,9 +54,9 @@ def classify(probabilities_BNC: Tensor, threshold: float | None = None) -> Class
     return Classified(labels_BN, scores_BN, scores_BN >= threshold)
 
 
-def select_cells(detections: Detections, height: int, width: int) -> list[Cells]:
-    """Cells of every image by the paper's rule whose points are inside the image."""
-    labels_BN, scores_BN, keep_BN = classify(detections.logits_BNC.softmax(-1))
+def select_cells(detections: Detections, height: int, width: int, threshold: float | None = None) -> list[Cells]:
+    """Cells of every image, by the rule of `classify`, whose points are inside the image."""
+    labels_BN, scores_BN, keep_BN = classify(detections.logits_BNC.softmax(-1), threshold)
     x_BN, y_BN = detections.points_BN2.unbind(-1)
     keep_BN &= (x_BN >= 0) & (x_BN < width) & (y_BN >= 0) & (y_BN < height)
     images = zip(detections.points_BN2, labels_BN, scores_BN, keep_BN, strict=True)

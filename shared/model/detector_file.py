@@ -84,6 +84,13 @@ def load_detector(path: Path) -> tuple[DPAP2PNet, dict[str, Any]]:
     return detector.to(memory_format=torch.channels_last).eval(), weights.metadata
 
 
+def stored_threshold(metadata: Mapping[str, Any]) -> float | None:
+    """Return the least probability of a cell that was best on validation, if the file states it."""
+    point = metadata.get("operating_point")
+    value = point.get("threshold") if isinstance(point, Mapping) else None
+    return value if isinstance(value, float) and 0 < value < 1 else None
+
+
 def _config(fields: Mapping[str, Any]) -> DetectorConfig:
     """Make a config of its JSON form, which has lists for tuples."""
     values: dict[str, Any] = {
