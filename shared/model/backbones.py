@@ -9,7 +9,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from shared.errors import UserError
 from shared.model.vit_adapter import ViTAdapter
-from shared.weights.weights_file import LAYER_SCALED_VITS, VITS
+from shared.weights.vit_families import DINOV3_VITS, LAYER_SCALED_VITS, VITS
 
 
 class ResNet(nn.Module):
@@ -33,7 +33,7 @@ Backbone = ResNet | ViTAdapter
 
 BACKBONES: dict[str, Callable[[str, float], Backbone]] = {
     "resnet50": ResNet,
-    **dict.fromkeys([*VITS.values(), *LAYER_SCALED_VITS.values()], ViTAdapter),
+    **dict.fromkeys([*VITS.values(), *LAYER_SCALED_VITS.values(), *DINOV3_VITS.values()], ViTAdapter),
     "regnetx_002": ResNet,  # 2.3 M parameters, for counting cells on a CPU
 }
 

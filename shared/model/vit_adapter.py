@@ -7,23 +7,23 @@ gives the parameter counts of the DPA-P2PNet paper: no extra extractors, no laye
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, resample_abs_pos_embed
+from timm.layers import DropPath, apply_rot_embed_cat, resample_abs_pos_embed
+from timm.models.eva import Eva, EvaAttention, EvaBlock
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 
+from shared.errors import UserError
 from shared.model.deformable_attention import DeformableAttention, Size
+from shared.weights.vit_families import DINOV3_VITS, timm_options
 
 INTERACTIONS = 4  # the blocks are cut into four equal runs, each followed by an extractor
 WINDOW = 14  # tokens; the last block of each run attends globally, the others within windows
 STEM_WIDTH = 64  # channels of the convolutional branch at stride 4
 FEEDFORWARD_RATIO = 0.25  # hidden width of the extractors' feed-forward part
-PATCH = 16  # px; the adapter's levels are 8, 16 and 32 px
-DINOV2_GRID = 37  # side of the grid that DINOv2's position embeddings were trained for: 518 px of 14 px patches
 
 
 class ViTAdapter(nn.Module):
@@ -54,18 +54,22 @@ class ViTAdapter(nn.Module):
         prior_BKD = torch.cat(
             [_tokens(level) + embed for level, embed in zip(levels, self.level_embed, strict=True)], dim=1
         )
-        tokens_BND = self._embed(image_BCHW)
+        tokens_BND, rope_NR = self._embed(image_BCHW)
+        everywhere = {} if rope_NR is None else {"rope": rope_NR}
         for index, blocks in enumerate(self._runs()):
             tokens_BND = self.injectors[index](tokens_BND, prior_BKD, sizes)
             for block in blocks[:-1]:
-                tokens_BND = windowed_block(block, tokens_BND, sizes[1])
-            tokens_BND = blocks[-1](tokens_BND)
+                tokens_BND = windowed_block(block, tokens_BND, sizes[1], rope_NR)
+            tokens_BND = blocks[-1](tokens_BND, **everywhere)
             prior_BKD = self.extractors[index](prior_BKD, tokens_BND, sizes)
         return self._pyramid(fine_BDHW, prior_BKD, tokens_BND, sizes)
 
-    def _embed(self, image_BCHW: Tensor) -> Tensor:
-        """Patch tokens with position embeddings, which are resampled to the image's grid."""
+    def _embed(self, image_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Patch tokens with positions, which are resampled to the image's grid, or without, and rotations."""
         patches_BDHW = self.trunk.patch_embed.proj(image_BCHW)
+        if self.trunk.pos_embed is None:
+            rope_NR = self.trunk.rope.get_embed(shape=list(patches_BDHW.shape[-2:]))
+            return self.trunk.pos_drop(_tokens(patches_BDHW)), rope_NR
         # As ViT-Adapter and MAE's fine-tuning do it: bicubic, half-pixel centres, no antialiasing.
         position_1ND = resample_abs_pos_embed(
             self.trunk.pos_embed,
@@ -75,7 +79,7 @@ class ViTAdapter(nn.Module):
             align_corners=False,
         )
         tokens_BND: Tensor = self.trunk.pos_drop(_tokens(patches_BDHW) + position_1ND)
-        return tokens_BND
+        return tokens_BND, None
 
     def _runs(self) -> list[list[Block]]:
         blocks = list(self.trunk.blocks)
@@ -95,27 +99,33 @@ class ViTAdapter(nn.Module):
         return levels
 
 
-def create_vit(arch: str, drop_path: float = 0.0) -> VisionTransformer:
+def create_vit(arch: str, drop_path: float = 0.0) -> VisionTransformer | Eva:
     """Create the trunk of an adapter, with patches of 16 px whatever its name says.
 
     Args:
-        arch: timm name of a plain ViT, with layer scale if it is DINOv2's; `vit_giant24_patch14_dinov2` is that
-            giant with 24 blocks (UNI2-h).
+        arch: Name in `shared.weights.vit_families`.
         drop_path: Stochastic depth rate.
+
+    Raises:
+        UserError: this release of timm does not have it.
     """
-    changes: dict[str, Any] = {}
-    if arch.endswith("dinov2"):
-        changes = {"patch_size": PATCH, "img_size": PATCH * DINOV2_GRID}
-    if arch.startswith("vit_giant24_"):
-        arch, changes["depth"] = arch.replace("giant24", "giant"), 24
+    name, options = timm_options(arch)
+    if not timm.is_model(name):
+        raise UserError(f"timm {timm.__version__} has no {name}; install a newer one: pip install --upgrade timm")
+    if arch in DINOV3_VITS.values():
+        trunk = timm.create_model(
+            name, class_token=False, num_reg_tokens=0, global_pool="", num_classes=0, drop_path_rate=drop_path
+        )
+        trunk.norm = nn.Identity()
+        return trunk
     return timm.create_model(
-        arch,
+        name,
         class_token=False,
         global_pool="",
         num_classes=0,
         final_norm=False,
         drop_path_rate=drop_path,
-        **changes,
+        **options,
     )
 
 
@@ -198,22 +208,37 @@ class ConvFeedForward(nn.Module):
         return out
 
 
-def windowed_block(block: Block, tokens_BND: Tensor, size: Size) -> Tensor:
-    """Create a ViT block of timm whose attention stays within windows of 14 x 14 tokens."""
-    attended = windowed_attention(block.attn, block.norm1(tokens_BND), size)
+def windowed_block(
+    block: Block | EvaBlock, tokens_BND: Tensor, size: Size, rope_NR: Tensor | None = None
+) -> Tensor:
+    """Compute a ViT block of timm whose attention stays within windows of 14 x 14 tokens."""
+    attended = windowed_attention(block.attn, block.norm1(tokens_BND), size, rope_NR=rope_NR)
+    if isinstance(block, EvaBlock):
+        tokens_BND = tokens_BND + block.drop_path1(block.gamma_1 * attended)
+        rotary_BND: Tensor = tokens_BND + block.drop_path2(block.gamma_2 * block.mlp(block.norm2(tokens_BND)))
+        return rotary_BND
     tokens_BND = tokens_BND + block.drop_path1(block.ls1(attended))
     out_BND: Tensor = tokens_BND + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens_BND))))
     return out_BND
 
 
-def windowed_attention(attention: Attention, tokens_BND: Tensor, size: Size, window: int = WINDOW) -> Tensor:
+def windowed_attention(
+    attention: Attention | EvaAttention,
+    tokens_BND: Tensor,
+    size: Size,
+    window: int = WINDOW,
+    rope_NR: Tensor | None = None,
+) -> Tensor:
     """Self-attention of timm within windows, the last ones filled up with zeros (right and bottom).
 
     The filling comes after the projection, as in ViT-Adapter: a filled place is a key and a value of
     zeros, which takes its share of the softmax.
     """
     height, width = size
-    qkv_BHWE = attention.qkv(tokens_BND).unflatten(1, size)
+    qkv_BNE = attention.qkv(tokens_BND)
+    if rope_NR is not None:
+        qkv_BNE = _rotated(qkv_BNE, attention, rope_NR)
+    qkv_BHWE = qkv_BNE.unflatten(1, size)
     qkv_BHWE = F.pad(qkv_BHWE, (0, 0, 0, -width % window, 0, -height % window))
     rows, columns = qkv_BHWE.shape[1] // window, qkv_BHWE.shape[2] // window
     windows = qkv_BHWE.reshape(-1, rows, window, columns, window, 3, attention.num_heads, attention.head_dim)
@@ -223,6 +248,16 @@ def windowed_attention(attention: Attention, tokens_BND: Tensor, size: Size, win
     mixed = mixed.transpose(2, 3).reshape(-1, rows * window, columns * window, tokens_BND.shape[-1])
     out_BND: Tensor = attention.proj_drop(attention.proj(mixed[:, :height, :width].flatten(1, 2)))
     return out_BND
+
+
+def _rotated(qkv_BNE: Tensor, attention: EvaAttention, rope_NR: Tensor) -> Tensor:
+    """Rotate queries and keys by their places in the whole image; scores then depend on differences alone."""
+    query, key, value = qkv_BNE.unflatten(-1, (3, attention.num_heads, attention.head_dim)).unbind(2)
+    rotated = [
+        apply_rot_embed_cat(part_BNhd.transpose(1, 2), rope_NR, half=attention.rotate_half).transpose(1, 2)
+        for part_BNhd in (query, key)
+    ]
+    return torch.stack([*(part.type_as(value) for part in rotated), value], dim=2).flatten(2)
 
 
 def cell_centres(sizes: Sequence[Size], device: torch.device) -> Tensor:

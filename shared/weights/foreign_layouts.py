@@ -35,7 +35,10 @@ COPIES = {"student", "momentum", "k", "key", "ema", "target"}
 TIMM: Rules = (
     (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),  # DINOv2 in training: blocks in chunks, numbered through
     (r"^register_tokens$", "reg_token"),  # DINOv2
+    (r"^storage_tokens$", "reg_token"),  # DINOv3
     (r"\.mlp\.w12\.", ".mlp.fc1."),  # DINOv2: gate and value in one layer, in timm's order
+    (r"\.mlp\.w1\.", ".mlp.fc1_g."),  # DINOv3: gate and value in two layers
+    (r"\.mlp\.w2\.", ".mlp.fc1_x."),
     (r"\.mlp\.w3\.", ".mlp.fc2."),
     (r"\.gamma_([12])$", r".ls\1.gamma"),  # DeiT III
 )
@@ -61,6 +64,23 @@ HUGGING_FACE: Rules = (
     (r"\.mlp\.weights_in\.", ".mlp.fc1."),
     (r"\.mlp\.(?:weights_out|down_proj)\.", ".mlp.fc2."),
 )
+# DINOv3ViT of transformers.
+HUGGING_FACE_DINOV3: Rules = (
+    (r"^embeddings\.patch_embeddings\.", "patch_embed.proj."),
+    (r"^embeddings\.register_tokens$", "reg_token"),
+    (r"^embeddings\.", ""),
+    (r"^(?:model\.)?layer\.", "blocks."),
+    (r"\.attention\.q_proj\.", ".attn.query."),
+    (r"\.attention\.k_proj\.", ".attn.key."),
+    (r"\.attention\.v_proj\.", ".attn.value."),
+    (r"\.attention\.o_proj\.", ".attn.proj."),
+    (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
+    (r"\.mlp\.gate_proj\.", ".mlp.fc1_g."),
+    (r"\.mlp\.up_proj\.", ".mlp.fc1_x."),
+    (r"\.mlp\.down_proj\.", ".mlp.fc2."),
+)
+# Biases of DINOv3's attention, which its training has left at zero and timm's networks lack.
+UNUSED_BIAS = re.compile(r"\.attn\.(?:qkv|query|key|value)\.bias(?:_mask)?$")
 # Layers of transformers that are one layer in timm, row after row.
 JOINED = {
     "attn.qkv": ("attn.query", "attn.key", "attn.value"),
@@ -176,12 +196,26 @@ def _joined(tensors: Tensors) -> Tensors:
     return joined
 
 
+def _with_rotary_positions(tensors: Tensors) -> Tensors:
+    """DINOv3's under timm's names of it, if there are registers and no positions; others stay unchanged."""
+    if "pos_embed" in tensors or "reg_token" not in tensors:
+        return tensors
+    gated = any(name.endswith(".mlp.fc1_g.weight") for name in tensors)
+    renamed = {}
+    for name, tensor in tensors.items():
+        if UNUSED_BIAS.search(name) and (name.endswith("_mask") or not tensor.any()):
+            continue
+        name = re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", name)
+        renamed[name if gated else name.replace(".mlp.fc1_x.", ".mlp.fc1.")] = tensor
+    return renamed
+
+
 def _stackable(rows: list[Tensor], wanted: int) -> bool:
     return len(rows) == wanted and rows[0].ndim > 0 and len({tensor.shape for tensor in rows}) == 1
 
 
 LAYOUTS = (
-    Layout("timm names", ("patch_embed.proj.weight",), TIMM),
+    Layout("timm names", ("patch_embed.proj.weight",), TIMM, _with_rotary_positions),
     Layout("torchvision names", ("layer1.0.conv1.weight", "conv1.weight"), ()),
     Layout("names of a Sequential", ("4.0.conv1.weight", "0.weight"), RESNET_CHILDREN),
     Layout(
@@ -189,6 +223,12 @@ LAYOUTS = (
         ("embeddings.patch_embeddings.projection.weight",),
         HUGGING_FACE,
         _joined,
+    ),
+    Layout(
+        "transformers names",
+        ("embeddings.patch_embeddings.weight", "embeddings.register_tokens"),
+        HUGGING_FACE_DINOV3,
+        lambda tensors: _with_rotary_positions(_joined(tensors)),
     ),
     Layout("torchvision names", ("conv_proj.weight", "encoder.pos_embedding"), TORCHVISION_VIT),
 )

@@ -25,10 +25,12 @@ def _fit_positions(positions_1ND: Tensor, wanted: int, further: int) -> Tensor:
     """Position embeddings of another image size, or of class and register tokens that the trunk lacks."""
     prefix = _prefix_tokens(positions_1ND.shape[1], further)
     wanted_prefix = _prefix_tokens(wanted)
-    if prefix is None or wanted_prefix is None or wanted_prefix > prefix:
+    if prefix is None or wanted_prefix is None or (wanted_prefix > prefix > 0):
         return positions_1ND
     side = round((wanted - wanted_prefix) ** 0.5)
     grid = resample_abs_pos_embed(positions_1ND[:, prefix:], [side, side], num_prefix_tokens=0)
+    if not prefix:  # a class token without a position, as in UNI2-h
+        return torch.cat([grid.new_zeros(1, wanted_prefix, grid.shape[2]), grid], dim=1)
     return torch.cat([positions_1ND[:, :wanted_prefix], grid], dim=1)
 
 

@@ -11,7 +11,7 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,28 +28,20 @@ from shared.weights.foreign_layouts import find_trunk
 from shared.weights.resize import fit
 from shared.weights.safe_load import first_line, load_content
 from shared.weights.shipped import shipped_or_given
+from shared.weights.vit_families import (
+    DINOV3_VITS,
+    H_OPTIMUS_MEAN,
+    H_OPTIMUS_STD,
+    LAYER_SCALED_VITS,
+    VITS,
+    is_h_optimus,
+)
 
 SUFFIXES = (".pth", ".safetensors")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # Under this share of matched trunk tensors a file is taken for another network's.
 LEAST_MATCHED = 0.95
-# (width, blocks) of a plain ViT -> timm name.
-VITS = {
-    (192, 12): "vit_tiny_patch16_224",
-    (384, 12): "vit_small_patch16_224",
-    (768, 12): "vit_base_patch16_224",
-    (1024, 24): "vit_large_patch16_224",
-}
-# The same of ViTs with layer scale: timm's names of DINOv2's networks, which other projects took over with
-# patches of 14 or 16 px and with or without registers. Here all have patches of 16 px and no registers.
-LAYER_SCALED_VITS = {
-    (384, 12): "vit_small_patch14_dinov2",
-    (768, 12): "vit_base_patch14_dinov2",
-    (1024, 24): "vit_large_patch14_dinov2",  # UNI, Phikon-v2
-    (1536, 40): "vit_giant_patch14_dinov2",  # H-optimus, Prov-GigaPath
-    (1536, 24): "vit_giant24_patch14_dinov2",  # UNI2-h; not among timm's names
-}
 # Where hubs keep a model's normalisation (timm; transformers), and what they call its weights.
 HUB_SETTINGS = ("config.json", "preprocessor_config.json")
 HUB_STEMS = ("model", "pytorch_model")
@@ -146,7 +138,8 @@ def read(path: Path) -> Weights:
         content, text = content["state_dict"], content["metadata"]
     if text is None:
         trunk = find_trunk(content)
-        weights = Weights(path, trunk.tensors, _published_with(path), trunk.set_aside, trunk.found)
+        known = {"mean": H_OPTIMUS_MEAN, "std": H_OPTIMUS_STD} if is_h_optimus(trunk.tensors) else {}
+        weights = Weights(path, trunk.tensors, known | _published_with(path), trunk.set_aside, trunk.found)
     else:
         tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
         weights = Weights(path, tensors, _metadata(path, text))
@@ -283,8 +276,7 @@ def _recognise(weights: Weights) -> str:
     size = ""
     if patch is not None and patch.ndim == 4:
         blocks = len({name.split(".")[1] for name in names if name.startswith("blocks.")})
-        known = LAYER_SCALED_VITS if "blocks.0.ls1.gamma" in names else VITS
-        if (vit := known.get((patch.shape[0], blocks))) is not None:
+        if (vit := _known_vit(names, patch.shape[0], blocks)) is not None:
             return vit
         size = f"it has {blocks} blocks of width {patch.shape[0]}; "
     # Blocks of the third stage: 6 in ResNet-50, 23 in ResNet-101.
@@ -293,8 +285,16 @@ def _recognise(weights: Weights) -> str:
     raise UserError(
         f"{weights.path} is no ResNet-50 and no plain ViT of a known size "
         f"({size}its names begin with {', '.join(sorted(names)[:3])}); give weights of one of "
-        f"resnet50, {', '.join([*VITS.values(), *LAYER_SCALED_VITS.values()])}"
+        f"resnet50, {', '.join([*VITS.values(), *LAYER_SCALED_VITS.values(), *DINOV3_VITS.values()])}"
     )
+
+
+def _known_vit(names: Collection[str], width: int, blocks: int) -> str | None:
+    """Name a ViT by its sizes and parts."""
+    if "blocks.0.gamma_1" in names and "pos_embed" not in names:
+        return DINOV3_VITS.get((width, blocks, "blocks.0.mlp.fc1_g.weight" in names))
+    known = LAYER_SCALED_VITS if "blocks.0.ls1.gamma" in names else VITS
+    return known.get((width, blocks))
 
 
 def _parts(names: Iterable[str], most: int = 8) -> str:

@@ -20,11 +20,10 @@ from torch.nn import functional as F
 from shared.cli import Range, validate
 from shared.errors import UserError
 from shared.training.schedules import cosine, linear
-from shared.weights.weights_file import VITS
 from ssl_pretrain.data.crops import Crop
 from ssl_pretrain.methods import Method, MethodConfig, Step
 from ssl_pretrain.methods.attention_maps import attention_sheet, class_attention, has_class_attention
-from ssl_pretrain.methods.trunks import Encoder, check_arch, check_scale, check_size, create_trunk
+from ssl_pretrain.methods.trunks import Encoder, check_arch, check_scale, check_size, create_trunk, is_vit
 
 # Views that the teacher sees.
 GLOBAL = 2
@@ -105,7 +104,7 @@ class DINOConfig(MethodConfig):
         check_size("method.local-size", self.local_size, self.arch)
         check_scale("method.global-scale", self.global_scale)
         check_scale("method.local-scale", self.local_scale)
-        if self.drop_path and self.arch not in VITS.values():
+        if self.drop_path and not is_vit(self.arch):
             raise UserError(f"--method.drop-path {self.drop_path} is for ViTs, not for {self.arch}; give 0")
 
     def temperature(self, samples: int) -> float:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-import timm
 import torch
 from lightly.models.modules.masked_vision_transformer_decoder_timm import MaskedVisionTransformerDecoderTIMM
 from lightly.models.modules.masked_vision_transformer_timm import MaskedVisionTransformerTIMM, init_weights
@@ -26,9 +25,10 @@ from torch import Tensor, nn
 from shared.cli import Range, validate
 from shared.errors import UserError
 from shared.reporting.pictures import contact_sheet
+from shared.weights.vit_families import PATCH
 from ssl_pretrain.data.crops import Crop
 from ssl_pretrain.methods import Method, MethodConfig, Step
-from ssl_pretrain.methods.trunks import PATCH, check_arch, check_scale, check_size
+from ssl_pretrain.methods.trunks import check_arch, check_scale, check_size, create_vit
 
 METHOD = "mae"
 # Added to a patch's variance before the square root (models_mae.py, forward_loss).
@@ -40,6 +40,7 @@ class MAEConfig(MethodConfig):
     """Settings of a masked autoencoder."""
 
     name: ClassVar[str] = METHOD
+    fresh: ClassVar[str] = "decoder"
     is_mean_over_images: ClassVar[bool] = True
     arch: str
     """Timm name of the encoder, a plain ViT."""
@@ -113,7 +114,7 @@ class MAE(Method):
         """Build encoder and decoder; Xavier-uniform weights and fixed sine-cosine positions in both."""
         super().__init__()
         self.config = config
-        vit = timm.create_model(config.arch, img_size=config.image_size, num_classes=0)
+        vit = create_vit(config.arch, config.image_size)
         self.encoder = MaskedVisionTransformerTIMM(vit)
         # Only methods that feed masked tokens to the encoder use it; DDP waits for gradients of the others.
         self.encoder.mask_token.requires_grad_(False)

@@ -9,11 +9,9 @@ from torch import Tensor, nn
 
 from shared.cli import check_range
 from shared.errors import UserError
-from shared.weights.weights_file import VITS
+from shared.weights.vit_families import LAYER_SCALED_VITS, PATCH, VITS, timm_options
 
 RESNETS = ("resnet50",)
-# Side of a ViT's token in px.
-PATCH = 16
 # ResNets halve the image five times.
 LEAST_SIZE = 32
 
@@ -51,12 +49,21 @@ def create_trunk(arch: str, image_size: int, drop_path: float = 0.0) -> nn.Modul
         # torchvision's initialisation: timm's own begins with blocks that pass their input through.
         resnet: nn.Module = timm.create_model(arch, num_classes=0, zero_init_last=False)
         return resnet.to(memory_format=torch.channels_last)  # convolutions follow the layout of their weights
-    vit = timm.create_model(
-        arch, num_classes=0, img_size=image_size, dynamic_img_size=True, drop_path_rate=drop_path
-    )
+    vit = create_vit(arch, image_size, dynamic_img_size=True, drop_path_rate=drop_path)
     nn.init.trunc_normal_(vit.cls_token, std=0.02)  # as all else, in the official DINO; timm: almost 0
     trunk: nn.Module = vit
     return trunk
+
+
+def create_vit(arch: str, image_size: int, **options: Any) -> Any:
+    """Create a plain ViT of timm with class token, and patches of 16 px whatever its name says."""
+    name, own = timm_options(arch)
+    return timm.create_model(name, num_classes=0, **{**own, **options, "img_size": image_size})
+
+
+def is_vit(arch: str) -> bool:
+    """Test for a plain ViT of a known size."""
+    return arch in (*VITS.values(), *LAYER_SCALED_VITS.values())
 
 
 def compile_trunk(trunk: nn.Module) -> None:
@@ -67,7 +74,7 @@ def compile_trunk(trunk: nn.Module) -> None:
 
 def check_arch(method: str, arch: str, resnets: bool = False, vits: bool = False) -> None:
     """Refuse a trunk that a method cannot train, with a UserError."""
-    known = [*(RESNETS if resnets else ()), *(VITS.values() if vits else ())]
+    known = [*(RESNETS if resnets else ()), *((*VITS.values(), *LAYER_SCALED_VITS.values()) if vits else ())]
     if arch not in known:
         raise UserError(f"{method} cannot train {arch}; choose --method.arch from {', '.join(known)}")
 
@@ -75,7 +82,7 @@ def check_arch(method: str, arch: str, resnets: bool = False, vits: bool = False
 def check_size(option: str, size: int, arch: str) -> None:
     """Refuse a crop size that a trunk cannot take, with a UserError."""
     check_range(option, size, LEAST_SIZE)
-    if arch in VITS.values() and size % PATCH:
+    if is_vit(arch) and size % PATCH:
         raise UserError(f"crops of {size} px do not divide into {PATCH} px tokens; change --{option}")
 
 

@@ -6,7 +6,7 @@ import timm
 from timm.models.resnet import BasicBlock, ResNet
 from timm.models.vision_transformer import VisionTransformer
 
-from shared.weights.weights_file import VITS
+from shared.weights.vit_families import VITS
 from ssl_pretrain.methods import Step, trunks
 from ssl_pretrain.recipe import PretrainingRecipe
 from ssl_pretrain.recipes import MAE_DEMO, RECIPES
