@@ -15,6 +15,7 @@ from ssl_pretrain.recipe import PretrainingRecipe, check
 from ssl_pretrain.recipes import RECIPES
 from ssl_pretrain.run.batch_plan import BatchPlan, require_images_at_once
 from ssl_pretrain.run.flops import flops_per_image
+from ssl_pretrain.run.initial_weights import check_init, describe_init
 from ssl_pretrain.run.look_schedule import MINUTES
 from ssl_pretrain.run.memory import checkpoint_bytes, estimate_memory
 
@@ -84,6 +85,7 @@ def main() -> int:
     """Print the estimate."""
     recipe, asked = parse_beside(RECIPES, "mae_vitb", "python -m ssl_pretrain.plan", DESCRIPTION, ClusterSpec())
     check(recipe)
+    check_init(recipe)
     check_asked(asked)
     ranks = [nodes * asked.gpus for nodes in asked.nodes]
     speed, how = speed_of(recipe, asked)
@@ -91,6 +93,8 @@ def main() -> int:
         require_images_at_once(recipe, ranks[0])
         bill = CostEstimate(BatchPlan.of(recipe, ranks[0]), speed)
     print(f"recipe  {recipe.name}: {recipe.method.name} with {recipe.method.arch}")
+    if init := describe_init(recipe):
+        print(f"init    {init}")
     print(f"speed   {speed:,.0f} images/s a GPU ({how})")
     if len(ranks) > 1:
         print(f"\n{table_of(recipe, ranks, speed)}")

@@ -43,12 +43,16 @@ class PretrainingRecipe:
     """Folder of checkpoints, metrics and pictures; the same command resumes from it."""
     out: Path
     """File to which the weights are copied at the end."""
+    init: Path | None = None
+    """Weights that the trunk goes on from: a file of any project that finetune --init reads; default: fresh ones.
+    Decoders, heads and queues start fresh."""
     method: Method
     """Networks and loss."""
     views: ViewsConfig = field(default_factory=ViewsConfig)
     """Augmentation of views after cropping."""
     normalisation: Literal["shards", "imagenet"] = "shards"
-    """Channel means and standard deviations for normalisation: those of the shards or of ImageNet."""
+    """Channel means and standard deviations for normalisation: those of the shards or of ImageNet; with `init`
+    always those of the weights."""
     optimiser: Optimiser
     """Optimiser and learning rate."""
     batch_size: Annotated[int, Range(1)]

@@ -93,12 +93,7 @@ def _of_state(name: str, folder: Path, state: Any) -> LoadedBackbone:
         raise UserError(
             f"the checkpoint {name} does not fit the config.json beside it; give its own run"
         ) from error
-    mean, std = IMAGENET_MEAN, IMAGENET_STD
-    if config["normalisation"] == "shards":
-        remembered = _read_json(folder / "shards.json")
-        if not {"mean", "std"} <= remembered.keys():
-            raise _damaged(folder / "shards.json")
-        mean, std = remembered["mean"], remembered["std"]
+    mean, std = _normalisation(folder, config)
     return LoadedBackbone(
         name,
         method.backbone(),
@@ -112,12 +107,25 @@ def _of_state(name: str, folder: Path, state: Any) -> LoadedBackbone:
     )
 
 
+def _normalisation(folder: Path, config: dict[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Means and deviations of a run: those of its initial weights, of its shards or of ImageNet."""
+    if config.get("init"):
+        found = weights_file.read(Path(config["init"]))
+        return found.mean, found.std
+    if config["normalisation"] != "shards":
+        return IMAGENET_MEAN, IMAGENET_STD
+    remembered = _read_json(folder / "shards.json")
+    if not {"mean", "std"} <= remembered.keys():
+        raise _damaged(folder / "shards.json")
+    return tuple(remembered["mean"]), tuple(remembered["std"])
+
+
 def _of_weights(found: weights_file.Weights) -> LoadedBackbone:
     told = found.metadata
     if told.get("kind") == "detector":
         raise UserError(f"{found.path} is a whole detector; give the weights of a backbone")
     arch = found.arch
-    if arch not in (*trunks.RESNETS, *weights_file.VITS.values()):
+    if arch not in trunks.RESNETS and not trunks.is_vit(arch):
         raise UserError(f"{found.path} holds a {arch}; only ResNet-50 and plain ViTs are inspected")
     share = told.get("largest_crop", 1.0)
     interpolation = told.get("interpolation", "bicubic")

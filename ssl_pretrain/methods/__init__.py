@@ -34,6 +34,8 @@ class MethodConfig:
 
     name: ClassVar[str]
     """Name in weights and model cards."""
+    fresh: ClassVar[str] = "head"
+    """Parts beside the trunk, which start fresh where it goes on from weights."""
     is_mean_over_images: ClassVar[bool] = False
     """True if the loss of a batch is the mean of the losses of its parts."""
 

@@ -30,6 +30,7 @@ class MoCoConfig(MethodConfig):
     """Settings of MoCo v2."""
 
     name: ClassVar[str] = "moco_v2"
+    fresh: ClassVar[str] = "head and queue"
     arch: str
     """Timm name of the trunk, a ResNet."""
     image_size: int = 224

@@ -33,6 +33,7 @@ class SwAVConfig(MethodConfig):
     """Settings of SwAV."""
 
     name: ClassVar[str] = "swav"
+    fresh: ClassVar[str] = "head and prototypes"
     arch: str
     """Timm name of the trunk, a ResNet."""
     image_size: int = 224

@@ -8,6 +8,7 @@ from shared.training.run_folder import Run, git_commit, versions
 from shared.weights import weights_file
 from ssl_pretrain.data.shard_set import ShardSet
 from ssl_pretrain.run.batch_plan import BatchPlan
+from ssl_pretrain.run.initial_weights import origin_of
 from ssl_pretrain.run.model_card import write_card
 from ssl_pretrain.run.setup import normalisation
 from ssl_pretrain.run.state import PretrainingState
@@ -60,6 +61,7 @@ def _metadata(state: PretrainingState, plan: BatchPlan, run: Run, shard_set: Sha
         "recipe": recipe.name,
         "mean": list(mean),
         "std": list(std),
+        **({"init": {**origin_of(recipe.init)._asdict(), "fresh": recipe.method.fresh}} if recipe.init else {}),
         "samples_seen": plan.samples(state.step),
         "steps": state.step,
         "batch_size": recipe.batch_size,

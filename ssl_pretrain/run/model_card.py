@@ -6,6 +6,7 @@ from typing import Any
 
 from shared.errors import UserError
 from shared.files import atomic_path, keep_aside
+from shared.weights.vit_families import timm_options
 
 LOADING = """```python
 import timm, torch
@@ -43,7 +44,7 @@ def card(name: str, metadata: Mapping[str, Any]) -> str:
     """Format the card of the weights file `name` with such metadata (see `export.py`)."""
     rows = "\n".join(f"| {title} | {value} |" for title, value in _facts(metadata).items())
     mean, std = (", ".join(f"{value:g}" for value in metadata[part]) for part in ("mean", "std"))
-    options = f"img_size={metadata['image_size']}, " if metadata["arch"].startswith("vit") else ""
+    name_in_timm, options = _timm_call(metadata)
     loading = LOADING_SAFETENSORS if name.endswith(".safetensors") else LOADING
     return f"""# {name}
 
@@ -55,7 +56,7 @@ def card(name: str, metadata: Mapping[str, Any]) -> str:
 
 ## Loading
 
-{loading.format(name=name, arch=metadata["arch"], options=options)}
+{loading.format(name=name, arch=name_in_timm, options=options)}
 
 It takes RGB images in 0..1, (B, 3, {metadata["image_size"]}, {metadata["image_size"]}) in training, \
 less the mean ({mean}), divided by the deviation ({std}).
@@ -64,12 +65,21 @@ less the mean ({mean}), divided by the deviation ({std}).
 """
 
 
+def _timm_call(metadata: Mapping[str, Any]) -> tuple[str, str]:
+    """Name of the architecture in timm, and the options that its `create_model` needs."""
+    name, options = timm_options(metadata["arch"])
+    if name.startswith("vit"):
+        options = {**options, "img_size": metadata["image_size"]}
+    return name, "".join(f"{option}={value}, " for option, value in options.items())
+
+
 def _facts(metadata: Mapping[str, Any]) -> dict[str, str]:
     changes = "; ".join(
         f"{change['setting']} {change['before']} -> {change['now']} after step {change['after_step']:,}"
         for change in metadata.get("changes", [])
     )
     return {
+        **({"Continued from": _init(metadata["init"])} if "init" in metadata else {}),
         "Length": f"{metadata['samples_seen']:,} images in {metadata['steps']:,} steps",
         "Batch": _batch(metadata),
         "Data": _data(metadata),
@@ -82,6 +92,10 @@ def _facts(metadata: Mapping[str, Any]) -> dict[str, str]:
         "Code": f"git {metadata['git_commit']}, run {metadata['run_id']}",
         "Versions": ", ".join(f"{name} {version}" for name, version in metadata["versions"].items()),
     }
+
+
+def _init(init: Mapping[str, Any]) -> str:
+    return f"`{init['file']}` ({init['found']}; SHA-256 {init['sha256'][:16]}...), {init['fresh']} fresh"
 
 
 def _batch(metadata: Mapping[str, Any]) -> str:

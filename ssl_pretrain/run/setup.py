@@ -30,6 +30,7 @@ from ssl_pretrain.methods import Method
 from ssl_pretrain.methods.sync_batch_norm import synchronise
 from ssl_pretrain.recipe import PretrainingRecipe, check
 from ssl_pretrain.run.batch_plan import BatchPlan
+from ssl_pretrain.run.initial_weights import check_init, describe_init, load_init, origin_of
 from ssl_pretrain.run.state import PretrainingState
 
 # May differ between two attempts of one run: where things lie, how the work is divided, what is written when ...
@@ -54,6 +55,7 @@ def prepare(recipe: PretrainingRecipe, world: World) -> tuple[BatchPlan, ShardSe
     """
     with together(world):
         check(recipe)
+        check_init(recipe)
         if recipe.loader.decode == "gpu":
             require_gpu_decoder(world.device)
         if world.is_main:
@@ -135,8 +137,12 @@ def begin(plan: BatchPlan, world: World) -> tuple[PretrainingState, str]:
 
 
 def _networks(recipe: PretrainingRecipe, world: World) -> Method:
-    """Build the recipe's networks with fresh weights, as this machine is to run them."""
-    method: Method = recipe.method.build().to(world.device)
+    """Build the recipe's networks with fresh weights or those of `--init`, as this machine is to run them."""
+    method: Method = recipe.method.build()
+    with together(world):
+        if not has_begun(recipe):
+            load_init(recipe, method)
+    method = method.to(world.device)
     if world.size > 1 and recipe.method.batch_norm_ranks > 1:
         synchronise(method, recipe.method.batch_norm_ranks)
     if recipe.checkpoint_activations:
@@ -148,6 +154,9 @@ def _networks(recipe: PretrainingRecipe, world: World) -> Method:
 
 def normalisation(recipe: PretrainingRecipe, shard_set: ShardSet) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Channel means and standard deviations of the recipe's normalisation."""
+    if recipe.init is not None:
+        origin = origin_of(recipe.init)
+        return origin.mean, origin.std
     if recipe.normalisation == "imagenet":
         return IMAGENET_MEAN, IMAGENET_STD
     return shard_set.mean, shard_set.std
@@ -158,12 +167,13 @@ def describe(plan: BatchPlan, state: PretrainingState, shard_set: ShardSet, worl
     recipe, method = plan.recipe, state.method
     mean, std = (", ".join(f"{x:.3f}" for x in values) for values in normalisation(recipe, shard_set))
     origin = "" if shard_set.indexed else " (foreign: no index.json, so they were counted; ImageNet's colours)"
+    init = f"init    {line}\n" if (line := describe_init(recipe)) else ""
     a_gpu = f" ({torch.cuda.get_device_name(world.device)})" if world.device.type == "cuda" else ""
     return (
         f"recipe  {recipe.name}: {recipe.method.name} with {recipe.method.arch}, "
         f"{count_parameters(method) / 1e6:.1f} M parameters, "
         f"{count_parameters(method.backbone()) / 1e6:.1f} M of them exported\n"
-        f"shards  {recipe.shards}: {len(shard_set.shards)} with {shard_set.samples:,} patches{origin}, "
+        f"{init}shards  {recipe.shards}: {len(shard_set.shards)} with {shard_set.samples:,} patches{origin}, "
         f"mean {mean}, deviation {std}\n"
         f"{plan}\n"
         f"epochs  {recipe.samples_seen / shard_set.samples:,.1f} over these patches, "
