@@ -62,6 +62,9 @@ class SelectionOptions:
     several slides. Areas of ignored classes (Ignore*) are subtracted."""
     region_class: tuple[str, ...] = ()
     """Harvest only regions of these classes."""
+    masks: Path | None = None
+    """Harvest where a PNG of the whole slide, at any size, is not black, in place of the tissue mask; for several
+    slides a folder of NAME.png."""
     min_cells: Annotated[int, Range(0, 10**6)] = 30
     """Minimum number of cells in a patch (the paper's pre-training set: 30)."""
     min_focus: Annotated[float, Range(0, 15)] = 0.16
@@ -146,7 +149,7 @@ class SlideEntry:
     slide_mpp: float | None  # override
     settings: Mapping[str, Any] = field(repr=False)  # those that decide its patches
     columns: Mapping[str, str] = field(default_factory=dict)  # further columns of --slides
-    regions: Path | None = None  # annotated areas to harvest
+    regions: Path | None = None  # annotated areas to harvest, or a mask of them
     original: "SlideEntry | None" = None  # the slide harvested instead of this one, if the files prove equal
 
 
@@ -159,12 +162,7 @@ def validate(config: HarvestConfig) -> None:
     cli.validate(config)
     for word in config.slide_mpp:
         _override(word)
-    if config.regions is not None and not config.regions.exists():
-        raise UserError(f"there is no file or folder --regions {config.regions}; check the path")
-    if config.regions is not None and config.tissue_geojson:
-        raise UserError("--tissue-geojson and --regions exclude each other: regions replace the tissue mask")
-    if config.region_class and config.regions is None:
-        raise UserError("--region-class chooses among regions; give them with --regions")
+    _check_areas(config)
     if config.part is not None:
         Part.of_text(config.part)
         if config.pack:
@@ -173,6 +171,21 @@ def validate(config: HarvestConfig) -> None:
     for name, path in paths.items():
         if printable(str(path)) != str(path):
             raise UserError(f"--{name} {printable(str(path))} is not printable UTF-8; rename it, or give a link")
+
+
+def _check_areas(config: HarvestConfig) -> None:
+    """Check the options that replace the tissue mask."""
+    for option, path in (("regions", config.regions), ("masks", config.masks)):
+        if path is not None and not path.exists():
+            raise UserError(f"there is no file or folder --{option} {path}; check the path")
+        if path is not None and config.tissue_geojson:
+            raise UserError(
+                f"--tissue-geojson and --{option} exclude each other: {option} replace the tissue mask"
+            )
+    if config.regions is not None and config.masks is not None:
+        raise UserError("--regions and --masks exclude each other; give one of them")
+    if config.region_class and config.regions is None:
+        raise UserError("--region-class chooses among regions; give them with --regions")
 
 
 def overrides(config: HarvestConfig, names: Sequence[str]) -> dict[str, float]:

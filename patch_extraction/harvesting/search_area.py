@@ -1,4 +1,4 @@
-"""Area of a slide to harvest: its tissue mask or regions annotated in QuPath; tissue as GeoJSON for QuPath."""
+"""Area of a slide to harvest: tissue, regions annotated in QuPath, or a mask; tissue as GeoJSON for QuPath."""
 
 import dataclasses
 import hashlib
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import shapely
+from PIL import Image
 
 from patch_extraction.config import HarvestConfig, SlideEntry
 from patch_extraction.slide_store.file_names import tissue_path
@@ -21,11 +22,13 @@ from shared.wsi.tissue import Tissue, find_tissue
 
 
 def with_regions(entry: SlideEntry, config: HarvestConfig, several: bool) -> SlideEntry:
-    """Add the file of `--regions` to a slide, and its content to the settings that decide the slide's patches.
+    """Add the file of `--regions` or `--masks` to a slide, and its content to what decides the slide's patches.
 
     Raises:
         UserError: there is one file for several slides.
     """
+    if config.masks is not None:
+        return _with_mask(entry, config.masks, several)
     if config.regions is None:
         return entry
     names = (Path(entry.name).with_suffix(""), Path(entry.name))
@@ -36,13 +39,30 @@ def with_regions(entry: SlideEntry, config: HarvestConfig, several: bool) -> Sli
     return dataclasses.replace(entry, regions=path, settings=settings)
 
 
+def _with_mask(entry: SlideEntry, given: Path, several: bool) -> SlideEntry:
+    """Find the mask of a slide.
+
+    Raises:
+        UserError: there is one file for several slides.
+    """
+    if given.is_file() and several:
+        raise UserError(f"--masks {given} is one file for several slides; give a folder of NAME.png")
+    names = (Path(entry.name).with_suffix(".png"), Path(f"{entry.name}.png"))
+    paths = [given] if given.is_file() else [given / name for name in names]
+    path = next((path for path in paths if path.is_file()), None)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest() if path else None
+    return dataclasses.replace(entry, regions=path, settings={**entry.settings, "masks": digest})
+
+
 def search_area(slide: Slide, entry: SlideEntry, config: HarvestConfig) -> Tissue:
-    """Return the tissue of a slide, or the regions given for it in place of the tissue mask.
+    """Return the tissue of a slide, or the regions or mask given for it in place of the tissue mask.
 
     Raises:
         UserError: the slide or its regions cannot be read, or it has none.
     """
     tissue = find_tissue(slide)
+    if config.masks is not None:
+        return dataclasses.replace(tissue, mask=_painted(slide, entry, config.masks, tissue.mask.shape))
     if config.regions is None:
         return tissue
     if entry.regions is None:
@@ -59,6 +79,35 @@ def search_area(slide: Slide, entry: SlideEntry, config: HarvestConfig) -> Tissu
     if not mask_HW.any():
         raise UserError(f"the regions of {entry.regions} are outside {slide.path}; give those drawn on this slide")
     return dataclasses.replace(tissue, mask=mask_HW)
+
+
+def _painted(slide: Slide, entry: SlideEntry, given: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Read a mask at the size of the tissue mask: bool (height, width).
+
+    Raises:
+        UserError: there is none, it is no image, has another shape than the slide, or is all black.
+    """
+    if entry.regions is None:
+        wanted = given / Path(entry.name).with_suffix(".png")
+        raise UserError(f"there is no {wanted} with the mask of this slide (--masks); add it")
+    try:
+        with Image.open(entry.regions) as image:
+            width, height = image.size
+            values = np.asarray(image)
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{entry.regions} cannot be read as a mask ({error}); write it as a PNG") from error
+    if abs(width / height - slide.size[0] / slide.size[1]) > width / height * (1 / width + 1 / height):
+        raise UserError(
+            f"{entry.regions} has {width}x{height} px, which is not the shape of {slide.path} "
+            f"({slide.size[0]}x{slide.size[1]} px); a mask shows the whole slide"
+        )
+    if values.ndim == 3:  # transparent is not harvested
+        opaque = values[..., -1:] if values.shape[2] in (2, 4) else np.ones_like(values[..., :1])
+        values = (values[..., :3] if values.shape[2] >= 3 else values[..., :1]).max(axis=2) * (opaque[..., 0] > 0)
+    small = Image.fromarray(values > 0).resize((shape[1], shape[0]), Image.Resampling.NEAREST)
+    if not (mask_HW := np.asarray(small)).any():
+        raise UserError(f"{entry.regions} is all black; paint what is to be harvested")
+    return mask_HW
 
 
 def save_tissue(slide: Slide, entry: SlideEntry, config: HarvestConfig, tissue: Tissue) -> None:

@@ -133,3 +133,39 @@ def test_edited_regions_are_other_settings(wsi_dir: Path, tmp_path: Path) -> Non
         "regions",
         "region_class",
     }
+
+
+@pytest.mark.parametrize(
+    ("mode", "black", "white"),
+    [("L", 0, 1), ("1", 0, 1), ("RGB", (0, 0, 0), (0, 0, 9)), ("RGBA", (255, 255, 255, 0), (255, 0, 0, 255))],
+)
+def test_masks_of_all_modes(mode: str, black: Any, white: Any, wsi_dir: Path, tmp_path: Path) -> None:
+    """Labels, black and white, colours, transparency; of another size than the tissue mask."""
+    mask = Image.new(mode, (100, 100), black)
+    mask.paste(white, (0, 0, 50, 100))
+    (tmp_path / "masks/Ki-67").mkdir(parents=True)
+    mask.save(tmp_path / "masks/Ki-67/S.1 ü.a.png")
+    record, corners = harvest(wsi_dir, tmp_path / "out", masks=tmp_path / "masks")
+    assert corners == {(x, y) for x in (0, 512) for y in range(0, 2048, 512)}
+    assert record.tissue_mm2 == pytest.approx(1024 * 2048 * 0.25**2 * 1e-6, rel=0.01)
+
+
+def test_masks_that_cannot_be_used(wsi_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "masks/Ki-67").mkdir(parents=True)
+    path = tmp_path / "masks/Ki-67/S.1 ü.a.png"
+    for make, reason in (
+        (lambda: None, "with the mask of this slide"),
+        (lambda: path.write_bytes(b"no image"), "cannot be read as a mask"),
+        (lambda: Image.new("L", (100, 80), 1).save(path), "100x80 px, which is not the shape of"),
+        (lambda: Image.new("L", (100, 100), 0).save(path), "is all black"),
+    ):
+        make()
+        record, _ = harvest(wsi_dir, tmp_path / "out", masks=tmp_path / "masks", overwrite=True)
+        assert record.status == FAILED and reason in record.reason
+    for options, reason in (
+        ({"regions": tmp_path, "masks": tmp_path}, "--regions and --masks exclude"),
+        ({"tissue_geojson": True, "masks": tmp_path}, "--tissue-geojson and --masks exclude"),
+        ({"masks": tmp_path / "absent"}, "no file or folder --masks"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            validate(HarvestConfig(wsi_dir=wsi_dir, **options))
