@@ -20,6 +20,7 @@ import tyro
 from tqdm import tqdm
 
 from finetune.datasets.description import NAME, class_values
+from finetune.datasets.patients import patient_of, read_patients
 from finetune.datasets.tile_cutting import Cutter, TilePlace, annotated_areas
 from shared.annotations.polygons import Polygon
 from shared.annotations.qupath import SUFFIXES, Objects, Outlines, read_objects
@@ -77,6 +78,8 @@ class Import:
     """auto: outlines of detections are cells, of annotations regions; cells or regions: all of them are."""
     unclassified: str | None = None
     """Class of cells that have none in the file; default: refuse them."""
+    patients: Path | None = None
+    """CSV with the columns `slide` and `patient` (a harvest's list): tiles of a patient stay in one split."""
     views: Annotated[int, Range(1, 6)] = 1
     """Fields of view (the paper's K): beside each tile also views of 2, 4, ... times its width are cut."""
     slide_mpp: Annotated[float | None, Range(*MPP_RANGE)] = None
@@ -145,7 +148,7 @@ def _cut_slides(
             tqdm.write(f"failed: {error}", file=sys.stderr)
     if not written.slides:
         raise UserError(f"nothing in {config.annotations} could be cut into tiles; it needs cells, or regions")
-    _describe(config, values, written)
+    _describe(config, annotated, values, written)
     return failed
 
 
@@ -289,15 +292,21 @@ def _write_points(path: Path, xy_M2: np.ndarray, numbers_M: np.ndarray) -> None:
         temporary.write_text("".join(["x,y,class\n", *lines]), encoding="utf-8")
 
 
-def _describe(config: Import, values: dict[str, str], written: Written) -> None:
+def _describe(
+    config: Import, annotated: Sequence[AnnotatedSlide], values: dict[str, str], written: Written
+) -> None:
     """Write tiles.csv, where each tile was cut, and dataset.json, last."""
     with atomic_path(config.out / TILES) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([COLUMNS, *written.rows])
+    patients = read_patients(config.patients)
+    of_slides = {each.name: patient_of(patients, each.slide) for each in annotated}
+    cut = sorted(set(written.slides.values()))
     description = {
         "format": "points",
         "mpp": config.mpp,
         "classes": [{"name": name, "value": number} for number, name in enumerate(values, 1)],
         "origin": "corner",
         "slides": written.slides,
+        **({"patients": {name: of_slides[name] for name in cut if of_slides[name]}} if patients else {}),
     }
     write_json(config.out / NAME, description)

@@ -47,6 +47,8 @@ class PredictConfig:
     """Use only regions of this class."""
     annotations: Path | None = None
     """Annotated cells (GeoJSON, or a folder of NAME.geojson) to draw beside the predicted ones."""
+    patients: Path | None = None
+    """CSV with the columns `slide` and `patient` (a harvest's list): also write patients.csv, a row for each."""
     bounds: bool = True
     """Count px from the corner of the scanned area, as QuPath does; off: from the corner of the slide."""
     ratio: tuple[str, ...] = ()
@@ -93,7 +95,11 @@ def check(config: PredictConfig) -> None:
         raise UserError("--everywhere and --regions exclude each other; give one of them")
     if config.region_class is not None and config.regions is None:
         raise UserError("--region-class chooses among regions; give them with --regions")
-    for option, path in (("regions", config.regions), ("annotations", config.annotations)):
+    for option, path in (
+        ("regions", config.regions),
+        ("annotations", config.annotations),
+        ("patients", config.patients),
+    ):
         if path is not None and not path.exists():
             raise UserError(f"there is no file or folder --{option} {path}; check the path")
     if config.parquet:

@@ -3,10 +3,11 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from finetune.datasets.patients import read_patients
 from finetune.predict.config import PredictConfig, check
 from finetune.predict.outputs.cell_counts import columns_of
 from finetune.predict.outputs.ratios import Ratio, parse_ratios
@@ -27,6 +28,8 @@ class PredictPlan:
     detector_digest: str
     ratios: tuple[Ratio, ...]
     selection: Selection = PAPER_RULE
+    patients: Mapping[str, str] = field(default_factory=dict)
+    """Patients of slides, as `--patients` names them."""
 
     @property
     def columns(self) -> int:
@@ -58,13 +61,15 @@ class PredictPlan:
             "precision": f"{config.precision} on {self.detector.device.type}",
         }
 
-    def output_key(self, annotations: Path | None) -> dict[str, Any]:
+    def output_key(self, annotations: Path | None, patient: str) -> dict[str, Any]:
         """Collect the settings and files that determine a slide's output files, given its cells."""
         config = self.config
         names = ("bounds", "ratio", "compress", "csv", "parquet", "report")
         options = json.loads(json.dumps({name: getattr(config, name) for name in names}))
         if config.min_distance_um:
             options["min_distance_um"] = config.min_distance_um
+        if patient:
+            options["patient"] = patient
         return {**options, "annotations": digest_of(annotations) if annotations else None}
 
 
@@ -79,7 +84,9 @@ def make_plan(config: PredictConfig, device: str | None) -> PredictPlan:
     tiling_of((1, 1), detector.network.config, detector.tile, config.tile, config.margin)
     ratios = parse_ratios(config.ratio, detector.classes, columns_of(detector.classes))
     selection = Selection(resolve_threshold(config.threshold, detector), config.probabilities)
-    return PredictPlan(config, detector, digest_of(detector.path), ratios, selection)
+    return PredictPlan(
+        config, detector, digest_of(detector.path), ratios, selection, read_patients(config.patients)
+    )
 
 
 def digest_of(path: Path) -> str:

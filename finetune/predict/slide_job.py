@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from finetune.datasets.patients import patient_of
 from finetune.predict.config import PredictConfig
 from finetune.predict.outputs.output_names import GEOJSON, file_of, work_folder
 from finetune.predict.outputs.own_files import OwnFiles, read_summary
@@ -62,6 +63,11 @@ class SlideJob:
         return annotation_for(self.plan.config.annotations, self.name, self.several, "annotations")
 
     @property
+    def patient(self) -> str:
+        """Patient of the slide; empty if not stated."""
+        return patient_of(self.plan.patients, self.path)
+
+    @property
     def key(self) -> dict[str, Any]:
         """Settings and files that determine its cells."""
         return self.plan.key(self.path, self.regions)
@@ -105,7 +111,7 @@ class SlideJob:
     @property
     def made_with(self) -> dict[str, Any]:
         """Settings and files that determine its output files."""
-        return {"cells": self.key, "outputs": self.plan.output_key(self.annotations)}
+        return {"cells": self.key, "outputs": self.plan.output_key(self.annotations, self.patient)}
 
 
 def predict_slide(job: SlideJob, stop: StopSignal) -> dict[str, Any] | None:
@@ -146,6 +152,7 @@ def predict_slide(job: SlideJob, stop: StopSignal) -> dict[str, Any] | None:
             cells,
             corner,
             tiling,
+            job.patient,
         )
         return write_outputs(outputs, annotated, known, asked, job.made_with)
 

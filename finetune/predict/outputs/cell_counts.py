@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from finetune.predict.outputs.output_names import SUMMARY
-from finetune.predict.outputs.ratios import Ratio
+from finetune.predict.outputs.ratios import Ratio, parse_ratio
 from finetune.predict.outputs.writers import Rows
 from finetune.predict.search.area import Area
 from shared.files import own_path
@@ -61,15 +62,22 @@ def results(counts: Mapping[str, ClassCount], area: Area, ratios: Sequence[Ratio
 def columns_of(classes: Sequence[str]) -> list[str]:
     """Columns of `summary.csv` apart from ratios."""
     of_classes = [f"{name} {what}" for what in ("cells", "per mm2") for name in classes]
-    return ["slide", "area", "mm2", "cells", *of_classes, "unreadable tiles"]
+    return ["slide", "patient", "slides", "area", "mm2", "cells", *of_classes, "unreadable tiles"]
 
 
 def write_overview(folder: Path) -> Path:
-    """Write `summary.csv`: a line for each finished slide below the folder, from the slides' summaries."""
-    summaries = {path: _read(path) for path in visible_files(folder) if path.name.endswith(f".{SUMMARY}")}
-    lines = [_line(path.relative_to(folder), summary) for path, summary in summaries.items() if summary]
+    """Write `summary.csv`, a line for each finished slide below the folder, and `patients.csv`, if any has one."""
+    found = {path: _read(path) for path in visible_files(folder) if path.name.endswith(f".{SUMMARY}")}
+    summaries = {path: summary for path, summary in found.items() if summary}
+    if lines := _lines_of_patients(summaries.values()):
+        _write_table(folder / "patients.csv", lines)
+    return _write_table(
+        folder / "summary.csv", [_line(path.relative_to(folder), summary) for path, summary in summaries.items()]
+    )
+
+
+def _write_table(path: Path, lines: Sequence[Mapping[str, Any]]) -> Path:
     columns = list(dict.fromkeys(name for line in lines for name in line))
-    path = folder / "summary.csv"
     with own_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
@@ -91,6 +99,7 @@ def _line(path: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
     densities = {f"{name} per mm2": count["per_mm2"] for name, count in summary["classes"].items()}
     return {
         "slide": path.as_posix().removesuffix(f".{SUMMARY}"),
+        **({"patient": summary["patient"]} if "patient" in summary else {}),
         "area": summary["area"]["kind"],
         "mm2": summary["area"]["mm2"],
         "cells": summary["cells"],
@@ -98,4 +107,32 @@ def _line(path: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
         **densities,
         **{name: ratio["value"] for name, ratio in summary["ratios"].items()},
         "unreadable tiles": len(summary["unreadable"]),
+    }
+
+
+def _lines_of_patients(summaries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Sum up the slides of each patient; densities and ratios are those of the sums."""
+    slides_of: dict[str, list[Mapping[str, Any]]] = {}
+    for summary in summaries:
+        if "patient" in summary:
+            slides_of.setdefault(summary["patient"], []).append(summary)
+    return [_line_of_patient(patient, slides) for patient, slides in sorted(slides_of.items())]
+
+
+def _line_of_patient(patient: str, slides: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    counts: Counter[str] = Counter()
+    for summary in slides:
+        counts.update({name: count["cells"] for name, count in summary["classes"].items()})
+    mm2 = sum(summary["area"]["mm2"] for summary in slides)
+    definitions = {name: ratio["definition"] for summary in slides for name, ratio in summary["ratios"].items()}
+    ratios = {name: parse_ratio(f"{name} = {text}", list(counts)) for name, text in definitions.items()}
+    return {
+        "patient": patient,
+        "slides": len(slides),
+        "mm2": round(mm2, 6),
+        "cells": counts.total(),
+        **{f"{name} cells": count for name, count in counts.items()},
+        **{f"{name} per mm2": round(count / mm2, 3) if mm2 else None for name, count in counts.items()},
+        **{name: ratio.value(counts, mm2) for name, ratio in ratios.items()},
+        "unreadable tiles": sum(len(summary["unreadable"]) for summary in slides),
     }

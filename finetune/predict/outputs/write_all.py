@@ -51,6 +51,8 @@ class Outputs:
     corner: tuple[int, int]
     """QuPath's origin, px of level 0."""
     tiling: Tiling
+    patient: str = ""
+    """Patient of the slide; empty if not stated."""
 
     @property
     def offset(self) -> tuple[int, int]:
@@ -95,6 +97,7 @@ def write_outputs(
     counts = count_cells(outputs.chunks(), outputs.detector.classes, outputs.area.mm2)
     summary = {
         "slide": str(outputs.path),
+        **({"patient": outputs.patient} if outputs.patient else {}),
         **results(counts, outputs.area, outputs.ratios),
         "slide_mpp": outputs.source.mpp,
         "detector": str(outputs.config.detector),
