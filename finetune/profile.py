@@ -11,6 +11,7 @@ import torch
 
 from finetune.sweep.detector_size import image_of, multiply_adds
 from finetune.sweep.paper_tables import VARIANTS, Variant
+from finetune.training_cost import training_costs
 from shared.cli import Range, parse, run, validate
 from shared.errors import UserError
 from shared.files import own_path
@@ -35,6 +36,11 @@ class ProfileConfig:
     """Names of variants; empty: all."""
     seconds: Annotated[float, Range(0)] = 5.0
     """Time spent measuring the speed of each; 0: none."""
+    train: str | None = None
+    """Print instead memory and speed of training a detector with this trunk (timm name): all of it, with LoRA, or
+    with a frozen trunk."""
+    batch_size: Annotated[int, Range(1)] = 4
+    """With `train`: crops of `size` px a step."""
     out: Path = Path("profile.csv")
     """The table."""
 
@@ -58,6 +64,8 @@ class ProfileRow:
 def profile(config: ProfileConfig) -> int:
     """Measure, print and write."""
     validate(config)
+    if config.train is not None:
+        return _print_training(config, config.train)
     chosen = [variant for variant in VARIANTS if not config.variants or variant.name in config.variants]
     if unknown := set(config.variants) - {variant.name for variant in chosen}:
         names = ", ".join(variant.name for variant in VARIANTS)
@@ -75,6 +83,19 @@ def profile(config: ProfileConfig) -> int:
     header = ("variant", "params M", "paper", "MACs G", "paper", "sampled", "images/s", "paper")
     print(f"\n{table(header, [_line(row) for row in rows])}")
     _write(config, rows)
+    return 0
+
+
+def _print_training(config: ProfileConfig, arch: str) -> int:
+    """Print what each way to train costs."""
+    detector = DetectorConfig(arch=arch, classes=config.classes, interval=config.interval)
+    costs = training_costs(detector, config.size, config.batch_size, config.seconds)
+    rows = [
+        (each.way, f"{each.trained_m:.1f}", f"{each.memory_gib:.1f}", f"{each.images_per_second:.2f}")
+        for each in costs
+    ]
+    print(f"{arch}, {config.batch_size} crops of {config.size} px a step")
+    print(table(("trained", "params M", "memory GiB", "images/s"), rows))
     return 0
 
 

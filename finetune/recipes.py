@@ -80,6 +80,8 @@ class Recipe:
     """With a ViT: learning rate of each block relative to the next (BEiT fine-tuning: 0.65 to 0.75)."""
     freeze_trunk: bool = False
     """Keep the trunk as it is: no gradients of its weights, less memory."""
+    lora: Annotated[int, Range(0, 1024)] = 0
+    """With a ViT: train its attention by changes of this rank (LoRA) and nothing else of the trunk; 0: off."""
     weight_decay: Annotated[float, Range(0)] = 1e-4
     """AdamW (paper, Implementation Details)."""
     precision: Precision = "auto"
@@ -122,6 +124,8 @@ def check(recipe: Recipe) -> None:
     if recipe.folds or recipe.fold:
         check_range("folds", recipe.folds, 3)  # one to train on, one to validate, one to test
         check_range("fold", recipe.fold, 0, recipe.folds)
+    if recipe.lora and recipe.freeze_trunk:
+        raise UserError("--lora trains the attention that --freeze-trunk keeps as it is; give one of them")
     low, high = recipe.augment.scale
     check_range("augment.scale", low, 0.1, high)
     check_destination(recipe.out)

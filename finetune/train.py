@@ -14,6 +14,7 @@ from finetune.datasets.wider_views import require_views
 from finetune.recipes import Recipe, check
 from finetune.step import learning_rate, update
 from finetune.training.initialisation import initial_detector, pretrained_batch_norms
+from finetune.training.lora import freeze
 from finetune.training.optimiser import create_optimiser
 from finetune.training.proposal_count import check_interval
 from finetune.training.state import TrainingState, ema_of
@@ -141,9 +142,9 @@ def begin(recipe: Recipe, data: AnnotatedData, world: World) -> tuple[TrainingSt
     torch.manual_seed(recipe.seed)
     detector, loaded, trunk_source = initial_detector(wanted, recipe.init, recipe.arch, data.classes)
     frozen = [norm for trunk in detector.trunks() for norm in pretrained_batch_norms(trunk, loaded)]
-    if recipe.freeze_trunk:
+    if recipe.freeze_trunk or recipe.lora:
         for trunk in detector.trunks():
-            trunk.requires_grad_(False)
+            freeze(trunk, recipe.lora)
     detector.to(world.device).to(memory_format=torch.channels_last)  # as its images are
     optimiser = create_optimiser(detector, recipe.weight_decay, recipe.trunk_rate, recipe.layer_decay)
     digest = data.digest(recipe.views)

@@ -11,6 +11,7 @@ from finetune.predict.in_memory import predict_tiles
 from finetune.recipes import Recipe
 from finetune.scoring.operating_point import FLOOR, as_metadata
 from finetune.scoring.tile_scores import score_tiles, tile_curves
+from finetune.training.lora import merged
 from finetune.training.state import TrainingState
 from shared.model.detector_file import LoadedDetector, save_detector, tile_to_predict
 from shared.training.distributed import World
@@ -73,4 +74,4 @@ class Validation:
             **operating_point,
             **provenance(),
         }
-        save_detector(self.run.folder / f"{name}.pth", state.eval_model, metadata)
+        save_detector(self.run.folder / f"{name}.pth", merged(state.eval_model), metadata)
