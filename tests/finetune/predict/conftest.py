@@ -1,5 +1,6 @@
 """What the tests of predictions share: a detector that finds what was planted."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ def predict_here(tmp_path: Path, stop: StopSignal, monkeypatch: pytest.MonkeyPat
     def run(
         *sources: Path, detector: LoadedDetector | None = None, stopped: StopSignal = stop, **options: Any
     ) -> int:
-        monkeypatch.setattr(LoadedDetector, "load", lambda *_: detector or planted.detector())
+        found = dataclasses.replace(detector or planted.detector(), path=tmp_path / "detector.pth")
+        monkeypatch.setattr(LoadedDetector, "load", lambda *_: found)
         defaults = {"out": tmp_path / "cells", "workers": 0, "report": False}
         config = PredictConfig(detector=tmp_path / "detector.pth", sources=sources, **{**defaults, **options})
         return predict(config, stopped)
