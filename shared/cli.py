@@ -151,9 +151,10 @@ def _parsed(configs: Sequence[Any], prog: str, description: str, args: Sequence[
     if path := config_path(words):
         settings = read_settings(path)
         configs = with_settings(configs, settings, path)
-    width = shutil.get_terminal_size().columns
-    paragraphs = (textwrap.fill(text, width) for text in inspect.cleandoc(description).split("\n\n"))
-    return parse_options(configs, prog, "\n\n".join(paragraphs), words)
+    # tyro would join lines that begin with a letter, without wrapping them again, and double lines that are empty.
+    wrapper = textwrap.TextWrapper(shutil.get_terminal_size().columns, initial_indent=" ", subsequent_indent=" ")
+    paragraphs = map(wrapper.fill, inspect.cleandoc(description).split("\n\n"))
+    return parse_options(configs, prog, "\n\N{ZERO WIDTH SPACE}\n".join(paragraphs), words)
 
 
 @dataclasses.dataclass(frozen=True)

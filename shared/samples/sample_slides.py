@@ -133,7 +133,7 @@ def write_cells(path: Path, specimen: Specimen, mpp: float) -> None:
 
 def main() -> None:
     """Write the sample slides and tiles."""
-    config = parse(SampleConfig, "python -m shared.samples.sample_slides", __doc__)
+    config = parse(SampleConfig, "python -m shared.samples.sample_slides")
     validate(config)
     make_folder(config.out, "OUT")
     for index, (biomarker, name, mpp, shape) in enumerate(SLIDES):

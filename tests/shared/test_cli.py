@@ -226,6 +226,17 @@ def test_help_is_grouped_by_named_fields_and_leaves_out_fixed_ones(
     assert "Second, with `code` on the next line." in text and max(map(len, text.splitlines())) <= 100
 
 
+def test_descriptions_are_wrapped_to_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    with pytest.raises(SystemExit):
+        parse(Ordered, "command", "word " * 30 + "\n\nSecond paragraph.", ["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    words = [line for line in lines if line.startswith(" word")]
+    assert len(words) == 3 and max(map(len, words)) <= 60 and " Second paragraph." in lines
+
+
 def test_a_command_is_chosen_by_its_first_word(capsys: pytest.CaptureFixture[str]) -> None:
     commands = {"grouped": Grouped, "ordered": Ordered}
     assert parse_command(commands, "stage", "What.", ["ordered", "--first", "7"]) == Ordered(first=7)
