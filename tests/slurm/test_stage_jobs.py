@@ -29,6 +29,8 @@ def test_the_options_of_the_launcher_are_not_the_jobs():
     assert typed_command("ssl_pretrain", words)[1:] == (
         *("-m", "ssl_pretrain", "mae_vitb", "--out", "a.pth", "--seed", "3"),
     )
+    file = ("--config", "run.toml")  # which may name the launcher
+    assert typed_command("finetune", file)[1:] == ("-m", "finetune", *file, "--launcher", "local")
 
 
 @pytest.fixture
