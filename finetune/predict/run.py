@@ -10,6 +10,7 @@ from finetune.predict.config import PredictConfig
 from finetune.predict.outputs.cell_counts import write_overview
 from finetune.predict.outputs.output_names import FAILURE, drawn_by_prediction, file_of
 from finetune.predict.prediction_plan import PredictPlan, make_plan
+from finetune.predict.search.tiling import note_on_margin, tiling_of
 from finetune.predict.share import share_of_process
 from finetune.predict.slide_job import SlideJob, predict_slide
 from finetune.predict.supervise import BEGUN, DONE, FAILED, INCOMPLETE, KILLED, SlideLog
@@ -73,6 +74,10 @@ def _begin(plan: PredictPlan, jobs: Sequence[SlideJob], speaks: bool) -> None:
         print(f"settings:\n{settings_text(plan.config)}")
         detector = plan.detector
         print(f"detector: {', '.join(detector.classes)} at {detector.mpp:g} um/px on {detector.device}")
+        network, config = detector.network.config, plan.config
+        tiling = tiling_of((1, 1), network, detector.tile, config.tile, config.margin)
+        if note := note_on_margin(network, tiling):
+            print(f"note: {note}")
 
 
 def _predict(job: SlideJob, stop: StopSignal) -> str | None:

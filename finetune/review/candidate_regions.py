@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from finetune.predict.search.area import default_area, touched
 from finetune.predict.search.deduplicate import OVERLAP
 from finetune.predict.search.inference import Selection, WindowReader, find_cells
-from finetune.predict.search.tiling import MARGIN, Box, Tiling, tiling_of
+from finetune.predict.search.tiling import Box, Tiling, margin_of, tiling_of
 from finetune.review.config import Suggest
 from finetune.scoring.operating_point import FLOOR
 from shared.annotations.polygons import PolygonIndex
@@ -98,7 +98,7 @@ def _tiling(detector: LoadedDetector, source: ImageSource, side_um: float) -> Ti
     if detector.tile is not None:
         return tiling_of(size, network, detector.tile)
     step = math.lcm(PYRAMID_STRIDES[-1], network.interval)
-    margin = math.ceil(MARGIN / step) * step
+    margin = math.ceil(margin_of(network) / step) * step
     core = max(1, round(side_um / detector.mpp / step)) * step
     return tiling_of(size, network, None, core + 2 * margin, margin)
 

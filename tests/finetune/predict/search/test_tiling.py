@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from finetune.predict.search.inference import read_views
-from finetune.predict.search.tiling import Tiling, tiling_of
+from finetune.predict.search.tiling import Tiling, note_on_margin, tiling_of
 from shared.errors import UserError
 from shared.model.detector_file import tile_to_predict
 from shared.model.dpa_p2pnet import DetectorConfig
@@ -71,6 +71,16 @@ def test_every_detector_has_a_default_tile_with_a_core() -> None:
         tiling = tiling_of((20_000, 100), dataclasses.replace(RESNET, interval=interval))
         assert tiling.core >= 512 and tiling.margin >= 128
         assert tiling.tile % tiling.step == tiling.margin % tiling.step == 0
+
+
+def test_margins_that_change_more_than_a_hundredth_of_the_cells_are_named() -> None:
+    """The figures are those of tests/benchmarks/seams.csv."""
+    small, large = (DetectorConfig(arch=arch, interval=8) for arch in ("regnetx_002", "resnet50"))
+    assert tiling_of((1, 1), small).margin == 192
+    assert note_on_margin(small, tiling_of((1, 1), small, margin=128)).endswith("leave out --margin")
+    assert not note_on_margin(small, tiling_of((1, 1), small))
+    assert not note_on_margin(large, tiling_of((1, 1), large, margin=64))
+    assert note_on_margin(large, tiling_of((1, 1), large, margin=0))
 
 
 def test_only_detectors_that_see_their_whole_tile_have_one() -> None:
