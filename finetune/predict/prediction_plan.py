@@ -16,6 +16,7 @@ from finetune.predict.search.tiling import Tiling, tiling_of
 from finetune.scoring.operating_point import resolve_threshold
 from shared.errors import UserError
 from shared.model.detector_file import LoadedDetector
+from shared.weights.shipped import shipped_or_given
 from shared.wsi.image_source import ImageSource, size_at
 
 
@@ -85,7 +86,12 @@ def make_plan(config: PredictConfig, device: str | None) -> PredictPlan:
     ratios = parse_ratios(config.ratio, detector.classes, columns_of(detector.classes))
     selection = Selection(resolve_threshold(config.threshold, detector), config.probabilities)
     return PredictPlan(
-        config, detector, digest_of(detector.path), ratios, selection, read_patients(config.patients)
+        config,
+        detector,
+        digest_of(shipped_or_given(config.detector)),
+        ratios,
+        selection,
+        read_patients(config.patients),
     )
 
 
