@@ -23,8 +23,9 @@ from finetune.train import begin, train
 from finetune.training.augment import AugmentConfig
 from finetune.training.criterion import Targets
 from finetune.training.tile_loader import Batch, TileStream, tile_batches
-from shared.cli import parse_beside
+from shared.cli import as_plain, parse_beside
 from shared.errors import UserError
+from shared.files import write_json
 from shared.model.detector_file import load_detector
 from shared.samples.sample_slides import write_tiles
 from shared.signals import StopSignal
@@ -373,6 +374,14 @@ def test_a_loss_that_is_not_finite_ends_the_run_in_a_sentence(
     with pytest.raises(UserError, match=r"not a number at step [2-4]; .* lower --learning-rate"):
         start(*TINY, "--data", tiles, "--learning-rate", 1e30)
     assert not (tmp_path / "detector.pth").exists()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_saved_config_of_a_run_gives_its_recipe(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    write_json(path, as_plain(RECIPES[name]))
+    recipe, _ = parse_beside(RECIPES, "dpa_p2pnet", "finetune", "", LAUNCH, ["--config", str(path)])
+    assert recipe == RECIPES[name]
 
 
 def test_a_run_is_not_resumed_with_other_settings(tiles: Path, undisturbed: Path) -> None:

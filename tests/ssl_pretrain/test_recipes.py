@@ -7,8 +7,9 @@ import pytest
 import torch
 from lightly.models.utils import random_token_mask
 
-from shared.cli import parse_beside
+from shared.cli import as_plain, parse_beside
 from shared.errors import UserError
+from shared.files import write_json
 from shared.signals import StopSignal
 from shared.training.distributed import World
 from ssl_pretrain.launch import LAUNCH
@@ -161,6 +162,14 @@ def test_ihc_twins_keep_brown_apart_from_blue_and_turn_around(name: str):
     assert (str(twin.run_dir), str(twin.out)) == (f"runs/{name}_ihc", f"{name}_ihc.pth")
     rest = {"name", "run_dir", "out", "views", "method"}
     assert all(getattr(recipe, field) == value for field, value in vars(twin).items() if field not in rest)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_saved_config_of_a_run_gives_its_recipe(name: str, tmp_path: Path):
+    path = tmp_path / "config.json"
+    write_json(path, as_plain(RECIPES[name]))
+    recipe, _ = parse_beside(RECIPES, "mae_vitb", "ssl_pretrain", "", LAUNCH, ["--config", str(path)])
+    assert recipe == RECIPES[name]
 
 
 @published
