@@ -30,7 +30,8 @@ import tifffile
 from PIL import Image
 
 from patch_extraction.config import HarvestConfig
-from patch_extraction.counters.base import HaematoxylinCounter
+from patch_extraction.counters.base import CLASSICAL, CellCounter, HaematoxylinCounter, choose_counter
+from patch_extraction.harvesting.focus import focus
 from patch_extraction.harvesting.slide_harvest import harvest_slide
 from patch_extraction.harvesting.slide_list import find_entries
 from patch_extraction.harvesting.slide_plan import SlidePlan
@@ -38,6 +39,7 @@ from patch_extraction.slide_store.slide_record import Record
 from patch_extraction.slide_store.slide_tar import QUALITY, SlideTar, add_member, as_jpeg
 from shared.samples.pyramidal_tiff import TiffLevel, write_pyramid
 from shared.samples.specimen import section
+from shared.weights.shipped import NUCLEI
 from shared.wsi.resampling import resample
 from shared.wsi.slide import Reader, Slide
 from tests.benchmarks.measuring import in_turn, write
@@ -45,6 +47,7 @@ from tests.benchmarks.measuring import in_turn, write
 OUT = Path(__file__).with_suffix(".csv")
 READING, STAGE = "chromogranin_ihc_40x_region.svs", "CD34_ihc_40x.svs"
 SIDE, PATCHES, ROUNDS, WORKER_ROUNDS = 512, 100, 8, 3
+COUNTERS = (NUCLEI, CLASSICAL[0])
 READERS: tuple[Reader, ...] = ("openslide", "auto")
 PLAIN = "openslide-python, Pillow"
 PACKAGES = ("openslide-bin", "simplejpeg", "pillow", "cykooz-resizer")
@@ -90,6 +93,7 @@ def main() -> None:
             read_encode_tar(slides / READING, folder),
             peer_rows(slides / READING, folder, peer),
             whole_stage(slides / STAGE, folder),
+            counters(slides / STAGE, folder),
             one_patch(slides / STAGE, folder),
             large_slide(folder),
             processes(slides / STAGE, folder),
@@ -229,15 +233,32 @@ def jpeg_by_pillow(patch_HW3: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def harvest_one(path: Path, folder: Path, reader: Reader, **settings: object) -> Record:
-    """One slide by the stage's own function."""
+def counters(path: Path, folder: Path) -> list[Row]:
+    """Measure the whole stage on one slide with the shipped detector and with the classical counter."""
+    records: dict[str, Record] = {}
+
+    def work(word: str) -> Callable[[], None]:
+        counter = choose_counter(word)
+        return lambda: records.update({word: harvest_one(path, folder, "auto", counter, max_patches=10**6)})
+
+    seconds = in_turn({word: work(word) for word in COUNTERS}, WORKER_ROUNDS, time.process_time)
+    detector, classical = (seconds[word] for word in COUNTERS)
+    what = f"whole stage, {path.name}, counter"
+    rows = [row(what, " / ".join(COUNTERS), ratio=round(detector / classical, 2), goal="at most 2.5")]
+    return rows + [row(what, word, patches=records[word].kept, cpu_s=each) for word, each in seconds.items()]
+
+
+def harvest_one(
+    path: Path, folder: Path, reader: Reader, counter: CellCounter | None = None, **settings: object
+) -> Record:
+    """One slide by the stage's own function, with the classical counter unless told otherwise."""
     wsi_dir, out = folder / path.stem, folder / "shards"
     wsi_dir.mkdir(exist_ok=True)
     if not (wsi_dir / path.name).exists():
         (wsi_dir / path.name).symlink_to(path)
     shutil.rmtree(out, ignore_errors=True)
     config = HarvestConfig(wsi_dir=wsi_dir, out=out, reader=reader, **settings)
-    counter = HaematoxylinCounter()
+    counter = counter or HaematoxylinCounter()
     return harvest_slide(find_entries(config, counter)[0], config, counter)
 
 
@@ -250,7 +271,7 @@ def one_patch(path: Path, folder: Path) -> list[Row]:
         regions = [np.asarray(slide.read(x, y, side, side, slide.mpp)) for x, y in corners]
     whole = (0.0, 0.0, float(side), float(side))
     patches = [resample(region, (SIDE, SIDE), whole) for region in regions]
-    counter = HaematoxylinCounter()
+    counter, detector = HaematoxylinCounter(), choose_counter(NUCLEI)
 
     def read(reader: Reader) -> Callable[[], None]:
         def work() -> None:
@@ -271,6 +292,8 @@ def one_patch(path: Path, folder: Path) -> list[Row]:
         "resample 487 to 512 px": lambda: [resample(region, (SIDE, SIDE), whole) for region in regions],
         "the same by Pillow": lambda: [by_pillow(region) for region in regions],
         "count cells": lambda: [counter.find(patch, mpp) for patch in patches],
+        "count cells by nuclei": lambda: [detector.find(patch, mpp) for patch in patches],
+        "measure sharpness": lambda: [focus(patch, mpp) for patch in patches],
         "encode, tar, sums of px": keep,
     }
     seconds = in_turn(works, ROUNDS, time.process_time)
@@ -298,7 +321,8 @@ def large_slide(folder: Path) -> list[Row]:
 def processes(path: Path, folder: Path) -> list[Row]:
     """Measure the command as users type it: start-up, memory with a large slide, one worker and two."""
     rows = [row("start-up", "--help", note=f"{watched('--help')[1]:.2f} s of processor time")]
-    used = watched("--wsi-dir", folder / "large", "--out", folder / "large_shards", "--workers", "1")
+    large = ("--wsi-dir", folder / "large", "--out", folder / "large_shards")
+    used = watched(*large, "--workers", "1", "--counter", CLASSICAL[0])
     rows.append(
         row("memory", "100352 x 80384 px, 1 worker", note=f"{used[2]:.0f} MB at most in a process, goal 1000")
     )
@@ -311,7 +335,7 @@ def processes(path: Path, folder: Path) -> list[Row]:
     walls = []
     for workers, out in runs[:2]:
         wall, cpu, most = min(used for count, used in taken if count == workers)
-        packing, _, _ = watched("--wsi-dir", copies, "--out", out, "--pack")
+        packing, _, _ = watched("--wsi-dir", copies, "--out", out, "--pack", "--counter", CLASSICAL[0])
         kept = json.loads((out / "index.json").read_text())["samples"]
         note = f"wall {wall:.1f} s, then {packing:.1f} s to pack; {most:.0f} MB at most in a process"
         rows.append(row("eight slides", f"{workers} workers", patches=kept, cpu_s=cpu, note=note))
@@ -322,7 +346,8 @@ def processes(path: Path, folder: Path) -> list[Row]:
 def harvested(wsi_dir: Path, out: Path, workers: int) -> tuple[float, float, float]:
     """Measure what a harvest from the beginning takes, packing aside; see `watched`."""
     shutil.rmtree(out, ignore_errors=True)
-    return watched("--wsi-dir", wsi_dir, "--out", out, "--workers", workers, "--part", "1/1")
+    classical = ("--counter", CLASSICAL[0])
+    return watched("--wsi-dir", wsi_dir, "--out", out, "--workers", workers, "--part", "1/1", *classical)
 
 
 def watched(*words: object) -> tuple[float, float, float]:
