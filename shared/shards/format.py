@@ -21,9 +21,9 @@ FORMAT = "dpa-p2pnet shards 1"
 INDEX, JOURNAL = "index.json", ".packing.json"
 SHARD = re.compile(r"shard-\d{6}\.tar")
 SHARD_FIELDS = {"name", "samples", "bytes", "sha256"}  # of a shard in the index
-# Fields of KEY.json in every version: slide and stain; the patch in px of level 0; um/px of its pixels and of level 0
-# with the source; pyramid level and its px per px of the patch; number of cells. Newer: `columns` of the slide list,
-# share of `tissue`, sharpness (`focus`), and `points`, the centres of the cells in px of the patch.
+# Fields of KEY.json in every version: slide and stain; the patch in px of level 0; um/px of its pixels and of
+# level 0 with the source; pyramid level and its px per px of the patch; number of cells. Newer: `columns`
+# of the slide list, share of `tissue`, sharpness (`focus`), and `points`, centres of cells in px of the patch.
 SAMPLE_FIELDS = {"slide", "biomarker", "x", "y", "width", "height", "mpp", "slide_mpp", "mpp_source"}
 SAMPLE_FIELDS |= {"level", "factor", "cells"}
 
