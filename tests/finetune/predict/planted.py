@@ -56,9 +56,14 @@ class SquareNetwork(nn.Module):
         return Detections(proposals_N2, proposals_N2.expand_as(points_BN2), points_BN2, logits_BNC)
 
 
-def detector(tile: int | None = None, views: int = 1, after: Callable[[], None] = lambda: None) -> Detector:
+def detector(
+    tile: int | None = None,
+    views: int = 1,
+    after: Callable[[], None] = lambda: None,
+    path: Path = Path("detector.pth"),
+) -> Detector:
     network = SquareNetwork(views, after)
-    return Detector(Path("detector.pth"), network, CLASSES, MPP, torch.device("cpu"), tile)
+    return Detector(path, network, CLASSES, MPP, torch.device("cpu"), tile)
 
 
 @dataclass(frozen=True)

@@ -159,7 +159,7 @@ from shared.model.detector_file import LoadedDetector
 from shared.signals import StopSignal
 from shared.wsi import image_source
 from tests.finetune.predict import planted
-LoadedDetector.load = classmethod(lambda *_: planted.detector())
+LoadedDetector.load = classmethod(lambda _, path, *__: planted.detector(path=path))
 opened = image_source.Picture.open.__func__
 def dies(cls, path, *options):
     if path.stem == "b":

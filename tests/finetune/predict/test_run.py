@@ -260,7 +260,7 @@ def after():
     if len(calls) == 8:
         os.kill(os.getpid(), signal.SIGKILL)
 store.SAVE_EVERY_S = 0.0
-LoadedDetector.load = lambda *_: planted.detector(after=after)
+LoadedDetector.load = lambda path, *_: planted.detector(after=after, path=path)
 png, out = map(pathlib.Path, sys.argv[1:])
 detector = png.with_name("detector.pth")
 predict(PredictConfig(detector=detector, sources=(png,), out=out, slide_mpp=0.25, tile=192, margin=64, workers=0,
