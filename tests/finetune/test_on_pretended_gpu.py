@@ -79,7 +79,8 @@ class Passes:
             optimiser = torch.optim.AdamW(detector.parameters(), fused=True)
             batch = Batch(images(variant, 4), cells).to(GPU)
             self.uploads = len(self.gpu.uploads)
-            self.losses = step._backward(recipe, detector, SimpleNamespace(detector=detector, step=1), batch)
+            state = SimpleNamespace(detector=detector, model=detector, step=1)
+            self.losses = step._add_gradients(recipe, state, batch)
             self.norm = nn.utils.clip_grad_norm_(detector.parameters(), 1.0)
             optimiser.step()
             self.state = [
