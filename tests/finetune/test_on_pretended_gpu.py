@@ -129,8 +129,8 @@ def test_a_counter_counts_on_the_device(monkeypatch: pytest.MonkeyPatch):
     with pretended_gpu() as gpu:
         moved(detector)
         monkeypatch.setattr(counter, "_device", lambda: "cuda")
-        monkeypatch.setattr(counter, "_loaded", lambda _: (detector, 0.5))
-        monkeypatch.setattr(counter, "select_cells", lambda found, *_: [seen.append(found)] * 0)
+        monkeypatch.setattr(counter, "_loaded", lambda _: (detector, 0.5, None))
+        monkeypatch.setattr("shared.model.cells.select_cells", lambda found, *_: [seen.append(found)] * 0)
         counting = object.__new__(counter.DetectorCounter)
         counting._path = None
         counting.find_each([np.zeros((64, 64, 3), np.uint8)] * 3, 0.25)
