@@ -396,3 +396,36 @@ def start(*words: object) -> int:
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, signal.SIG_DFL)  # the tests themselves can still be told to stop
     return train(recipe, World(0, 0, 1, torch.device("cpu")), stop)
+
+
+def test_a_run_with_lora_resumes_and_publishes_plain_weights(
+    tiles: Path, tmp_path: Path, stop: StopSignal
+) -> None:
+    """Saved, validated and averaged between steps, it goes on; of the trunk only attention has changed."""
+    recipe = dataclasses.replace(
+        RECIPES["dpa_p2pnet"],
+        init="random",
+        arch="vit_tiny_patch16_224",
+        source=DataOptions(data=tiles),
+        augment=AugmentConfig(crop=64),
+        batch_size=2,
+        workers=0,
+        epochs=2,
+        evaluate_every=1,
+        checkpoint_every=1,
+        lora=2,
+        learning_rate=0.01,
+        run_dir=tmp_path / "run",
+        out=tmp_path / "detector.pth",
+    )
+    world = World(0, 0, 1, torch.device("cpu"))
+    for max_steps in (2, None):
+        assert train(dataclasses.replace(recipe, max_steps=max_steps), world, stop) == 0
+    state, _ = begin(recipe, load_data(recipe.source), world)
+    drawn = state.detector.backbone.trunk.state_dict()
+    trained = load_detector(recipe.run_dir / "last.pth")[0].backbone.trunk.state_dict()
+    kept = {name for name in trained if name in drawn and torch.equal(trained[name], drawn[name])}
+    others = {name.removesuffix(".weight") for name in trained.keys() - kept}
+    assert others == {f"blocks.{block}.attn.{layer}" for block in range(12) for layer in ("qkv", "proj")}
+    original = drawn["blocks.0.attn.qkv.parametrizations.weight.original"]
+    assert not torch.equal(trained["blocks.0.attn.qkv.weight"], original)
