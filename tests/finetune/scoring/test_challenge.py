@@ -87,7 +87,7 @@ def test_training_and_evaluation_print_and_keep_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     found = SimpleNamespace(cells=lambda *_: found_by("12"))
-    for module in ("train", "results", "evaluate"):
+    for module in ("validation", "results", "evaluate"):
         monkeypatch.setattr(f"finetune.{module}.predict_tiles", lambda _, tiles, __: [found] * len(tiles))
     assert start(*TINY, "--data", ocelot, "--epochs", 0) == 0
     printed = [capsys.readouterr().out]
