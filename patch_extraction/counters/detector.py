@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from shared.model.dpa_p2pnet import DPAP2PNet
 
-GPU_BATCH = 32  # patches
+# Patches per call; on a CPU four take 0.7 of the time that each takes alone, and more gain nothing.
+GPU_BATCH, CPU_BATCH = 32, 4
 
 
 class DetectorCounter:
@@ -43,8 +44,8 @@ class DetectorCounter:
 
     @property
     def batch(self) -> int:
-        """Images per call that a GPU is filled with; on a CPU batches gain nothing."""
-        return GPU_BATCH if _device() == "cuda" else 1
+        """Images per call that use the device best."""
+        return GPU_BATCH if _device() == "cuda" else CPU_BATCH
 
     def find(self, image_HW3: np.ndarray, mpp: float) -> np.ndarray:
         """See `CellCounter.find`.
