@@ -10,7 +10,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_args
 
 from shared.config_file import config_path, did_you_mean, flat, read_settings, with_settings
 from shared.errors import DISK_FULL, REFUSED, UserError
@@ -148,6 +148,7 @@ def _recipe_in_file(words: Sequence[str]) -> str | None:
 
 def _parsed(configs: Sequence[Any], prog: str, description: str, args: Sequence[str] | None) -> list[Any]:
     words = list(sys.argv[1:] if args is None else args)
+    _require_lists_once(configs, words)
     if path := config_path(words):
         settings = read_settings(path)
         configs = with_settings(configs, settings, path)
@@ -155,6 +156,15 @@ def _parsed(configs: Sequence[Any], prog: str, description: str, args: Sequence[
     wrapper = textwrap.TextWrapper(shutil.get_terminal_size().columns, initial_indent=" ", subsequent_indent=" ")
     paragraphs = map(wrapper.fill, inspect.cleandoc(description).split("\n\n"))
     return parse_options(configs, prog, "\n\N{ZERO WIDTH SPACE}\n".join(paragraphs), words)
+
+
+def _require_lists_once(configs: Sequence[Any], words: Sequence[str]) -> None:
+    """Refuse an option with a list of values that is given twice: only the last list would count."""
+    for option in (option for config in configs for option in options_of(config)):
+        hint = get_args(option.hint)[0] if option.markers else option.hint
+        given = sum(word.partition("=")[0] == f"--{option.name}" for word in words)
+        if Ellipsis in get_args(hint) and given > 1:
+            raise UserError(f"--{option.name} is given {given} times; give all values after one --{option.name}")
 
 
 @dataclasses.dataclass(frozen=True)

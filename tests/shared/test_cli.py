@@ -246,3 +246,22 @@ def test_a_command_is_chosen_by_its_first_word(capsys: pytest.CaptureFixture[str
         with pytest.raises(SystemExit):
             parse_command(commands, "stage", "What.", words)
         assert "ordered     Command with groups" in capsys.readouterr().out
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Take names and a pair."""
+
+    names: tuple[str, ...] = ()
+    """Names."""
+    pair: tuple[float, float] = (1.0, 2.0)
+    """Two numbers."""
+
+
+def test_a_list_given_twice_is_refused() -> None:
+    """Only the last one would count, silently."""
+    assert parse(Listed, "x", args=["--names", "a", "b"]).names == ("a", "b")
+    assert parse(Listed, "x", args=["--pair", "1", "2", "--pair", "3", "4"]).pair == (3.0, 4.0)  # overrides
+    for words in (["--names", "a", "--names", "b"], ["--names=a", "--names", "b"]):
+        with pytest.raises(UserError, match="--names is given 2 times; give all values after one --names"):
+            parse(Listed, "x", args=words)
