@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from finetune.datasets.dataset import Tile
@@ -37,8 +36,7 @@ class FoundCells:
 
     def cells(self, threshold: float | None = None) -> Cells:
         """Cells in px of the image, as `finetune.predict` finds them."""
-        probabilities_NC = torch.from_numpy(self.records["probabilities"].copy())
-        labels_N, scores_N, keep_N = (each.numpy() for each in classify(probabilities_NC, threshold))
+        labels_N, scores_N, keep_N = classify(self.records["probabilities"], threshold)
         records = self.records[keep_N]
         records["label"], records["probability"] = labels_N[keep_N], scores_N[keep_N]
         return _as_cells(records[final_cells(records, self.mpp)], self.scale)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from finetune.predict.search.area import default_area, touched
@@ -17,9 +16,10 @@ from finetune.predict.search.tiling import Box, Tiling, margin_of, tiling_of
 from finetune.review.config import Suggest
 from finetune.scoring.operating_point import FLOOR
 from shared.annotations.polygons import PolygonIndex
+from shared.errors import UserError
 from shared.model.cells import Cells, classify
-from shared.model.decoders import PYRAMID_STRIDES
 from shared.model.detector_file import LoadedDetector
+from shared.model.dpa_p2pnet import DPAP2PNet
 from shared.wsi.image_source import ImageSource, open_source, size_at
 
 LEAST_AREA = 0.75  # of the largest region: those at the edges of a slide may be slivers
@@ -47,8 +47,7 @@ class Candidate:
 
     def cells(self, threshold: float | None) -> Cells:
         """Cells with their points inside, px of level 0; `threshold` as of `shared.model.cells.classify`."""
-        probabilities_NC = torch.from_numpy(np.ascontiguousarray(self.records["probabilities"]))
-        labels_N, scores_N, keep_N = (each.numpy() for each in classify(probabilities_NC, threshold))
+        labels_N, scores_N, keep_N = classify(self.records["probabilities"], threshold)
         points_N2 = np.stack([self.records["x"], self.records["y"]], axis=1) * self.scale
         low, high = np.split(np.array(self.box), 2)
         inside_N = np.all((points_N2 >= low) & (points_N2 < high), axis=1)
@@ -68,7 +67,10 @@ def find_candidates(
 
     Raises:
         SlideError: the slide shows no tissue or cannot be read.
+        UserError: the detector is a rival's.
     """
+    if not isinstance(detector.network, DPAP2PNet):
+        raise UserError(f"{detector.path} has no backbone that describes regions; give a detector of DPA-P2PNet")
     tiling = _tiling(detector, source, config.side_um)
     places = _places(tiling, detector, source, annotated)
     if len(places) > config.candidates:
@@ -97,7 +99,7 @@ def _tiling(detector: LoadedDetector, source: ImageSource, side_um: float) -> Ti
     network, size = detector.network.config, size_at(source, detector.mpp)
     if detector.tile is not None:
         return tiling_of(size, network, detector.tile)
-    step = math.lcm(PYRAMID_STRIDES[-1], network.interval)
+    step = network.step
     margin = math.ceil(margin_of(network) / step) * step
     core = max(1, round(side_um / detector.mpp / step)) * step
     return tiling_of(size, network, None, core + 2 * margin, margin)

@@ -16,7 +16,7 @@ from shared.wsi.slide import MOST_UPSAMPLING
 if TYPE_CHECKING:
     import torch
 
-    from shared.model.dpa_p2pnet import DPAP2PNet
+    from shared.model.cells import CellDetector
 
 # Patches per call; on a CPU four take 0.7 of the time that each takes alone, and more gain nothing.
 GPU_BATCH, CPU_BATCH = 32, 4
@@ -62,8 +62,6 @@ class DetectorCounter:
             return []
         import torch
 
-        from shared.model.cells import select_cells
-
         detector, own_mpp, threshold = _loaded(self._path)
         if mpp > MOST_UPSAMPLING * own_mpp:
             raise UserError(
@@ -75,9 +73,9 @@ class DetectorCounter:
         small = [resample(image, size, (0, 0, width, height)) for image in images]
         image_BHWC = torch.from_numpy(np.stack(small)).to(_device())
         with torch.inference_mode(), _precision():
-            cells = select_cells(detector(image_BHWC.permute(0, 3, 1, 2)), size[1], size[0], threshold)
+            cells = detector.detect(image_BHWC.permute(0, 3, 1, 2), threshold)
         scale_2 = (width / size[0], height / size[1])
-        return [each.points_N2.astype(float) * scale_2 for each in cells]
+        return [each.inside(size[1], size[0]).points_N2.astype(float) * scale_2 for each in cells]
 
 
 def _device() -> str:
@@ -96,7 +94,7 @@ def _precision() -> "torch.autocast":
 
 
 @functools.cache
-def _loaded(path: Path) -> "tuple[DPAP2PNet, float, float | None]":
+def _loaded(path: Path) -> "tuple[CellDetector, float, float | None]":
     """Load the detector, its um/px and its operating point, once per process."""
     import torch
 
@@ -113,5 +111,6 @@ def _loaded(path: Path) -> "tuple[DPAP2PNet, float, float | None]":
     mpp = metadata.get("mpp")
     if not isinstance(mpp, int | float) or mpp <= 0:
         raise UserError(f"{path} does not state the um/px of its training; export it again")
-    fold_batch_norms(detector.backbone)
+    for trunk in detector.trunks():
+        fold_batch_norms(trunk)
     return detector.to(_device()), float(mpp), stored_threshold(metadata)

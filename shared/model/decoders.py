@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from shared.model.cells import DetectedCells, detected_cells
 from shared.model.proposals import Level, sample
 
 PYRAMID_STRIDES = (4, 8, 16, 32, 64)  # P2..P6: the paper gives no L; its parameter counts need five levels
@@ -33,6 +34,10 @@ class Detections(NamedTuple):
         return Detections(
             self.proposals_N2 + by_2, self.deformed_BN2 + by_2, self.points_BN2 + by_2, self.logits_BNC
         )
+
+    def cells(self, threshold: float | None = None) -> list[DetectedCells]:
+        """Cells of every image (`shared.model.cells.classify`)."""
+        return detected_cells(self.points_BN2, self.proposals_N2, self.logits_BNC.softmax(-1), threshold)
 
 
 class PointDecoder(nn.Module):

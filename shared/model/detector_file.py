@@ -1,8 +1,7 @@
 """Detector files: the network with its config and metadata."""
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,9 +9,9 @@ import torch
 
 from shared.cli import as_plain
 from shared.errors import UserError
-from shared.model.backbones import sees_whole_image
-from shared.model.decoders import PYRAMID_STRIDES
+from shared.model.cells import CellDetector, NetworkConfig
 from shared.model.dpa_p2pnet import DetectorConfig, DPAP2PNet
+from shared.model.rivals.rival_detector import RivalConfig, RivalDetector
 from shared.weights.safe_load import first_line
 from shared.weights.shipped import shipped_or_given
 from shared.weights.weights_file import Weights, read, write
@@ -25,7 +24,7 @@ class LoadedDetector:
     """A network with its classes in the order of their labels and the um/px it was trained at."""
 
     path: Path
-    network: DPAP2PNet
+    network: CellDetector
     classes: tuple[str, ...]
     mpp: float
     device: torch.device
@@ -48,7 +47,21 @@ class LoadedDetector:
         return cls(path, network.to(chosen), classes, mpp, chosen, tile, metadata)
 
 
-def save_detector(path: Path, detector: DPAP2PNet, metadata: Mapping[str, Any]) -> None:
+def decoded_by(detector: LoadedDetector, decoder: str | None) -> LoadedDetector:
+    """Choose another decoder of a detector's maps; None: its own.
+
+    Raises:
+        UserError: it has no maps, or none that this decoder takes.
+    """
+    if decoder is not None:
+        config = detector.network.config
+        if not isinstance(config, RivalConfig):
+            raise UserError(f"{detector.path} has no maps for --decoder {decoder}; leave --decoder out")
+        detector.network.config = replace(config, decoder=decoder)
+    return detector
+
+
+def save_detector(path: Path, detector: CellDetector, metadata: Mapping[str, Any]) -> None:
     """Write a detector atomically; the file holds its config, so that it can be built again.
 
     Args:
@@ -60,7 +73,7 @@ def save_detector(path: Path, detector: DPAP2PNet, metadata: Mapping[str, Any]) 
     write(path, detector.state_dict(), {**metadata, "kind": "detector", "config": as_plain(detector.config)})
 
 
-def load_detector(path: Path) -> tuple[DPAP2PNet, dict[str, Any]]:
+def load_detector(path: Path) -> tuple[CellDetector, dict[str, Any]]:
     """Read a detector, on the CPU and in eval mode, and its metadata.
 
     Raises:
@@ -73,7 +86,7 @@ def load_detector(path: Path) -> tuple[DPAP2PNet, dict[str, Any]]:
             "python -m finetune writes"
         )
     try:
-        detector = DPAP2PNet(_config(weights.metadata["config"]))
+        detector = network_of(_config(weights.metadata["config"]))
         detector.load_state_dict(weights.tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(
@@ -91,12 +104,20 @@ def stored_threshold(metadata: Mapping[str, Any]) -> float | None:
     return value if isinstance(value, float) and 0 < value < 1 else None
 
 
-def _config(fields: Mapping[str, Any]) -> DetectorConfig:
+def network_of(config: NetworkConfig) -> CellDetector:
+    """Build the network that a config describes, with random weights."""
+    if isinstance(config, RivalConfig):
+        return RivalDetector(config)
+    assert isinstance(config, DetectorConfig)
+    return DPAP2PNet(config)
+
+
+def _config(fields: Mapping[str, Any]) -> NetworkConfig:
     """Make a config of its JSON form, which has lists for tuples."""
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
     }
-    return DetectorConfig(**values)
+    return RivalConfig(**values) if "network" in values else DetectorConfig(**values)
 
 
 def _contents(weights: Weights) -> str:
@@ -106,29 +127,13 @@ def _contents(weights: Weights) -> str:
         return f"weights of something else ({', '.join(sorted(weights.tensors)[:3])})"
 
 
-def tile_to_predict(config: DetectorConfig, crop: int) -> int | None:
-    """Side in px of the input that a detector needs; None if its results do not depend on it.
-
-    A ViT sees its whole input, and its position embeddings are resampled to it; how far a wider view reaches
-    depends on the image it is a view of. Both are given what they were trained on, in whole cells of each level.
-
-    Args:
-        config: The detector.
-        crop: Side in px of the crops it was trained on.
-    """
-    if not sees_whole_image(config.arch) and config.views == 1:
-        return None
-    step = math.lcm(PYRAMID_STRIDES[-1], config.interval)
-    return math.ceil(crop / step) * step
-
-
 def _checked(
-    path: Path, network: DPAP2PNet, metadata: dict[str, Any]
+    path: Path, network: CellDetector, metadata: dict[str, Any]
 ) -> tuple[tuple[str, ...], float, int | None]:
     """Read classes, um/px and tile from the metadata."""
     if missing := {"classes", "mpp"} - metadata.keys():
         raise UserError(f"the metadata in {path} lack {' and '.join(sorted(missing))}; train the detector again")
-    default = tile_to_predict(network.config, DEFAULT_CROP)  # of detectors that were written without it
+    default = network.config.tile(DEFAULT_CROP)  # of detectors that were written without it
     mpp, classes, tile = metadata["mpp"], tuple(map(str, metadata["classes"])), metadata.get("tile", default)
     if not isinstance(mpp, float | int) or not 0 < mpp < float("inf"):
         raise UserError(f"the metadata in {path} give {mpp!r} as mpp; train the detector again")

@@ -6,16 +6,19 @@ Points are (x, y) in px of the image; (0, 0) is the outer corner of its first pi
 background is C.
 """
 
+import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared.errors import UserError
-from shared.model.backbones import create_backbone
+from shared.model.backbones import create_backbone, sees_whole_image
+from shared.model.cells import CellDetector, Colour, DetectedCells, NetworkConfig
 from shared.model.decoders import (
     GRID_STRIDE,
     PYRAMID_STRIDES,
@@ -38,13 +41,11 @@ __all__ = ["DPAP2PNet", "Detections", "DetectorConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectorConfig:
+class DetectorConfig(NetworkConfig):
     """Architecture of a detector; the defaults are DPA-P2PNet with ResNet-50."""
 
     arch: str = "resnet50"
     """Backbone: resnet50, a plain ViT of timm with 16 px patches, such as vit_base_patch16_224, or regnetx_002."""
-    classes: int = 1
-    """Cell classes, background not counted."""
     interval: int = 16
     """Pixels between proposals (paper: 8 for CoNSeP; 16 for BCData, PD-L1 and OCELOT)."""
     multi_scale: bool = True
@@ -55,14 +56,8 @@ class DetectorConfig:
     """Without multi-scale decoding: bring all levels to stride 16 and add them, as E2E does."""
     refinements: int = 0
     """Without deformation: number of further decodings, each from the points of the one before."""
-    views: int = 1
-    """Concentric fields of view (the paper's K): the last image is annotated, the others show more around it."""
     upsampling: Upsampling = "transposed"
     """Upsampling of the maps of wider views: `transposed` (learnt) or `bilinear` (paper, Table 4)."""
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    """Channel means (RGB in 0..1) that the backbone was pre-trained with."""
-    std: tuple[float, float, float] = IMAGENET_STD
-    """Channel standard deviations that the backbone was pre-trained with."""
     channels: int = 256
     """Channels of the pyramid (authors' code; Lin et al. 2017)."""
     hidden: int = 256
@@ -97,6 +92,20 @@ class DetectorConfig:
                 f"which {self.interval} does not; use 8 or 16"
             )
 
+    def with_trunk(self, arch: str, mean: Colour = IMAGENET_MEAN, std: Colour = IMAGENET_STD) -> Self:
+        """See `NetworkConfig`."""
+        return dataclasses.replace(self, arch=arch, mean=mean, std=std)
+
+    @property
+    def step(self) -> int:
+        """Px at which the grid of proposals and those of all levels coincide."""
+        return math.lcm(super().step, self.interval)
+
+    @property
+    def sees_whole_image(self) -> bool:
+        """See `NetworkConfig`."""
+        return super().sees_whole_image or sees_whole_image(self.arch)
+
 
 class FovBranch(nn.Module):
     """Trunk and neck of one field of view: an image in, its pyramid out."""
@@ -112,9 +121,10 @@ class FovBranch(nn.Module):
         return levels
 
 
-class DPAP2PNet(nn.Module):
+class DPAP2PNet(CellDetector):
     """The whole network (Fig. 1, and Fig. 3 with several views), for images of any size."""
 
+    config: DetectorConfig
     mean: Tensor
     std: Tensor
 
@@ -154,6 +164,11 @@ class DPAP2PNet(nn.Module):
         if self.training or not self.config.distinct:
             return found
         return without_duplicates(found, self.config.distinct)
+
+    def detect(self, image_BCHW: Tensor, threshold: float | None = None) -> list[DetectedCells]:
+        """See `CellDetector`."""
+        found: Detections = self(image_BCHW)
+        return found.cells(threshold)
 
     def trunks(self) -> list[nn.Module]:
         """List the timm trunks of all views, that of the annotated image first."""

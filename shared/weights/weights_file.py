@@ -184,7 +184,10 @@ def _require_match(trunk: nn.Module, weights: Weights, report: LoadReport) -> No
                 f"{name} in {weights.path} {shape} does not fit the trunk, which takes RGB images, and learned "
                 "position embeddings only of a square grid; give other weights"
             )
-    more = [name for name in report.dropped if name in weights.tensors and PARTS.match(name)]
+    # A trunk may end before the file's last stages, which do not change its features.
+    stages = {name.split(".")[0] for name in report.used}
+    unknown = [name for name in report.dropped if name in weights.tensors and PARTS.match(name)]
+    more = [name for name in unknown if not name.startswith("layer") or name.split(".")[0] in stages]
     if more:
         raise UserError(
             f"{weights.path} is another network than the trunk ({type(trunk).__name__}), which lacks its "

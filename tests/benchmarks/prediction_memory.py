@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from finetune.predict import slide_job
 from finetune.predict.config import PredictConfig
 from finetune.predict.prediction_plan import PredictPlan
+from shared.model.cells import DetectedCells
 from shared.model.decoders import Detections
 from shared.model.detector_file import LoadedDetector
 from shared.model.dpa_p2pnet import DetectorConfig
@@ -46,6 +47,10 @@ class Crowd(nn.Module):
         logits_NC = torch.zeros(len(grid_N2), 4)
         logits_NC[torch.arange(len(grid_N2)), torch.arange(len(grid_N2)) % 3] = 2.0
         return Detections(grid_N2, points_BN2, points_BN2, logits_NC.expand(len(image_BCHW), -1, -1))
+
+    def detect(self, image_BCHW: Tensor, threshold: float | None = None) -> list[DetectedCells]:
+        """See `CellDetector`."""
+        return self(image_BCHW).cells(threshold)
 
 
 @dataclass

@@ -11,9 +11,8 @@ from torch.utils.data import Dataset
 
 from finetune.predict.search.deduplicate import BAND, BORDER, INNER, OVERLAP
 from finetune.predict.search.tiling import Box, Tiling
-from shared.model.cells import classify
+from shared.model.cells import DetectedCells
 from shared.model.detector_file import LoadedDetector
-from shared.model.dpa_p2pnet import Detections
 from shared.model.image_tensors import to_image
 from shared.training.batch_workers import BatchWorkers
 from shared.training.precision import Precision, autocast
@@ -152,51 +151,49 @@ def find_cells(  # noqa: PLR0913
             cells = np.empty(0, record_type(columns))
             if batch.tiles:
                 with torch.inference_mode(), autocast(detector.device, precision):
-                    found = detector.network(batch.image_BCHW.to(detector.device, non_blocking=True))
+                    images = batch.image_BCHW.to(detector.device, non_blocking=True)
+                    found = detector.network.detect(images, selection.threshold)
                 cells = reported_cells(found, reader.tiling, batch.tiles, selection)
             yield Found(batch.number, cells, len(reader.batches[batch.number]), batch.failures)
 
 
 def reported_cells(
-    found: Detections, tiling: Tiling, tiles: Sequence[int], selection: Selection = PAPER_RULE
+    found: Sequence[DetectedCells], tiling: Tiling, tiles: Sequence[int], selection: Selection = PAPER_RULE
 ) -> np.ndarray:
     """Select the cells whose proposals are in the tiles' cores or close to them, and whose points are inside.
 
-    The rule sees every proposal by itself, so that it holds alike on both sides of a seam.
+    The network's rule sees every proposal by itself, so that it holds alike on both sides of a seam.
     """
-    device = found.logits_BNC.device
-    probabilities_BNC = found.logits_BNC.softmax(-1)
-    labels_BN, scores_BN, keep_BN = classify(probabilities_BNC, selection.threshold)
-    windows_B4, cores_B4 = (
-        torch.tensor([box(index) for index in tiles], device=device) for box in (tiling.window_of, tiling.core_of)
+    return np.concatenate(
+        [_reported(cells, tiling, tile, selection) for cells, tile in zip(found, tiles, strict=True)]
     )
-    origin_B12 = windows_B4[:, None, :2]
+
+
+def _reported(found: DetectedCells, tiling: Tiling, tile: int, selection: Selection) -> np.ndarray:
+    """Make the records of one tile."""
+    origin_2 = np.array(tiling.window_of(tile)[:2])
     # In float64: at 100,000 px neighbours in single precision are 0.008 px apart.
-    points_BN2 = found.points_BN2.double() + origin_B12
-    size_2 = torch.tensor([tiling.width, tiling.height], dtype=torch.float64, device=device)
-    proposals_BN2 = found.proposals_N2 + origin_B12
-    depth_BN = _depth(proposals_BN2, cores_B4)
-    keep_BN &= depth_BN >= (0 if tiling.whole else -BAND)
-    keep_BN &= ((points_BN2 >= 0) & (points_BN2 < size_2)).all(-1)
-    depth_N = depth_BN[keep_BN].cpu().numpy()
-    columns = probabilities_BNC.shape[-1] if selection.probabilities else 0
+    points_N2, proposals_N2 = found.points_N2.astype(float) + origin_2, found.proposals_N2.astype(float) + origin_2
+    depth_N = _depth(proposals_N2, tiling.core_of(tile))
+    keep_N = depth_N >= (0 if tiling.whole else -BAND)
+    keep_N &= ((points_N2 >= 0) & (points_N2 < (tiling.width, tiling.height))).all(axis=1)
+    depth_N, proposals_N2, found = depth_N[keep_N], proposals_N2[keep_N], found.chosen(keep_N)
+    columns = found.probabilities_NC.shape[1] if selection.probabilities else 0
     cells = np.empty(len(depth_N), record_type(columns))
     if columns:
-        cells["probabilities"] = probabilities_BNC[keep_BN].float().cpu().numpy()
-    cells["x"], cells["y"] = points_BN2[keep_BN].cpu().numpy().T
-    cells["probability"] = scores_BN[keep_BN].float().cpu().numpy()
-    cells["tile"] = np.asarray(tiles)[keep_BN.nonzero()[:, 0].cpu().numpy()]
-    cells["owner"] = tiling.owners(proposals_BN2[keep_BN].cpu().numpy())
-    cells["label"] = labels_BN[keep_BN].cpu().numpy()
+        cells["probabilities"] = found.probabilities_NC
+    cells["x"], cells["y"] = points_N2[keep_N].T
+    cells["probability"], cells["label"] = found.scores_N, found.labels_N
+    cells["tile"], cells["owner"] = tile, tiling.owners(proposals_N2)
     outer = INNER if tiling.whole else BORDER
     cells["zone"] = np.where(depth_N < 0, OVERLAP, np.where(depth_N < BAND, outer, INNER))
     return cells
 
 
-def _depth(points_BN2: Tensor, boxes_B4: Tensor) -> Tensor:
-    """Distance of points from the nearest side of their box, negative outside; left and top sides are inside."""
-    from_corner_BN2 = points_BN2 - boxes_B4[:, None, :2]
-    to_corner_BN2 = boxes_B4[:, None, 2:] - points_BN2
+def _depth(points_N2: np.ndarray, box: Box) -> np.ndarray:
+    """Distance of points from the nearest side of a box, negative outside; left and top sides are inside."""
+    from_corner_N2, to_corner_N2 = points_N2 - box[:2], box[2:] - points_N2
     # A point on the right or lower edge is the next box's.
-    to_corner_BN2 = torch.where(to_corner_BN2 == 0, -1, to_corner_BN2)
-    return torch.minimum(from_corner_BN2, to_corner_BN2).amin(-1)
+    to_corner_N2[to_corner_N2 == 0] = -1
+    depth_N: np.ndarray = np.minimum(from_corner_N2, to_corner_N2).min(axis=1)
+    return depth_N

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shared.errors import UserError
-from shared.model.decoders import PYRAMID_STRIDES
-from shared.model.dpa_p2pnet import DetectorConfig
+from shared.model.cells import NetworkConfig
 
 # Context of a point that matters to a ResNet-50. Of 8,663 cells that it finds in one piece of
 # 4096 x 4096 px, 99.96 % are the same in tiles of 512 px with this margin, and 99.78 % with 64 px (seams.csv
@@ -113,14 +112,14 @@ class Tiling:
         return [*done, *waiting.values()]
 
 
-def margin_of(network: DetectorConfig) -> int:
+def margin_of(network: NetworkConfig) -> int:
     """Return the context in px that matters to a point's result, for detectors without a fixed tile."""
-    return MARGINS.get(network.arch, MARGIN)
+    return MARGINS.get(getattr(network, "arch", ""), MARGIN)
 
 
-def note_on_margin(network: DetectorConfig, tiling: Tiling) -> str:
+def note_on_margin(network: NetworkConfig, tiling: Tiling) -> str:
     """Return a sentence if more than 1 % of the cells depend on where the tiles are, else an empty one."""
-    least = MARGINS.get(network.arch, FIXED_MARGIN)
+    least = MARGINS.get(getattr(network, "arch", ""), FIXED_MARGIN)
     if tiling.fixed or tiling.margin >= least:
         return ""
     return f"with a margin below {least} px more than 1 % of the cells depend on the tiles; leave out --margin"
@@ -128,7 +127,7 @@ def note_on_margin(network: DetectorConfig, tiling: Tiling) -> str:
 
 def tiling_of(
     size: tuple[float, float],
-    network: DetectorConfig,
+    network: NetworkConfig,
     trained_tile: int | None = None,
     tile: int | None = None,
     margin: int | None = None,
@@ -146,7 +145,7 @@ def tiling_of(
     Raises:
         UserError: a size that the detector cannot have, or margins that leave nothing of the tile.
     """
-    step = math.lcm(PYRAMID_STRIDES[-1], network.interval)
+    step = network.step
     if trained_tile is not None and tile not in (None, trained_tile):
         raise UserError(
             f"--tile {tile} does not fit the detector, which was trained on {trained_tile} px and gives "

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from finetune import Detector
+from shared.model.cells import DetectedCells
 from shared.model.decoders import Detections
 from shared.model.dpa_p2pnet import DetectorConfig
 from shared.model.proposals import proposal_grid
@@ -54,6 +55,9 @@ class SquareNetwork(nn.Module):
         proposals_N2 = proposal_grid(padded.shape[2], padded.shape[3], CELL).flatten(0, 1)
         logits_BNC = torch.cat([mass_BN2, torch.full_like(mass_BN2[..., :1], 3.0)], -1)
         return Detections(proposals_N2, proposals_N2.expand_as(points_BN2), points_BN2, logits_BNC)
+
+    def detect(self, image_BCHW: Tensor, threshold: float | None = None) -> list[DetectedCells]:
+        return self(image_BCHW).cells(threshold)
 
 
 def detector(

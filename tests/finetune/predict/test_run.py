@@ -22,7 +22,6 @@ from finetune.predict.outputs.output_names import drawn_by_prediction
 from finetune.predict.share import Share, share_of_process
 from shared.errors import UserError
 from shared.model import dpa_p2pnet as core
-from shared.model.cells import select_cells
 from shared.model.decoders import Detections
 from shared.model.detector_file import save_detector
 from shared.model.proposals import proposal_grid
@@ -532,7 +531,7 @@ def test_from_python(tmp_path: Path) -> None:
     with torch.inference_mode():  # it is given images of the size that it was trained on
         tile_HWC = np.pad(image_HWC, ((0, 92), (0, 72), (0, 0)), constant_values=255)
         image_BCHW = torch.from_numpy(tile_HWC).permute(2, 0, 1)[None] / 255
-        (expected,) = select_cells(detector.network(image_BCHW), 192, 192)
+        (expected,) = detector.network.detect(image_BCHW)
     inside_N = (expected.points_N2 < (120, 100)).all(axis=1)
     assert len(cells.labels_N) == inside_N.sum() > 0
     assert np.allclose(cells.points_N2, expected.points_N2[inside_N], atol=1e-3)

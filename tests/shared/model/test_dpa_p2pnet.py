@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from shared.errors import UserError
-from shared.model.cells import select_cells
 from shared.model.detector_file import load_detector, save_detector
 from shared.model.dpa_p2pnet import Detections, DetectorConfig, DPAP2PNet
 from shared.model.proposals import proposal_grid
@@ -412,7 +411,7 @@ def test_cells_are_proposals_that_win_over_background_inside_the_image():
     points = torch.tensor([[[5.0, 5.0], [-0.1, 5.0], [19.9, 9.9], [20.0, 5.0], [3.0, 10.0], [0.0, 0.0]]])
     logits = torch.tensor([[[3.0, 1, 0], [9, 0, 0], [1, 2, 0], [0, 9, 0], [0, 9, 0], [1, 0, 1.5]]])
     detections = Detections(points[0], points, points, logits)
-    (cells,) = select_cells(detections, height=10, width=20)
+    cells = detections.cells()[0].inside(height=10, width=20)
     assert cells.points_N2.tolist() == points[0, [0, 2]].tolist()
     assert cells.labels_N.tolist() == [0, 1]
     expected = [torch.tensor([3.0, 1, 0]).softmax(0)[0], torch.tensor([1.0, 2, 0]).softmax(0)[1]]

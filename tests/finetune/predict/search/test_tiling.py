@@ -9,7 +9,6 @@ from PIL import Image
 from finetune.predict.search.inference import read_views
 from finetune.predict.search.tiling import Tiling, note_on_margin, tiling_of
 from shared.errors import UserError
-from shared.model.detector_file import tile_to_predict
 from shared.model.dpa_p2pnet import DetectorConfig
 from shared.wsi.image_source import Picture
 
@@ -84,11 +83,11 @@ def test_margins_that_change_more_than_a_hundredth_of_the_cells_are_named() -> N
 
 
 def test_only_detectors_that_see_their_whole_tile_have_one() -> None:
-    assert tile_to_predict(RESNET, 448) is None
-    assert tile_to_predict(dataclasses.replace(RESNET, arch="regnetx_002"), 256) is None
-    assert tile_to_predict(VIT, 448) == 448
-    assert tile_to_predict(VIT, 500) == 512
-    assert tile_to_predict(dataclasses.replace(RESNET, views=2), 192) == 192
+    assert RESNET.tile(448) is None
+    assert dataclasses.replace(RESNET, arch="regnetx_002").tile(256) is None
+    assert VIT.tile(448) == 448
+    assert VIT.tile(500) == 512
+    assert dataclasses.replace(RESNET, views=2).tile(192) == 192
     with pytest.raises(UserError, match="--tile 1024 does not fit the detector, which was trained on 448 px"):
         tiling_of((10, 10), VIT, trained_tile=448, tile=1024)
 
