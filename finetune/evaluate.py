@@ -21,7 +21,7 @@ from shared.cli import Range, as_plain, make_folder, parse, run, validate
 from shared.errors import UserError
 from shared.files import own_path, write_json
 from shared.model.cells import Cells
-from shared.model.detector_file import LoadedDetector
+from shared.model.detector_file import LoadedDetector, decoded_by
 from shared.training.run_folder import provenance
 from shared.wsi.slide import MOST_UPSAMPLING
 
@@ -45,6 +45,8 @@ class EvaluateConfig:
     threshold: str = "paper"
     """Rule by which a proposal is a cell: paper (a class is more probable than background), a least probability of
     its class, or best (the least probability that was best on validation, stored in each detector)."""
+    decoder: str | None = None
+    """Other decoder of the maps of the detector: otm finds the points of a density by OT-M."""
     baseline: Path | None = None
     """Another detector to score on the same tiles."""
     min_gain: Annotated[float | None, Range(0, 1)] = None
@@ -96,6 +98,7 @@ def evaluate(config: EvaluateConfig) -> int:
         )
     paths = [config.detector, *([config.baseline] if config.baseline else [])]
     detectors = [load_for(path, data, tiles) for path in paths]
+    decoded_by(detectors[0], config.decoder)
     thresholds = [resolve_threshold(config.threshold, detector) for detector in detectors]
     make_folder(config.out, "--out")
     print(data)

@@ -1,20 +1,29 @@
 """Named recipes: every number of a fine-tuning run, with its source."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
 from finetune.datasets import DataOptions
+from finetune.networks import PointNetwork, RivalNetwork
 from finetune.training.augment import AugmentConfig
 from finetune.training.criterion import CriterionConfig
-from shared.cli import Range, check_range, validate
+from finetune.training.rivals.map_losses import DiscsConfig, PeaksConfig
+from finetune.training.rivals.query_loss import QueriesConfig
+from finetune.training.rivals.square_loss import SquaresConfig
+from finetune.training.rivals.transport_loss import TransportConfig
+from shared.cli import Range, as_plain, check_range, validate
 from shared.errors import UserError
-from shared.model.multi_fov import Upsampling
+from shared.model.rivals.rival_detector import NETWORKS
 from shared.training.precision import Precision
 from shared.weights.weights_file import check_destination
+
+# The recipe decides which of them it is.
+Criterion = CriterionConfig | DiscsConfig | PeaksConfig | SquaresConfig | TransportConfig | QueriesConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +33,7 @@ class Recipe:
     help_groups: ClassVar = {
         "init": "input",
         "out": "output",
-        "interval": "detector",
+        "network": "detector",
         "images": "training",
         "evaluate_every": "run",
     }
@@ -41,26 +50,8 @@ class Recipe:
     """Destination of the best detector at the end."""
     run_dir: Path = Path("runs/finetune")
     """Checkpoints, curves and pictures; the same folder resumes the run."""
-    interval: Annotated[int | None, Range(1)] = None
-    """Px between proposals; default 8 at 0.4 um/px and coarser, else 16 (paper: 8 on CoNSeP, 16 at 40x)."""
-    multi_scale: bool = True
-    """Decode every proposal from all levels P2..P6 (paper, equation 1); off: P2PNet's single-level heads."""
-    deformable: bool = True
-    """Deform the proposals before decoding (paper, Figure 1)."""
-    summed: bool = False
-    """With `no-multi-scale`: add all levels at stride 16 before decoding, as E2E does (paper, Table 3)."""
-    refinements: Annotated[int, Range(0)] = 0
-    """With `no-deformable`: number of further decodings, each from the points before (paper's ablation)."""
-    views: Annotated[int, Range(1)] = 1
-    """Concentric fields of view (the paper's K); 2 needs an image of twice the width beside each tile."""
-    upsampling: Upsampling = "transposed"
-    """Upsampling of the maps of wider views: transposed (learnt) or bilinear (paper, Table 4)."""
-    distinct_um: Annotated[float, Range(0, 20)] = 0.0
-    """Train and report only the most probable of points that end this close (DDQ, Zhang et al. 2023); 0: all."""
-    channels: Annotated[int, Range(1)] = 256
-    """Channels of the feature pyramid (authors' public code)."""
-    hidden: Annotated[int, Range(1)] = 256
-    """Hidden width of the MLPs (authors' public code; the paper's parameter counts need it)."""
+    network: Annotated[PointNetwork | RivalNetwork, tyro.conf.arg(name="")] = PointNetwork()
+    """Architecture of the detector."""
     images: Annotated[int, Range(1)] = 12_000
     """Training crops in all (ours: validation scores on CoNSeP level off there)."""
     epochs: Annotated[int | None, Range(0)] = None
@@ -108,7 +99,7 @@ class Recipe:
     """Loader processes per rank."""
     augment: AugmentConfig = AugmentConfig()
     """Augmentation of the training tiles."""
-    criterion: CriterionConfig = CriterionConfig()
+    criterion: Criterion = CriterionConfig()
     """The loss."""
 
 
@@ -119,8 +110,11 @@ def check(recipe: Recipe) -> None:
         UserError: names the option and its range.
     """
     validate(recipe)
-    check_range("criterion.background-weight", recipe.criterion.background_weight, 1e-6)
-    check_range("criterion.point-weight", recipe.criterion.point_weight, 0.0)
+    recipe.criterion.check()
+    if isinstance(recipe.network, RivalNetwork):
+        recipe.network.check()
+        if recipe.arch is not None:
+            raise UserError(f"--arch {recipe.arch} is an option of DPA-P2PNet; {recipe.name} has its own trunk")
     if recipe.folds or recipe.fold:
         check_range("folds", recipe.folds, 3)  # one to train on, one to validate, one to test
         check_range("fold", recipe.fold, 0, recipe.folds)
@@ -131,6 +125,18 @@ def check(recipe: Recipe) -> None:
     check_destination(recipe.out)
     if recipe.out.exists() and Path(recipe.init).exists() and recipe.out.samefile(recipe.init):
         raise UserError(f"--out {recipe.out} is the file of --init; give the detector another name")
+
+
+def with_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
+    """Replace fields of a recipe and of its network."""
+    of_network = {name: settings[name] for name in settings if hasattr(recipe.network, name)}
+    others = {name: settings[name] for name in settings if name not in of_network}
+    return dataclasses.replace(recipe, network=dataclasses.replace(recipe.network, **of_network), **others)
+
+
+def comparable_settings(recipe: Recipe) -> dict[str, object]:
+    """Collect settings to compare with a run's `config.json`; the network's also as older versions wrote them."""
+    return {**as_plain(recipe), **as_plain(recipe.network)}
 
 
 # DPA-P2PNet as it learns best of 20 to 200 tiles: its numbers were chosen on CoNSeP's validation tiles.
@@ -151,8 +157,7 @@ PUBLISHED = dataclasses.replace(
 DEMO = dataclasses.replace(
     DPA_P2PNET,
     name="demo",
-    channels=128,
-    hidden=128,
+    network=PointNetwork(channels=128, hidden=128),
     epochs=66,
     batch_size=8,
     ema=0.95,
@@ -171,10 +176,7 @@ NUCLEI = dataclasses.replace(
     name="nuclei",
     init="random",
     arch="regnetx_002",
-    interval=8,
-    channels=64,
-    hidden=64,
-    distinct_um=2.0,
+    network=PointNetwork(interval=8, channels=64, hidden=64, distinct_um=2.0),
     images=40_000,
     batch_size=8,
     learning_rate=1e-3,
@@ -182,4 +184,34 @@ NUCLEI = dataclasses.replace(
     augment=AugmentConfig(scale=(0.7, 1.4), colour=0.1, degrade=0.2, stain=0.2, brown=0.4),
 )
 
-RECIPES = {recipe.name: recipe for recipe in (DPA_P2PNET, PUBLISHED, DEMO, NUCLEI)}
+
+def _rival(
+    name: str,
+    network: str,
+    criterion: Criterion,
+    learning_rate: float = 1e-4,
+    init: str = "imagenet",
+) -> Recipe:
+    """Make the recipe of a rival: all but network, loss and learning rate is DPA-P2PNet's, to compare fairly."""
+    return dataclasses.replace(
+        DPA_P2PNET,
+        name=name,
+        init=init,
+        network=RivalNetwork(rival=network, decoder=NETWORKS[network].decoders[0]),
+        criterion=criterion,
+        learning_rate=learning_rate,
+    )
+
+
+# The networks that the paper compares with. Learning rates are the public codes' (MCSpatNet, FIDT, CLTR) or ours.
+RIVALS = (
+    _rival("unet", "unet", DiscsConfig(), 3e-4, init="random"),
+    _rival("deeplabv3plus", "deeplabv3plus", DiscsConfig()),
+    _rival("ucsrnet", "ucsrnet", PeaksConfig(shape="gaussian")),
+    _rival("mcspatnet", "mcspatnet", SquaresConfig(), 5e-5),
+    _rival("gl", "vgg", TransportConfig()),
+    _rival("fidt", "hrnet", PeaksConfig(shape="fidt")),
+    _rival("cltr", "cltr", QueriesConfig()),
+)
+
+RECIPES = {recipe.name: recipe for recipe in (DPA_P2PNET, PUBLISHED, DEMO, NUCLEI, *RIVALS)}

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from finetune.recipes import Recipe
-from finetune.training.criterion import detection_loss, loss_normalisers
 from finetune.training.optimiser import set_learning_rate
 from finetune.training.state import TrainingState
 from finetune.training.tile_loader import Batch
@@ -64,18 +63,17 @@ def update(recipe: Recipe, state: TrainingState, batch: Batch, rate: float) -> d
 def _add_gradients(recipe: Recipe, state: TrainingState, batch: Batch) -> Tensor:
     """Accumulate the gradients of a batch, one pass per part; returns total, classification, regression loss."""
     device, parts = batch.image_BCHW.device, batch.parts(recipe.accumulate)
-    losses_3, sums_2 = torch.zeros(3, device=device), torch.zeros(2, device=device)
+    losses_3, sums = torch.zeros(3, device=device), torch.empty(0)
+    state.objective.begin_step()
     for part in parts:
         with exchange_gradients(state.model, only_if=part is parts[-1]):
             with autocast(device, recipe.precision, training=True):
                 found = state.model(part.image_BCHW)
-            _require_finite((found.points_BN2, found.logits_BNC), recipe, state.step + 1)
+            _require_finite(found, recipe, state.step + 1)
             if part is parts[0]:  # of the whole batch: its parts are summed
-                proposals = found.points_BN2.shape[1]
-                sums_2 = loss_normalisers(recipe.criterion, batch.targets, proposals)
-                sums_2 = mean_over_ranks(sums_2.to(device, non_blocking=True))
-            radius = state.detector.config.distinct
-            losses = detection_loss(recipe.criterion, found, part.targets, sums_2, radius)
+                sums = state.objective.normalisers(found, batch.targets)
+                sums = mean_over_ranks(sums.to(device, non_blocking=True))
+            losses = state.objective.loss(found, part.targets, sums)
             losses.total.backward()
         losses_3 += torch.stack([each.detach() for each in losses])
     return losses_3

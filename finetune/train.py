@@ -11,18 +11,16 @@ from finetune.datasets import load_data
 from finetune.datasets.dataset import AnnotatedData, Tile
 from finetune.datasets.splits import hold_out
 from finetune.datasets.wider_views import require_views
-from finetune.recipes import Recipe, check
+from finetune.recipes import Recipe, check, comparable_settings
 from finetune.step import learning_rate, update
 from finetune.training.initialisation import initial_detector, pretrained_batch_norms
 from finetune.training.lora import freeze
 from finetune.training.optimiser import create_optimiser
-from finetune.training.proposal_count import check_interval
 from finetune.training.state import TrainingState, ema_of
 from finetune.training.tile_loader import TileStream, tile_batches
 from finetune.validation import Validation
-from shared.cli import as_plain
 from shared.errors import UserError
-from shared.model import dpa_p2pnet as core
+from shared.model.cells import NetworkConfig
 from shared.signals import StopSignal
 from shared.training import checkpoint
 from shared.training.distributed import World, end_at_checkpoint, is_stopped, replicated
@@ -84,9 +82,9 @@ def _loop(recipe: Recipe, state: TrainingState, validation: Validation, stop: St
     run, world, tiles = validation.run, validation.world, validation.data.splits["train"]
     steps = steps_of(recipe, len(tiles))
     last_step = steps if recipe.max_steps is None else min(steps, recipe.max_steps)
-    stream = TileStream(tiles, recipe.augment, recipe.seed, recipe.views)
-    # P2PNet's single level leaves the finest map of a ViT-Adapter unused.
-    state.model = replicated(state.detector, world, some_unused=not recipe.multi_scale)
+    views, reach = recipe.network.views, state.objective.reach
+    stream = TileStream(tiles, recipe.augment, recipe.seed, views, reach)
+    state.model = replicated(state.detector, world, recipe.network.leaves_some_unused)
     if state.step == 0:
         with together(world):
             if world.is_main:
@@ -126,7 +124,8 @@ def prepare(recipe: Recipe) -> AnnotatedData:
         UserError: an option is out of range, the data cannot be used, or the run folder has another run.
     """
     check(recipe)
-    checkpoint.refuse_other_settings(recipe.run_dir, as_plain(recipe), (*FREE_ON_RESUME, *TUNABLE_ON_RESUME))
+    settings = comparable_settings(recipe)
+    checkpoint.refuse_other_settings(recipe.run_dir, settings, (*FREE_ON_RESUME, *TUNABLE_ON_RESUME))
     data = load_data(recipe.source)
     if recipe.folds:
         data = hold_out(data, recipe.fold, recipe.folds)
@@ -138,7 +137,7 @@ def prepare(recipe: Recipe) -> AnnotatedData:
 def begin(recipe: Recipe, data: AnnotatedData, world: World) -> tuple[TrainingState, str]:
     """Make detector and optimiser, equal on every rank; returns a description of the initial weights, too."""
     refuse_uneven(recipe, world.size)
-    wanted = detector_for(recipe, data)
+    wanted = network_for(recipe, data)
     torch.manual_seed(recipe.seed)
     detector, loaded, trunk_source = initial_detector(wanted, recipe.init, recipe.arch, data.classes)
     frozen = [norm for trunk in detector.trunks() for norm in pretrained_batch_norms(trunk, loaded)]
@@ -147,8 +146,10 @@ def begin(recipe: Recipe, data: AnnotatedData, world: World) -> tuple[TrainingSt
             freeze(trunk, recipe.lora)
     detector.to(world.device).to(memory_format=torch.channels_last)  # as its images are
     optimiser = create_optimiser(detector, recipe.weight_decay, recipe.trunk_rate, recipe.layer_decay)
-    digest = data.digest(recipe.views)
-    return TrainingState(detector, optimiser, frozen, ema_of(detector, recipe.ema), digest), trunk_source
+    steps_an_epoch = math.ceil(len(data.splits["train"]) / recipe.batch_size)
+    objective = recipe.criterion.objective(detector.config, steps_an_epoch)
+    average, digest = ema_of(detector, recipe.ema), data.digest(recipe.network.views)
+    return TrainingState(detector, optimiser, frozen, objective, average, digest), trunk_source
 
 
 def describe(recipe: Recipe, state: TrainingState, data: AnnotatedData, world: World) -> str:
@@ -161,32 +162,24 @@ def describe(recipe: Recipe, state: TrainingState, data: AnnotatedData, world: W
     )
 
 
-def detector_for(recipe: Recipe, data: AnnotatedData) -> core.DetectorConfig:
-    """Config of the detector that a recipe describes; its trunk follows from the initial weights.
+def network_for(recipe: Recipe, data: AnnotatedData) -> NetworkConfig:
+    """Make the config of the network that a recipe describes; its trunk follows from the initial weights.
 
     Raises:
         UserError: its switches exclude each other, or the data lack views or have too many cells for it.
     """
-    require_views([tile for tiles in data.splits.values() for tile in tiles], recipe.views)
-    interval = recipe.interval or (8 if data.mpp >= 0.4 else 16)
-    check_interval(data, interval, recipe.augment)
-    return core.DetectorConfig(
-        classes=len(data.classes),
-        interval=interval,
-        multi_scale=recipe.multi_scale,
-        deformable=recipe.deformable,
-        summed=recipe.summed,
-        refinements=recipe.refinements,
-        views=recipe.views,
-        upsampling=recipe.upsampling,
-        channels=recipe.channels,
-        hidden=recipe.hidden,
-        distinct=recipe.distinct_um / data.mpp,
-    )
+    require_views([tile for tiles in data.splits.values() for tile in tiles], recipe.network.views)
+    return recipe.network.config(data, recipe.augment)
 
 
 def refuse_uneven(recipe: Recipe, ranks: int) -> None:
-    """Raise UserError unless the ranks can share a batch evenly."""
+    """Raise UserError unless the ranks can share a batch evenly, with enough tiles in each pass."""
+    least = recipe.network.least_batch
+    if recipe.batch_size < least * ranks * recipe.accumulate:
+        raise UserError(
+            f"--batch-size {recipe.batch_size} leaves each of {ranks} rank(s) x {recipe.accumulate} passes fewer "
+            f"than the {least} tiles that the batch norms of {recipe.name} need; give a larger one"
+        )
     if recipe.batch_size % (ranks * recipe.accumulate):
         raise UserError(
             f"--batch-size {recipe.batch_size} is not a multiple of {ranks} rank(s) x {recipe.accumulate} "

@@ -13,7 +13,9 @@ from finetune.scoring.operating_point import FLOOR, as_metadata
 from finetune.scoring.tile_scores import score_tiles, tile_curves
 from finetune.training.lora import merged
 from finetune.training.state import TrainingState
-from shared.model.detector_file import LoadedDetector, save_detector, tile_to_predict
+from shared.model.cells import CellDetector
+from shared.model.detector_file import LoadedDetector, save_detector
+from shared.model.dpa_p2pnet import DPAP2PNet
 from shared.training.distributed import World
 from shared.training.run_folder import Run, provenance
 
@@ -29,7 +31,7 @@ class Validation:
 
     def validate(self, state: TrainingState) -> None:
         """Score the validation tiles, keep the best weights, draw the proposals."""
-        results.draw_proposals(self.run, state.eval_model, self.data, self.world.device, state.step)
+        results.draw_progress(self.run, self._as_loaded(state), self.data, state.step)
         operating_point: dict[str, Any] = {}
         if self.data.validates:
             tiles = self.data.splits["val"]
@@ -55,15 +57,20 @@ class Validation:
 
     def _as_loaded(self, state: TrainingState) -> LoadedDetector:
         """Wrap the detector in training as its file will be loaded."""
-        tile, classes = tile_to_predict(state.eval_model.config, self.recipe.augment.crop), self.data.classes
+        tile, classes = state.eval_model.config.tile(self.recipe.augment.crop), self.data.classes
         return LoadedDetector(self.run.folder, state.eval_model, classes, self.data.mpp, self.world.device, tile)
+
+    def _published(self, state: TrainingState) -> CellDetector:
+        """Return the detector as its file holds it, with the changes of LoRA in its weights."""
+        network = state.eval_model
+        return merged(network) if isinstance(network, DPAP2PNet) else network
 
     def _save_weights(self, state: TrainingState, name: str, operating_point: dict[str, Any]) -> None:
         """Write `NAME.pth`, weights with their metadata, into the run folder."""
         metadata = {
             "classes": list(self.data.classes),
             "mpp": self.data.mpp,
-            "tile": tile_to_predict(state.eval_model.config, self.recipe.augment.crop),
+            "tile": state.eval_model.config.tile(self.recipe.augment.crop),
             "recipe": self.recipe.name,
             "init": self.recipe.init,
             "step": state.step,
@@ -74,4 +81,4 @@ class Validation:
             **operating_point,
             **provenance(),
         }
-        save_detector(self.run.folder / f"{name}.pth", merged(state.eval_model), metadata)
+        save_detector(self.run.folder / f"{name}.pth", self._published(state), metadata)

@@ -40,6 +40,14 @@ class AugmentConfig:
     """Probability of making an H&E image look like immunohistochemistry, for detectors of both."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReachingAugment(AugmentConfig):
+    """Augmentation that keeps cells beyond the crop as well: they colour the maps that a network learns."""
+
+    reach: float
+    """px."""
+
+
 def augment(
     config: AugmentConfig,
     views_KHWC: np.ndarray,
@@ -67,7 +75,8 @@ def augment(
     if config.quarter_turns:
         crops_KHWC, xy_N2 = _turned(crops_KHWC, xy_N2, int(random.integers(4)))
     crops_KHWC = _recoloured(config, crops_KHWC, random)
-    inside = ((xy_N2 >= 0) & (xy_N2 < config.crop)).all(axis=1)
+    reach = config.reach if isinstance(config, ReachingAugment) else 0.0
+    inside = ((xy_N2 >= -reach) & (xy_N2 < config.crop + reach)).all(axis=1)
     xy_N2, labels_N = xy_N2[inside], labels_N[inside]
     if len(crops_KHWC) == 1 and config.shuffle and random.random() < config.shuffle:
         crops_KHWC, xy_N2 = _shuffled(crops_KHWC, xy_N2, random)
@@ -142,7 +151,7 @@ def _shuffled(
     block = views_KHWC.shape[1] // BLOCKS
     order = random.permutation(BLOCKS**2)
     shuffled_KHWC, moved_N2 = views_KHWC.copy(), xy_N2.copy()
-    on_N = (xy_N2 < block * BLOCKS).all(axis=1)
+    on_N = ((xy_N2 >= 0) & (xy_N2 < block * BLOCKS)).all(axis=1)
     block_N = np.where(on_N, xy_N2[:, 1] // block * BLOCKS + xy_N2[:, 0] // block, -1).astype(int)
     for source, target in enumerate(order):
         (y, x), (to_y, to_x) = (np.multiply(divmod(int(place), BLOCKS), block) for place in (source, target))

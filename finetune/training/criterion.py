@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +9,12 @@ from torch import Tensor
 
 from finetune.training import matching
 from finetune.training.matching import MatchingConfig
+from finetune.training.objective import Losses, Objective, Targets
+from shared.cli import check_range
+from shared.model.cells import NetworkConfig
 from shared.model.decoders import Detections
 from shared.model.distinct import distinct_proposals
+from shared.model.dpa_p2pnet import DetectorConfig
 
 IGNORED = -100  # target of proposals without a loss, as torch's cross-entropy has it
 MIN_DISTINCT_PER_CELL = 1.3
@@ -29,20 +32,35 @@ class CriterionConfig:
     point_weight: float = 2e-3
     """Weight of the squared distance in px^2 (authors' public code; P2PNet: 2e-4)."""
 
+    def check(self) -> None:
+        """Check the ranges of all numbers.
 
-class Targets(NamedTuple):
-    """Annotated cells of one image: px with corner origin, and classes 0..C-1."""
+        Raises:
+            UserError: names the option and its range.
+        """
+        check_range("criterion.background-weight", self.background_weight, 1e-6)
+        check_range("criterion.point-weight", self.point_weight, 0.0)
 
-    cells_M2: Tensor
-    labels_M: Tensor
+    def objective(self, network: NetworkConfig, steps_an_epoch: int) -> Objective:
+        """Loss for a network of the family; epochs do not matter to it."""
+        assert isinstance(network, DetectorConfig)
+        return PointObjective(self, network.distinct)
 
 
-class Losses(NamedTuple):
-    """The terms of the loss, each already weighted; `total` is their sum."""
+@dataclass(frozen=True)
+class PointObjective(Objective):
+    """`detection_loss` of proposals that compete within a radius (px)."""
 
-    total: Tensor
-    classification: Tensor
-    regression: Tensor
+    config: CriterionConfig
+    radius: float = 0.0
+
+    def normalisers(self, found: Detections, targets: Sequence[Targets]) -> Tensor:
+        """See `loss_normalisers`."""
+        return loss_normalisers(self.config, targets, found.points_BN2.shape[1])
+
+    def loss(self, found: Detections, targets: Sequence[Targets], sums: Tensor) -> Losses:
+        """See `detection_loss`."""
+        return detection_loss(self.config, found, targets, sums, self.radius)
 
 
 def loss_normalisers(config: CriterionConfig, targets: Sequence[Targets], proposals: int) -> Tensor:

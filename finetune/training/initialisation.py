@@ -7,30 +7,33 @@ from pathlib import Path
 from typing import NamedTuple
 
 import timm
+import torch
 from torch import Tensor, nn
 
 from shared.errors import UserError
-from shared.model import dpa_p2pnet as core
 from shared.model.backbones import BACKBONES, create_backbone
-from shared.model.detector_file import load_detector
+from shared.model.cells import CellDetector, NetworkConfig
+from shared.model.detector_file import load_detector, network_of
+from shared.model.dpa_p2pnet import DetectorConfig
 from shared.weights.weights_file import LoadReport, Weights, load_into, read
 
+DEFAULT_TRUNK = "resnet50"
+# Settings of the data, which a detector that training goes on from does not decide.
+OWN = ("classes", "interval", "distinct", "mpp")
 BACKGROUND = "\0"  # last output, a name that no class can have
 
 
 class Start(NamedTuple):
     """A detector before its first step."""
 
-    detector: core.DPAP2PNet
+    detector: CellDetector
     loaded: set[str]
     """The trunk's tensors that came with the weights."""
     trunk_source: str
     """Description of the weights: file, layout, tensors used."""
 
 
-def initial_detector(
-    config: core.DetectorConfig, init: str, arch: str | None, classes: Sequence[str] = ()
-) -> Start:
+def initial_detector(config: NetworkConfig, init: str, arch: str | None, classes: Sequence[str] = ()) -> Start:
     """Build the detector that training starts from.
 
     Args:
@@ -44,13 +47,15 @@ def initial_detector(
         UserError: no such file, another network's file, or no way to the hub.
     """
     if init == "random":
-        config = dataclasses.replace(config, arch=arch or "resnet50")
-        return Start(core.DPAP2PNet(config), set(), f"{config.arch}, random weights")
-    weights = _imagenet(arch or "resnet50") if init == "imagenet" else read(Path(init))
+        config = config.with_trunk(arch or config.trunk or DEFAULT_TRUNK)
+        return Start(network_of(config), set(), f"{_name(config)}, random weights")
+    if config.trunk == "" and not Path(init).is_file():
+        raise UserError(f"{_name(config)} has no trunk for the weights --init {init}; leave --init out")
+    weights = _imagenet(arch or config.trunk or DEFAULT_TRUNK) if init == "imagenet" else read(Path(init))
     if weights.metadata.get("kind") == "detector":
         return _continued(config, Path(init), arch, classes)
-    config = dataclasses.replace(config, arch=arch or weights.arch, mean=weights.mean, std=weights.std)
-    detector = core.DPAP2PNet(config)
+    config = config.with_trunk(arch or config.trunk or weights.arch, weights.mean, weights.std)
+    detector = network_of(config)
     report, *_ = [load_into(trunk, weights) for trunk in detector.trunks()]  # the same in every field of view
     return Start(detector, set(report.used), _origin(config, init, weights, report))
 
@@ -69,40 +74,54 @@ def pretrained_batch_norms(trunk: nn.Module, loaded: Iterable[str]) -> list[nn.M
     ]
 
 
-def _continued(config: core.DetectorConfig, path: Path, arch: str | None, classes: Sequence[str]) -> Start:
+def _continued(config: NetworkConfig, path: Path, arch: str | None, classes: Sequence[str]) -> Start:
     """Start from a detector with its architecture; outputs of classes that it does not have start at random.
 
     Raises:
         UserError: the trunk or the fields of view wanted are not those of the detector.
     """
     source, metadata = load_detector(path)
+    if getattr(source.config, "network", None) != getattr(config, "network", None):
+        raise UserError(
+            f"{path} is a detector of another network; give one of the recipe's, or weights of a trunk"
+        )
     for option, wanted, given in (
-        ("arch", arch, source.config.arch),
+        ("arch", arch, _name(source.config)),
         ("views", config.views, source.config.views),
     ):
         if wanted is not None and wanted != given:
             raise UserError(
                 f"{path} is a detector with --{option} {given}, not {wanted}; give the same or other weights"
             )
-    own = {name: getattr(config, name) for name in ("classes", "interval", "distinct")}
-    detector = core.DPAP2PNet(dataclasses.replace(source.config, **own))
+    own = {name: getattr(config, name) for name in OWN if hasattr(config, name)}
+    detector = network_of(dataclasses.replace(source.config, **own))
     known = [*map(str, metadata.get("classes", ())), BACKGROUND]
     wanted_classes = [*classes, BACKGROUND]
     state, fresh = detector.state_dict(), []
-    outputs = _class_outputs(state)
+    outputs, by_class = _class_outputs(state), _shaped_by_classes(detector.config)
     for name, tensor in source.state_dict().items():
         if name in outputs:
             _copy_classes(tensor, known, state[name], wanted_classes)
-        elif tensor.shape == state[name].shape:
+        elif tensor.shape == state[name].shape and (known == wanted_classes or name not in by_class):
             state[name] = tensor
         else:
             fresh.append(name)
     detector.load_state_dict(state)
     kept, new = ([each for each in classes if (each in known) == is_kept] for is_kept in (True, False))
-    report = f"detector {path} ({source.config.arch}, all options of its architecture)"
+    report = f"detector {path} ({_name(source.config)}, all options of its architecture)"
     report += f"\n  classes kept  {', '.join(kept) or 'none'}\n  classes new   {', '.join(new) or 'none'}"
     report += f"\n  random        {', '.join(fresh)}" if fresh else ""
-    return Start(detector, set(detector.backbone.trunk.state_dict()), report)
+    return Start(detector, {name for trunk in detector.trunks()[:1] for name in trunk.state_dict()}, report)
+
+
+def _shaped_by_classes(config: NetworkConfig) -> set[str]:
+    """Find the tensors whose shape depends on the number of classes."""
+    with torch.device("meta"):
+        one, other = (
+            network_of(dataclasses.replace(config, classes=number)).state_dict()
+            for number in (config.classes, config.classes + 1)
+        )
+    return {name for name in one if one[name].shape != other[name].shape}
 
 
 def _class_outputs(state: Mapping[str, Tensor]) -> set[str]:
@@ -124,14 +143,19 @@ def _copy_classes(source: Tensor, known: Sequence[str], target: Tensor, wanted: 
             target_by_class[index] = rows_by_class[known.index(name)]
 
 
-def _origin(config: core.DetectorConfig, init: str, weights: Weights, report: LoadReport) -> str:
+def _origin(config: NetworkConfig, init: str, weights: Weights, report: LoadReport) -> str:
     mean, std = (", ".join(f"{value:.3f}" for value in values) for values in (config.mean, config.std))
     whose = "its own" if "mean" in weights.metadata else "ImageNet's"
-    return f"{config.arch} from {init} ({weights.found}), {whose} mean {mean} and std {std}\n{report}"
+    return f"{_name(config)} from {init} ({weights.found}), {whose} mean {mean} and std {std}\n{report}"
+
+
+def _name(config: NetworkConfig) -> str:
+    """Name of the trunk."""
+    return config.arch if isinstance(config, DetectorConfig) else str(config.trunk)
 
 
 def _imagenet(arch: str) -> Weights:
-    if arch not in BACKBONES:
+    if arch not in BACKBONES and not timm.models.is_model(arch):
         create_backbone(arch)  # ends with the list of known ones
     if not timm.models.is_model_pretrained(arch):
         raise UserError(f"timm has no weights of {arch}; pass a file with --init")

@@ -7,11 +7,11 @@ import torch
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
-from shared.model.dpa_p2pnet import DPAP2PNet
+from shared.model.cells import CellDetector
 
 
 def create_optimiser(
-    detector: DPAP2PNet, weight_decay: float, trunk_rate: float = 1.0, layer_decay: float = 1.0
+    detector: CellDetector, weight_decay: float, trunk_rate: float = 1.0, layer_decay: float = 1.0
 ) -> torch.optim.AdamW:
     """Create AdamW over all parameters that require gradients.
 

@@ -24,6 +24,21 @@ def check_interval(data: AnnotatedData, interval: int, augment: AugmentConfig) -
                 _check_place(tile, most, (augment.crop, augment.crop), interval, f" in {side}x{side} px of it")
 
 
+def check_queries(data: AnnotatedData, queries: int, augment: AugmentConfig) -> None:
+    """Compare the number of queries with the cells of the fullest crop that training can cut.
+
+    Raises:
+        UserError: names a tile with more cells than queries.
+    """
+    side = round(augment.crop / augment.scale[0])
+    for tile in data.splits.get("train", []):
+        if (most := densest_window(tile, side)) > queries:
+            raise UserError(
+                f"{tile.image} has {most} cells in {side}x{side} px of it, more than {queries} queries; "
+                f"give --queries {most} or a lower --augment.crop"
+            )
+
+
 def densest_window(tile: Tile, side: int) -> int:
     """Most cells of a tile in any square of `side` px whose corners are whole px."""
     width, height = tile.size

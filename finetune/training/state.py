@@ -7,8 +7,9 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from finetune.training.objective import Objective
 from shared.errors import UserError
-from shared.model.dpa_p2pnet import DPAP2PNet
+from shared.model.cells import CellDetector
 from shared.training import checkpoint
 from shared.training.run_folder import Run
 
@@ -17,10 +18,11 @@ from shared.training.run_folder import Run
 class TrainingState:
     """A detector in training with its optimiser, moving average and progress."""
 
-    detector: DPAP2PNet
+    detector: CellDetector
     optimiser: torch.optim.Optimizer
     frozen_batch_norms: list[nn.Module]
     """Batch norms that stay in eval mode."""
+    objective: Objective
     ema: ModelEmaV3 | None = None
     """Moving average of the weights."""
     data: str = ""
@@ -37,7 +39,7 @@ class TrainingState:
         self.model = self.detector
 
     @property
-    def eval_model(self) -> DPAP2PNet:
+    def eval_model(self) -> CellDetector:
         """The detector to validate and publish: the moving average, if there is one."""
         return self.detector if self.ema is None else self.ema.module
 
@@ -52,6 +54,7 @@ class TrainingState:
             "detector": self.detector.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "average": {} if self.ema is None else self.ema.module.state_dict(),
+            "objective": self.objective.state(),
             "best_f1": self.best_f1,
             "best_step": self.best_step,
             "data": self.data,
@@ -76,6 +79,8 @@ class TrainingState:
         self.optimiser.load_state_dict(found["optimiser"])
         if self.ema is not None:
             self.ema.module.load_state_dict(found["average"])
+        if kept := found.get("objective"):  # most have none, as checkpoints from before
+            self.objective.restore(kept)
         self.step, self.best_f1, self.best_step = found["step"], found["best_f1"], found["best_step"]
         return f"goes on after step {self.step:,}"
 
@@ -86,7 +91,7 @@ class TrainingState:
             module.eval()
 
 
-def ema_of(detector: DPAP2PNet, decay: float) -> ModelEmaV3 | None:
+def ema_of(detector: CellDetector, decay: float) -> ModelEmaV3 | None:
     """Create a moving average that starts at the detector's weights; None for decay 0.
 
     At step t it keeps min(decay, 1 - 1 / (t + 1)) of itself (authors' public code).

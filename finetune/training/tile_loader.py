@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from finetune.datasets.dataset import Tile
-from finetune.training.augment import AugmentConfig, augment, mix
-from finetune.training.criterion import Targets
+from finetune.training.augment import AugmentConfig, ReachingAugment, augment, mix
+from finetune.training.objective import Targets
 from shared.model.image_tensors import to_image
 from shared.training.batch_workers import BatchWorkers
 from shared.training.distributed import World
@@ -40,9 +40,11 @@ class TileStream(Dataset[tuple[np.ndarray, np.ndarray, np.ndarray]]):
     A sample is K images (K, H, W, 3), the annotated one last, with the points and labels of its cells.
     """
 
-    def __init__(self, tiles: Sequence[Tile], config: AugmentConfig, seed: int, views: int = 1) -> None:
+    def __init__(
+        self, tiles: Sequence[Tile], config: AugmentConfig, seed: int, views: int = 1, reach: float = 0.0
+    ) -> None:
         self.tiles = tiles
-        self.config = config
+        self.config = ReachingAugment(**vars(config), reach=reach) if reach else config
         self.seed = seed
         self.views = views
 

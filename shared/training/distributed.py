@@ -26,6 +26,7 @@ __all__ = [
     "any_rank",
     "end_at_checkpoint",
     "exchange_gradients",
+    "from_first_rank",
     "ignore_signals_in_worker",
     "is_stopped",
     "mean_over_ranks",
@@ -101,6 +102,16 @@ def mean_over_ranks(value: torch.Tensor) -> torch.Tensor:
         value = value.clone()
         dist.all_reduce(value)
         value /= dist.get_world_size()
+    return value
+
+
+def from_first_rank(value: torch.Tensor) -> torch.Tensor:
+    """Return the first rank's value on all ranks."""
+    if dist.is_initialized():
+        device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
+        sent = value.to(device)
+        dist.broadcast(sent, 0)
+        value = sent.to(value.device)
     return value
 
 

@@ -58,7 +58,7 @@ def step(fast: bool, precision: str) -> Callable[[], float]:
     frozen = pretrained_batch_norms(detector.backbone.trunk, detector.backbone.trunk.state_dict())
     recipe = dataclasses.replace(DPA_P2PNET, precision=precision)
     optimiser = torch.optim.AdamW(detector.parameters(), weight_decay=recipe.weight_decay, fused=fast)
-    training = TrainingState(detector, optimiser, frozen)
+    training = TrainingState(detector, optimiser, frozen, recipe.criterion.objective(detector.config, 1))
     batch = Batch(
         torch.randint(0, 256, (CROPS, 3, SIDE, SIDE), dtype=torch.uint8),
         [Targets(torch.rand(CELLS, 2) * SIDE, torch.arange(CELLS) % 3) for _ in range(CROPS)],

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from finetune import step
 from finetune.predict.search import inference
-from finetune.training import matching
+from finetune.training import criterion, matching
 from finetune.training.criterion import CriterionConfig, Targets
 from finetune.training.tile_loader import Batch
 from patch_extraction.counters import detector as counter
-from shared.model.dpa_p2pnet import Detections, DetectorConfig, DPAP2PNet
+from shared.model import decoders
+from shared.model.dpa_p2pnet import DetectorConfig, DPAP2PNet
 from shared.training.precision import autocast
 from tests.pretended_gpu import GPU, moved, pretended_gpu
 
@@ -72,14 +73,15 @@ class Passes:
             if isinstance(module, nn.Conv2d | nn.Linear | nn.ConvTranspose2d):
                 seen = self.dtypes.setdefault(name, set())
                 module.register_forward_hook(lambda _m, _i, out, seen=seen: seen.add(out.dtype))
-        recipe = SimpleNamespace(accumulate=2, precision="auto", criterion=CriterionConfig())
+        recipe = SimpleNamespace(accumulate=2, precision="auto")
+        objective = CriterionConfig().objective(detector.config, 1)
         cells = [Targets(torch.zeros(n, 2), torch.zeros(n, dtype=torch.long)) for n in (5, 0, 3, 1)]
         with pretended_gpu() as self.gpu:
             moved(detector).train()
             optimiser = torch.optim.AdamW(detector.parameters(), fused=True)
             batch = Batch(images(variant, 4), cells).to(GPU)
             self.uploads = len(self.gpu.uploads)
-            state = SimpleNamespace(detector=detector, model=detector, step=1)
+            state = SimpleNamespace(model=detector, objective=objective, step=0)
             self.losses = step._add_gradients(recipe, state, batch)
             self.norm = nn.utils.clip_grad_norm_(detector.parameters(), 1.0)
             optimiser.step()
@@ -111,16 +113,17 @@ def test_a_step_waits_once_a_pass(variant: str, solved: list):
 def test_inference_stays_on_the_device(variant: str, monkeypatch: pytest.MonkeyPatch):
     """In evaluation and prediction, up to the detections, of which the host then reads which are cells."""
     detector, seen = detector_of(variant).eval(), []
-    monkeypatch.setattr(inference, "reported_cells", lambda found, *_: seen.append(found))
+    monkeypatch.setattr(decoders, "detected_cells", lambda *found: seen.append(found))
+    monkeypatch.setattr(inference, "reported_cells", lambda *_: None)
     reader = SimpleNamespace(tiling=None, batches=[[0, 1]], bytes_of=lambda _: 0)
     with pretended_gpu() as gpu:
         moved(detector)
         windows = [inference.WindowBatch(0, [0, 1], images(variant), [])]
         monkeypatch.setattr(inference, "BatchWorkers", lambda *_, **__: nullcontext(windows))
         list(inference.find_cells(SimpleNamespace(network=detector, device=GPU, classes=()), reader, [0]))
-    (found,) = seen
+    ((*found, threshold),) = seen
     assert not gpu.waits and len(gpu.uploads) == 1
-    assert isinstance(found, Detections) and len(found.points_BN2) == 2
+    assert threshold is None and len(found[0]) == 2
     assert all(tensor.device == GPU and tensor.dtype == torch.float32 for tensor in found)
 
 
@@ -130,12 +133,12 @@ def test_a_counter_counts_on_the_device(monkeypatch: pytest.MonkeyPatch):
         moved(detector)
         monkeypatch.setattr(counter, "_device", lambda: "cuda")
         monkeypatch.setattr(counter, "_loaded", lambda _: (detector, 0.5, None))
-        monkeypatch.setattr("shared.model.cells.select_cells", lambda found, *_: [seen.append(found)] * 0)
+        monkeypatch.setattr(decoders, "detected_cells", lambda *found: [seen.append(found)] * 0)
         counting = object.__new__(counter.DetectorCounter)
         counting._path = None
         counting.find_each([np.zeros((64, 64, 3), np.uint8)] * 3, 0.25)
-    (found,) = seen
-    assert all(tensor.device == GPU for tensor in found) and len(found.points_BN2) == 3
+    ((*found, _),) = seen
+    assert all(tensor.device == GPU for tensor in found) and len(found[0]) == 3
     assert len(gpu.waits) == 1  # the patches
 
 
@@ -145,8 +148,10 @@ def _tensor_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _value_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    loss = step.detection_loss
-    monkeypatch.setattr(step, "detection_loss", lambda *given: (given[1].points_BN2.sum().item(), loss(*given))[1])
+    loss = criterion.detection_loss
+    monkeypatch.setattr(
+        criterion, "detection_loss", lambda *given: (given[1].points_BN2.sum().item(), loss(*given))[1]
+    )
 
 
 def _lost_autocast(monkeypatch: pytest.MonkeyPatch) -> None:

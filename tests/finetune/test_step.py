@@ -25,7 +25,9 @@ def training(recipe: Recipe) -> TrainingState:
     torch.manual_seed(0)
     detector = DPAP2PNet(DetectorConfig(arch="resnet50", classes=2, dropout=0.0, channels=16, hidden=16))
     held = [module for module in detector.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-    return TrainingState(detector, torch.optim.SGD(detector.parameters(), 0.1), held, ema_of(detector, recipe.ema))
+    objective = recipe.criterion.objective(detector.config, 1)
+    optimiser = torch.optim.SGD(detector.parameters(), 0.1)
+    return TrainingState(detector, optimiser, held, objective, ema_of(detector, recipe.ema))
 
 
 def batch(counts: tuple[int, ...], side: int = 64) -> Batch:
