@@ -9,12 +9,14 @@ from typing import Annotated
 
 import torch
 
-from finetune.sweep.detector_size import image_of, multiply_adds
+from finetune.sweep.detector_size import config_of, image_of, multiply_adds
 from finetune.sweep.paper_tables import VARIANTS, Variant
 from finetune.training_cost import training_costs
 from shared.cli import Range, parse, run, validate
 from shared.errors import UserError
 from shared.files import own_path
+from shared.model.cells import CellDetector, NetworkConfig
+from shared.model.detector_file import network_of
 from shared.model.dpa_p2pnet import DetectorConfig, DPAP2PNet
 from shared.reporting.tables import table
 from shared.training.network_size import count_parameters
@@ -53,11 +55,14 @@ class ProfileRow:
     params_m: float
     paper_params_m: float
     macs_g: float
-    """As the paper's counter has them: norms counted, position embeddings not."""
+    """As the paper's counter has them: norms counted, position embeddings not; of rivals see `detector_size`."""
     paper_macs_g: float
+    true_macs_g: float
+    """All products, each once."""
     sampled_macs_g: float
-    """With the finest levels smoothed only where they are sampled."""
+    """As the paper's counter has them, with the finest levels smoothed only where they are sampled."""
     images_per_second: float
+    """From the image to its cells."""
     paper_fps: float
 
 
@@ -70,7 +75,7 @@ def profile(config: ProfileConfig) -> int:
     if unknown := set(config.variants) - {variant.name for variant in chosen}:
         names = ", ".join(variant.name for variant in VARIANTS)
         raise UserError(f"there is no variant {min(unknown)!r}; choose from: {names}")
-    settings = [_settings(variant, config) for variant in chosen]
+    settings = [config_of(variant, config.classes, config.interval) for variant in chosen]
     try:
         config.out.parent.mkdir(parents=True, exist_ok=True)
         config.out.touch()
@@ -80,7 +85,7 @@ def profile(config: ProfileConfig) -> int:
     for variant, each in zip(chosen, settings, strict=True):
         rows.append(_measure(variant, each, config))
         print(f"measured: {variant.name}", flush=True)
-    header = ("variant", "params M", "paper", "MACs G", "paper", "sampled", "images/s", "paper")
+    header = ("variant", "params M", "paper", "MACs G", "paper", "true", "sampled", "images/s", "paper")
     print(f"\n{table(header, [_line(row) for row in rows])}")
     _write(config, rows)
     return 0
@@ -99,29 +104,29 @@ def _print_training(config: ProfileConfig, arch: str) -> int:
     return 0
 
 
-def _settings(variant: Variant, config: ProfileConfig) -> DetectorConfig:
-    return DetectorConfig(classes=config.classes, interval=config.interval, **variant.fields)
-
-
-def _measure(variant: Variant, settings: DetectorConfig, config: ProfileConfig) -> ProfileRow:
-    detector = DPAP2PNet(settings).eval()
-    detector.samples_smoothing = False
-    dense = multiply_adds(detector, config.size)
-    detector.samples_smoothing = True
+def _measure(variant: Variant, settings: NetworkConfig, config: ProfileConfig) -> ProfileRow:
+    detector = network_of(settings).eval()
+    if isinstance(detector, DPAP2PNet):
+        detector.samples_smoothing = False
+    dense = sampled = multiply_adds(detector, config.size)
+    if isinstance(detector, DPAP2PNet):
+        detector.samples_smoothing = True
+        sampled = multiply_adds(detector, config.size)
     return ProfileRow(
         variant.name,
         count_parameters(detector) / 1e6,
         variant.paper_params_m,
-        dense,
+        dense.paper,
         variant.paper_macs_g,
-        multiply_adds(detector, config.size),
+        dense.true,
+        sampled.paper,
         images_per_second(detector, config) if config.seconds else 0.0,
         variant.paper_fps,
     )
 
 
 @torch.inference_mode()
-def images_per_second(detector: DPAP2PNet, config: ProfileConfig) -> float:
+def images_per_second(detector: CellDetector, config: ProfileConfig) -> float:
     """Batch 1, on the GPU in bfloat16 if there is one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     image = image_of(detector, config.size).to(device)
@@ -131,7 +136,7 @@ def images_per_second(detector: DPAP2PNet, config: ProfileConfig) -> float:
         for warm in (False, True):
             start, count = time.perf_counter(), 0
             while count < 1 or (warm and time.perf_counter() - start < config.seconds):
-                detector(image).logits_BNC.sum().item()  # waits for the GPU
+                detector.detect(image)
                 count += 1
     return count / (time.perf_counter() - start)
 
@@ -141,8 +146,8 @@ def _line(row: ProfileRow) -> tuple[str, ...]:
         f"{value:g}" if value else "-" for value in (row.paper_params_m, row.paper_macs_g, row.paper_fps)
     )
     speed = f"{row.images_per_second:.2f}" if row.images_per_second else "-"
-    own = f"{row.params_m:.3f}", f"{row.macs_g:.2f}", f"{row.sampled_macs_g:.2f}"
-    return row.variant, own[0], params, own[1], macs, own[2], speed, fps
+    counted = (f"{value:.2f}" for value in (row.true_macs_g, row.sampled_macs_g))
+    return row.variant, f"{row.params_m:.3f}", params, f"{row.macs_g:.2f}", macs, *counted, speed, fps
 
 
 def _write(config: ProfileConfig, rows: list[ProfileRow]) -> None:

@@ -11,11 +11,12 @@ import tyro
 
 from finetune.datasets import READERS, load_data
 from finetune.datasets.dataset import AnnotatedData
-from finetune.recipes import RECIPES, Recipe
+from finetune.networks import RivalNetwork
+from finetune.recipes import RECIPES, Recipe, comparable_settings, with_settings
 from finetune.recipes import check as check_recipe
 from finetune.results import TEST_SCORES
 from finetune.sweep.paper_tables import GIVEN, TABLES, Table, TableRow
-from finetune.train import FREE_ON_RESUME, detector_for
+from finetune.train import FREE_ON_RESUME, network_for
 from shared.cli import as_plain, check_range
 from shared.config_file import flat
 from shared.errors import UserError
@@ -60,14 +61,15 @@ class SweepConfig:
     table: tyro.conf.Positional[
         Literal["table6", "table7", "table5", "table4", "table3", "refinement"]  # as in TABLES
     ]
-    """table6: MSD and DPP; table7: initial weights; table5: fields of view; table4: bilinear or transposed
-    upsampling; table3: P2PNet, E2E and DPA-P2PNet; refinement: DPP or iterative refinement."""
+    """table6: MSD and DPP; table7: initial weights; table5: fields of view; table4: wider views;
+    table3: rivals, P2PNet, E2E and DPA-P2PNet; refinement: DPP or iterative refinement."""
     seeds: tuple[str, ...] = ("0,1,2",)
     """Seeds; every row is trained once with each."""
     rows: tuple[str, ...] = ()
     """Rows to run; default: all."""
     weights: tuple[str, ...] = ()
-    """For table7: ROW=FILE ..., e.g. mae=mae.pth moco_v2=moco_v2_resnet50.pth; one without a file is left out."""
+    """For table7: ROW=FILE ..., e.g. mae=mae.pth moco_v2=moco_v2_resnet50.pth; one without a file is left out. For
+    table3: weights of VGG-16 (mcspatnet), VGG-19 (gl) and HRNet-W48 (fidt); default: from timm's hub."""
     launcher: Literal["local", "slurm"] = "local"
     """local: one run after another on this machine; slurm: all at once as an array of jobs."""
     slurm: Slurm = Slurm()
@@ -141,11 +143,11 @@ def check(config: SweepConfig) -> AnnotatedData:
     if not data.splits.get("test"):
         raise UserError(f"{data.folder} has no test tiles to score, only {', '.join(data.splits)}")
     for run in one_of_each_row:
-        detector_for(run.recipe, data)
+        network_for(run.recipe, data)
     for run in runs:
-        checkpoint.refuse_other_settings(run.recipe.run_dir, as_plain(run.recipe), FREE_ON_RESUME)
+        checkpoint.refuse_other_settings(run.recipe.run_dir, comparable_settings(run.recipe), FREE_ON_RESUME)
     for run in finished_runs(config):
-        settings = as_plain(run.recipe)
+        settings = comparable_settings(run.recipe)
         checkpoint.refuse_other_settings(run.recipe.run_dir, settings, (*FREE_ON_RESUME, "init"))
     return data
 
@@ -159,9 +161,13 @@ def planned_runs(config: SweepConfig) -> list[SweepRun]:
     """Every row with every seed; every row once before any row twice, for a complete first table.
 
     Raises:
-        UserError: --seeds, --rows or --weights cannot be parsed.
+        UserError: --seeds, --rows or --weights cannot be parsed, or a row lacks the one that trains its weights.
     """
     rows = [row for row in chosen_rows(config) if not is_skipped(row, config)]
+    names = {row.name for row in rows}
+    for row in rows:
+        if row.weights_of and row.weights_of not in names:
+            raise UserError(f"{row.name} scores the weights of {row.weights_of}; name both with --rows")
     return [SweepRun(row, _recipe_of(row, seed, config)) for seed in seeds_of(config) for row in rows]
 
 
@@ -170,6 +176,7 @@ def finished_runs(config: SweepConfig) -> list[SweepRun]:
     found = [
         SweepRun(row, _recipe_of(row, int(folder.name.removeprefix("seed-")), config))
         for row in TABLES[config.table].rows
+        if row.recipe
         for folder in sorted((config.folder / row.name).glob("seed-*[0-9]"))
     ]
     return sorted((run for run in found if run.is_finished), key=lambda run: run.recipe.seed)
@@ -184,8 +191,8 @@ def chosen_rows(config: SweepConfig) -> list[TableRow]:
 
 
 def is_skipped(row: TableRow, config: SweepConfig) -> bool:
-    """Check if the row needs a weights file and has none."""
-    return row.settings.get("init") == GIVEN and row.name not in weights_of(config)
+    """Check if the row is printed only, or needs a weights file and has none."""
+    return not row.recipe or (row.settings.get("init") == GIVEN and row.name not in weights_of(config))
 
 
 def seeds_of(config: SweepConfig) -> list[int]:
@@ -213,7 +220,9 @@ def weights_of(config: SweepConfig) -> dict[str, str]:
         UserError: no ROW=FILE, or no row or several by that name.
     """
     table = TABLES[config.table]
-    rows = [row.name for row in table.rows if row.settings.get("init", "random") != "random"]
+    rows = [
+        row.name for row in table.rows if row.settings.get("init", "random") != "random" or _has_own_trunk(row)
+    ]
     if config.weights and not rows:
         raise UserError(f"the rows of {config.table} take no --weights; give those of all rows with --init")
     found: dict[str, str] = {}
@@ -238,7 +247,7 @@ def words_of(recipe: Recipe) -> list[str]:
     for name, value in flat(as_plain(recipe)):
         if value == default[name]:
             continue
-        option = name.removeprefix("source.").replace("_", "-")
+        option = name.removeprefix("source.").removeprefix("network.").replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{option}" if value else f"--no-{option}")
         else:
@@ -247,26 +256,40 @@ def words_of(recipe: Recipe) -> list[str]:
 
 
 def _recipe_of(row: TableRow, seed: int, config: SweepConfig) -> Recipe:
-    """Fill the common recipe with the settings of row and seed."""
-    common = {field.name: getattr(config.recipe, field.name) for field in dataclasses.fields(Recipe)}
+    """Fill the common recipe with the settings of row and seed, or a rival's with what is typed."""
     folder = config.folder / row.name / f"seed-{seed}"
     if file := weights_of(config).get(row.name):
         row = dataclasses.replace(row, settings={**row.settings, "init": file})
-    own = {"seed": seed, "run_dir": folder, "out": folder / "detector.pth"}
-    return Recipe(**{**common, **row.settings, **own})
+    own: dict[str, Any] = {"seed": seed, "run_dir": folder, "out": folder / "detector.pth"}
+    common = {field.name: getattr(config.recipe, field.name) for field in dataclasses.fields(Recipe)}
+    named = RECIPES[row.recipe]
+    if row.recipe != config.recipe.name:
+        default = CommonRecipe()
+        common = {name: value for name, value in common.items() if value != getattr(default, name)}
+        for name in ("network", "criterion", "arch"):  # of the family of P2PNet
+            common.pop(name, None)
+        if _has_own_trunk(row) and common.get("init") != "random":
+            common.pop("init", None)
+    return with_settings(dataclasses.replace(Recipe(**{**vars(named), **common}), **own), row.settings)
+
+
+def _has_own_trunk(row: TableRow) -> bool:
+    """Check if weights of a ResNet-50 or a ViT do not fit the row's trunk, so that --init cannot give them."""
+    network = RECIPES[row.recipe].network if row.recipe else None
+    return isinstance(network, RivalNetwork) and network.trunk != "resnet50"
 
 
 def _refuse_what_rows_decide(config: SweepConfig) -> None:
     """Refuse options that the rows set: they would have no effect."""
-    default = CommonRecipe()
+    given, default = comparable_settings(config.recipe), comparable_settings(CommonRecipe())
     for name in sorted(TABLES[config.table].decided):
-        if getattr(config.recipe, name) != getattr(default, name):
+        if given.get(name) != default.get(name):
             raise UserError(f"--{name.replace('_', '-')} is set by the rows of {config.table}; leave it out")
 
 
 def _check_weights(recipe: Recipe) -> None:
     """Refuse a file that cannot be read, or holds another trunk than the row's."""
-    if recipe.init in NO_FILE:
+    if recipe.init in NO_FILE or isinstance(recipe.network, RivalNetwork):  # a rival's trunk has no choice
         return
     arch = weights.read(Path(recipe.init)).arch
     if recipe.arch not in (None, arch):

@@ -6,8 +6,8 @@ from typing import Any
 
 VIT = "vit_base_patch16_224"
 SINGLE = {"multi_scale": False, "deformable": False}
-# F1 and AP in percent, by the name of the data set.
-Printed = Mapping[str, tuple[float, float]]
+# F1 and AP in percent, by the name of the data set; None: printed as "-".
+Printed = Mapping[str, tuple[float | None, float | None]]
 # Placeholder of the weights file that `--weights` names.
 GIVEN = ""
 # Names of the data sets of a table, by the layouts of `finetune.datasets.READERS`.
@@ -22,14 +22,23 @@ class Variant:
 
     name: str
     fields: Mapping[str, Any]
-    """Fields of the detector's config, besides classes and interval."""
+    """Fields of the detector's config, besides classes and interval; of the family of P2PNet only."""
     paper_params_m: float = 0.0
     paper_macs_g: float = 0.0
     paper_fps: float = 0.0
+    recipe: str = ""
+    """Recipe of a rival."""
 
 
 # Tables 3 (PD-L1, ten classes) and 5 (OCELOT) of the paper, and its text on ViT-Adapter; its GPU is not named.
 VARIANTS = (
+    Variant("U-Net", {}, 31.0, 876, 14, "unet"),
+    Variant("DeepLabV3+", {}, 40.3, 277, 28, "deeplabv3plus"),
+    Variant("U-CSRNet", {}, 10.1, 184, 3, "ucsrnet"),
+    Variant("MCSpatNet", {}, 26.1, 1371, 12, "mcspatnet"),
+    Variant("GL", {}, 21.5, 432, 27, "gl"),
+    Variant("FIDT", {}, 66.6, 579, 10, "fidt"),
+    Variant("CLTR", {}, 41.0, 105, 22, "cltr"),
     Variant("P2PNet", SINGLE, 27.3, 100, 41),
     Variant("E2E", {**SINGLE, "summed": True}, 28.9, 107, 42),
     Variant("MSD", {"deformable": False}),
@@ -57,7 +66,11 @@ class TableRow:
     printed: Printed = field(default_factory=dict)
     """Numbers of the paper."""
     variant: str = ""
-    """Name in `finetune.sweep.paper_tables.VARIANTS`, where the table has sizes."""
+    """Name in `VARIANTS`, where the table has sizes."""
+    recipe: str = "dpa_p2pnet"
+    """Recipe that it is trained with; empty: its training is not published, and it is printed only."""
+    weights_of: str = ""
+    """Row whose weights it scores with a decoder of its own, instead of training."""
 
 
 @dataclass(frozen=True)
@@ -127,17 +140,50 @@ TABLE_5 = Table(
 )
 
 TABLE_4 = Table(
-    "Table 4: enlarging the maps of the wider view (K = 2)",
+    "Table 4: detectors with a wider view (K = 2)",
     (
-        TableRow("single_view", "one view", {"views": 1}, _ocelot(59.3, 44.4)),
-        TableRow("bilinear", "bilinear", {"views": 2, "upsampling": "bilinear"}, _ocelot(61.9, 48.9)),
-        TableRow("transposed", "transposed conv.", {"views": 2, "upsampling": "transposed"}, _ocelot(62.6, 49.1)),
+        TableRow("deeplabv3plus", "DeepLabV3+", {"views": 1}, _ocelot(58.8, 42.7), recipe="deeplabv3plus"),
+        TableRow("deeplabv3plus_k2", "DeepLabV3+, K = 2 (fused our way)", {"views": 2}, recipe="deeplabv3plus"),
+        TableRow("mfovce_net", "MFoVCE-Net", {}, _ocelot(59.3, 43.5), recipe=""),
+        TableRow("mfovce_net_plus", "MFoVCE-Net+", {}, _ocelot(59.8, 44.2), recipe=""),
+        TableRow("single_view", "DPA-P2PNet, one view", {"views": 1}, _ocelot(59.3, 44.4)),
+        TableRow("bilinear", "K = 2, bilinear", {"views": 2, "upsampling": "bilinear"}, _ocelot(61.9, 48.9)),
+        TableRow(
+            "transposed", "K = 2, transposed conv.", {"views": 2, "upsampling": "transposed"}, _ocelot(62.6, 49.1)
+        ),
     ),
 )
 
+
+def _rival(name: str, label: str, printed: tuple[float | None, ...], **others: Any) -> TableRow:
+    """Row of Table 3 with F1 and AP on CoNSeP, BCData and PD-L1; the name is that of its recipe."""
+    pairs = zip(DATA_SETS_3, zip(printed[::2], printed[1::2], strict=True), strict=True)
+    fields = {"recipe": name, "settings": {}, "variant": label, **others}
+    return TableRow(name, label, printed=dict(pairs), **fields)
+
+
+DATA_SETS_3 = ("CoNSeP", "BCData", "PD-L1")
+
 TABLE_3 = Table(
-    "Table 3: end-to-end detectors",
+    "Table 3: networks of density maps, and of points",
     (
+        _rival("unet", "U-Net", (61.8, None, 85.7, 80.1, 46.0, 33.4)),
+        _rival("deeplabv3plus", "DeepLabV3+", (65.7, 53.7, 85.8, 82.1, 53.7, 41.3)),
+        _rival("ucsrnet", "U-CSRNet", (42.5, 27.7, 85.7, None, 25.7, 21.1)),
+        _rival("mcspatnet", "MCSpatNet", (68.2, 52.2, 85.3, 79.2, 43.6, 30.8)),
+        # Its network at inference is DeepLabV3+'s.
+        _rival("ml_cellnet", "ML-CellNet", (37.1, 20.0, 84.6, 79.7, 30.0, 20.7), recipe="", variant="DeepLabV3+"),
+        _rival("gl", "GL", (16.7, None, 68.5, None, 32.5, None)),
+        _rival("fidt", "FIDT", (70.3, 57.7, 85.9, 81.3, 51.9, 36.4)),
+        _rival(
+            "otm",
+            "OT-M",
+            (36.7, None, 66.5, None, 27.1, None),
+            recipe="gl",
+            variant="GL",
+            settings={"decoder": "otm"},
+            weights_of="gl",
+        ),
         TableRow(
             "p2pnet",
             "P2PNet",
@@ -145,6 +191,7 @@ TABLE_3 = Table(
             {"CoNSeP": (70.0, 60.5), "BCData": (86.3, 83.8), "PD-L1": (54.4, 42.1)},
             "P2PNet",
         ),
+        _rival("cltr", "CLTR", (40.8, 21.8, 84.8, 81.0, 54.3, 43.0)),
         TableRow(
             "e2e",
             "E2E",

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from finetune.datasets.dataset import AnnotatedData
-from finetune.results import TEST_SCORES
+from finetune.results import TEST_SCORES, score_weights
 from finetune.sweep.config import (
     SweepConfig,
     SweepRun,
@@ -43,7 +45,9 @@ def sweep(config: SweepConfig, stop: StopSignal) -> int:
     print(f"runs: {len(runs)}, of which {len(runs) - len(left)} are done; logs: {config.folder}/ROW/seed-N.log")
     for run in left:
         (run.recipe.run_dir / TEST_SCORES).unlink(missing_ok=True)  # of a try-out that now goes on
-    stopped = _train(config, left, stop)
+    stopped = _train(config, [run for run in left if not run.row.weights_of], stop)
+    for run in left:
+        _score_again(config, run, data)
     _report(config, data)
     unfinished = [run for run in left if not run.is_finished]
     if stopped and unfinished:
@@ -66,6 +70,20 @@ def _train(config: SweepConfig, runs: Sequence[SweepRun], stop: StopSignal) -> b
         print(f"  {read_result(run) if run.is_finished else f'failed: {failed_line(task, code)}'}", flush=True)
 
     return run_here([run.task for run in runs], stop, ended)
+
+
+def _score_again(config: SweepConfig, run: SweepRun, data: AnnotatedData) -> None:
+    """Score the weights that another row has trained, if this row only decodes them and they are there."""
+    folder = run.recipe.run_dir
+    trained = config.folder / run.row.weights_of / folder.name
+    if not run.row.weights_of or not (trained / TEST_SCORES).exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", as_plain(run.recipe))
+    write_json(folder / "provenance.json", provenance())
+    print(f"{run.task.name}: weights of {trained}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    score_weights(trained, folder, data, device, run.row.settings["decoder"])
 
 
 def _start_output(config: SweepConfig, digest: str) -> None:
@@ -112,7 +130,9 @@ def _report(config: SweepConfig, data: AnnotatedData) -> None:
     table, finished, layout = TABLES[config.table], finished_runs(config), layout_of(config)
     print_table(table, finished, layout, data)
     for row in table.rows:
-        if is_skipped(row, config) and not any(run.row is row for run in finished):
+        if not row.recipe:
+            print(f"not published: the training of {row.label}, of which the paper's numbers are shown")
+        elif is_skipped(row, config) and not any(run.row is row for run in finished):
             print(f"left out: {row.name} (it needs a file: --weights {row.name}=FILE)")
     if finished:
         write_tables(config.folder, config.table, table, finished, layout)

@@ -10,11 +10,12 @@ from typing import Any
 from finetune.datasets.dataset import AnnotatedData
 from finetune.results import TEST_SCORES
 from finetune.sweep.config import SweepRun, read_kept
-from finetune.sweep.detector_size import multiply_adds
+from finetune.sweep.detector_size import config_of, multiply_adds
 from finetune.sweep.paper_tables import VARIANTS, Table, TableRow
 from shared.errors import UserError
 from shared.files import own_path
-from shared.model.dpa_p2pnet import DetectorConfig, DPAP2PNet
+from shared.model.detector_file import network_of
+from shared.model.dpa_p2pnet import DPAP2PNet
 from shared.reporting.tables import table as text_table
 from shared.training.network_size import count_parameters
 
@@ -88,7 +89,7 @@ def print_table(table: Table, runs: Sequence[SweepRun], layout: str, data: Annot
     for row in table.rows:
         results = _results(row, runs)
         scores = [mean_and_spread([getattr(each, name) for each in results]) for name in COLUMNS]
-        printed = [f"{value:.1f}" for value in row.printed.get(whose, ())] or ["-", "-"]
+        printed = ["-" if value is None else f"{value:.1f}" for value in row.printed.get(whose, (None, None))]
         lines.append([row.label, *scores, str(len(results)), *printed, *(_sizes(row) if sized else [])])
     ours = f"ours: {data.folder}, within {data.radius_um:.3g} um"
     paper = f"paper: {whose}, within {PAPER_RADII[whose]}"
@@ -111,7 +112,7 @@ def write_tables(folder: Path, name: str, table: Table, runs: Sequence[SweepRun]
     whose = table.data_set(layout)
     lines = []
     for row in table.rows:
-        f1, ap = row.printed.get(whose, ("", ""))
+        f1, ap = ("" if value is None else value for value in row.printed.get(whose, (None, None)))
         paper = {"paper_data": whose, "paper_f1": f1, "paper_ap": ap}
         lines.append({"table": name, "row": row.name, **_summary(_results(row, runs)), **paper})
     _write(folder / f"{name}.csv", lines)
@@ -136,11 +137,14 @@ def _summary(results: Sequence[Result]) -> dict[str, Any]:
 
 def _sizes(row: TableRow) -> list[str]:
     """Parameters and multiply-adds, each beside the paper's."""
+    if not row.variant:
+        return ["-"] * 4
     variant = next(each for each in VARIANTS if each.name == row.variant)
-    detector = DPAP2PNet(DetectorConfig(classes=CLASSES, interval=INTERVAL, **variant.fields)).eval()
-    detector.samples_smoothing = False  # the paper's counter sees every output of every convolution
+    detector = network_of(config_of(variant, CLASSES, INTERVAL)).eval()
+    if isinstance(detector, DPAP2PNet):
+        detector.samples_smoothing = False  # the paper's counter sees every output of every convolution
     params = count_parameters(detector) / 1e6
-    macs = multiply_adds(detector, SIZE)
+    macs = multiply_adds(detector, SIZE).paper
     return [f"{params:.1f}", f"{variant.paper_params_m:g}", f"{macs:.0f}", f"{variant.paper_macs_g:g}"]
 
 

@@ -39,4 +39,33 @@ def test_speed_is_measured(command: Command, tmp_path: Path) -> None:
 def test_an_unknown_variant_is_named(command: Command) -> None:
     done = command("finetune.profile", "--variants", "YOLO")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: there is no variant 'YOLO'; choose from: P2PNet, E2E")
+    assert done.stderr.startswith("error: there is no variant 'YOLO'; choose from: U-Net, DeepLabV3+")
+
+
+# Parameters with ten classes, multiply-adds as the paper's counter has them (the paper prints 277
+# for DeepLabV3+, without its batch norms), and true ones.
+RIVALS = {
+    "U-Net": (31.038218, 876, 771),
+    "DeepLabV3+": (40.349354, 278, 277),
+    "U-CSRNet": (10.073738, 184, 183),
+    "MCSpatNet": (26.137955, 1371, 1263),
+    "GL": (21.500618, 432, 432),
+    "FIDT": (66.593274, 579, 424),
+    "CLTR": (43.62939, 105, 118),
+}
+
+
+def test_rivals_have_the_sizes_of_the_paper(command: Command, tmp_path: Path) -> None:
+    done = command("finetune.profile", "--seconds", 0, "--variants", *RIVALS)
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "profile.csv").open() as file:
+        rows = {row["variant"]: row for row in csv.DictReader(file)}
+    found = {name: (row["params_m"], row["macs_g"], row["true_macs_g"]) for name, row in rows.items()}
+    assert {name: (float(p), round(float(m)), round(float(t))) for name, (p, m, t) in found.items()} == RIVALS
+
+
+def test_the_speed_of_a_rival_includes_decoding(command: Command, tmp_path: Path) -> None:
+    done = command("finetune.profile", "--seconds", 0.1, "--size", 64, "--variants", "U-CSRNet")
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "profile.csv").open() as file:
+        assert float(next(csv.DictReader(file))["images_per_second"]) > 0.05
