@@ -98,8 +98,8 @@ def test_every_place_with_enough_cells_is_kept_and_no_other(wsi_dir, specimens, 
 
 def test_the_same_tissue_at_two_resolutions_gives_the_same_patches(wsi_dir, specimens, tmp_path):
     """`plain.tif` (0.25 um/px) and the PD-L1 slide (0.32) show one specimen; so must their patches."""
-    fine = harvest(wsi_dir, tmp_path, "plain.tif", min_cells=0)
-    coarse = harvest(wsi_dir, tmp_path, "PD-L1/S.1 ü.a.svs", min_cells=0, allow_upsampling=True)
+    fine = harvest(wsi_dir, tmp_path, "plain.tif", min_cells=0, min_focus=0)
+    coarse = harvest(wsi_dir, tmp_path, "PD-L1/S.1 ü.a.svs", min_cells=0, min_focus=0, allow_upsampling=True)
     first, second = patches(tmp_path, fine), patches(tmp_path, coarse)
     assert len(first) == len(second) == 16
     for (x, y), (image, fields) in second.items():
@@ -121,7 +121,7 @@ def nuclei_um(image: Image.Image, mpp: float) -> np.ndarray:
 
 def test_cells_are_as_large_in_um_whatever_the_slide_was_stored_at(wsi_dir, specimens, tmp_path):
     """0.25 and 0.32 um/px, both read at 0.4: what the JSON says of the px must make the cells equally large."""
-    settings = {"patch_mpp": 0.4, "patch_size": 320, "min_cells": 0}
+    settings = {"patch_mpp": 0.4, "patch_size": 320, "min_cells": 0, "min_focus": 0}
     diameters, factors = [], []
     for name in ("plain.tif", "PD-L1/S.1 ü.a.svs"):
         found = patches(tmp_path, harvest(wsi_dir, tmp_path, name, **settings))
