@@ -35,7 +35,8 @@ class PointNetwork:
     upsampling: Upsampling = "transposed"
     """Upsampling of the maps of wider views: transposed (learnt) or bilinear (paper, Table 4)."""
     distinct_um: Annotated[float, Range(0, 20)] = 0.0
-    """Train and report only the most probable of points that end this close (DDQ, Zhang et al. 2023); 0: all."""
+    """Train and report only the most probable of points that end this close (DDQ, Zhang et al. 2023); 0: all, or
+    as the detector of `--init` does."""
     channels: Annotated[int, Range(1)] = 256
     """Channels of the feature pyramid (authors' public code)."""
     hidden: Annotated[int, Range(1)] = 256

@@ -94,6 +94,8 @@ def _continued(config: NetworkConfig, path: Path, arch: str | None, classes: Seq
                 f"{path} is a detector with --{option} {given}, not {wanted}; give the same or other weights"
             )
     own = {name: getattr(config, name) for name in OWN if hasattr(config, name)}
+    if not own.get("distinct", True):  # without the rule, what it learnt to leave to neighbours is there twice
+        del own["distinct"]
     detector = network_of(dataclasses.replace(source.config, **own))
     known = [*map(str, metadata.get("classes", ())), BACKGROUND]
     wanted_classes = [*classes, BACKGROUND]

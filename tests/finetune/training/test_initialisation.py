@@ -164,3 +164,12 @@ def test_a_detector_keeps_its_architecture(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=option):
             initial_detector(config, str(tmp_path / "detector.pth"), arch, ("cell",))
+
+
+@pytest.mark.parametrize(("wanted", "kept"), [(0.0, 4.0), (3.0, 3.0)])
+def test_a_detector_keeps_its_distinct_proposals_unless_told(tmp_path: Path, wanted: float, kept: float) -> None:
+    source = core.DetectorConfig(arch="regnetx_002", distinct=4.0)
+    save_detector(tmp_path / "detector.pth", core.DPAP2PNet(source), {"classes": ["cell"]})
+    config = core.DetectorConfig(arch="regnetx_002", distinct=wanted)
+    start = initial_detector(config, str(tmp_path / "detector.pth"), None, ("cell",))
+    assert start.detector.config.distinct == kept
