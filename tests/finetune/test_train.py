@@ -239,7 +239,8 @@ def test_batch_norms_train_unless_their_statistics_were_loaded(
 ) -> None:
     """ResNet-50's are held in the trunk of every view; a ViT has none, and its adapter's start from chance."""
     torch.save(timm.create_model(arch).state_dict(), tmp_path / "trunk.pth")
-    common = {"arch": arch, "views": views, "augment": AugmentConfig(crop=64)}
+    network = dataclasses.replace(RECIPES["dpa_p2pnet"].network, views=views)
+    common = {"arch": arch, "network": network, "augment": AugmentConfig(crop=64)}
     data = load_data(DataOptions(data=tiles))
     for split, each in data.splits.items():
         data.splits[split] = [dataclasses.replace(tile, wider=(tile.image,) * (views - 1)) for tile in each]

@@ -49,7 +49,7 @@ def test_training_and_scoring_with_views(command: Command, tiles: Path, tmp_path
     assert Image.open(tmp_path / "runs/finetune/pictures/augmented.png").width == 3 * (448 + 4)
     done = command("finetune.evaluate", "detector.pth", "--data", tiles)
     assert "macro mean" in done.stdout, done.stderr
-    assert json.loads((tmp_path / "runs/finetune/config.json").read_text())["views"] == 3
+    assert json.loads((tmp_path / "runs/finetune/config.json").read_text())["network"]["views"] == 3
     (tiles / "test/images").rename(tiles / "away")
     (tiles / "test/images").mkdir()
     for image in (tiles / "away").glob("*_[0-9].png"):

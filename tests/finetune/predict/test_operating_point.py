@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from finetune.predict.in_memory import predict_tiles
@@ -129,7 +128,7 @@ def test_a_chain_of_close_cells_loses_every_second_one() -> None:
 
 
 def test_the_rule_on_probabilities() -> None:
-    probabilities = torch.tensor([[0.5, 0.1, 0.4], [0.3, 0.2, 0.5], [0.1, 0.45, 0.45], [0.05, 0.05, 0.9]])
+    probabilities = np.array([[0.5, 0.1, 0.4], [0.3, 0.2, 0.5], [0.1, 0.45, 0.45], [0.05, 0.05, 0.9]])
     labels, scores, kept = classify(probabilities)
     assert kept.tolist()[:2] == [True, False] and not kept[3]
     labels, scores, kept = classify(probabilities, 0.3)
