@@ -174,13 +174,14 @@ def _harvest_open(plan: SlidePlan, fields: dict[str, Any], on_progress: OnProgre
         save_thumbnail(config.out, entry, slide, tissue, plan.grid.side, stats.corners, stats.cells)
         fields |= {"screened": stats.screened, "counted": stats.counted, "unreadable": len(stats.errors)}
     fields["kept"] = len(stats.cells)
+    blurred = len(stats.sharpness) - len(stats.cells)
     if stats.sharpness:
         fields["focus"] = round(float(np.median(stats.sharpness)), 3)
-        fields["blurred"] = round(stats.blurred / len(stats.sharpness), 4)
+        fields["blurred"] = round(blurred / len(stats.sharpness), 4)
     fields["histogram"] = tuple(stats.histogram)
     fields["status"] = HARVESTED if stats.cells else NO_PATCH
     if not stats.cells:
-        fields["reason"] = _reason_without_patches(config, len(candidates_N2), tissue, stats.blurred)
+        fields["reason"] = _reason_without_patches(config, len(candidates_N2), tissue, blurred)
 
 
 def _shuffled(cells_N2: np.ndarray, entry: SlideEntry, seed: int) -> np.ndarray:
@@ -240,15 +241,13 @@ def _process_patch(  # noqa: PLR0913
     if cells < MIN_FRACTION * config.min_cells:
         return
     sharpness = focus(patch, plan.mpp)
-    column, row = (px // plan.grid.side for px in corner)
-    fields = plan.sample_fields(corner, points_N2, sharpness, float(plan.tissue_RC[row, column]))
+    fields = plan.sample_fields(corner, points_N2, sharpness)
     key = sample_key(plan.entry.slide_id, *corner)
     if cells < config.min_cells:
         stats.near_misses.offer(cells / config.min_cells, key, patch, fields)
         return
     stats.sharpness.append(sharpness)
     if sharpness < config.min_focus:
-        stats.blurred += 1
         stats.near_misses.offer(sharpness / config.min_focus, key, patch, fields)
         return
     tar.add(key, patch, fields)

@@ -56,12 +56,11 @@ class SlidePlan:
         judge = HaematoxylinCounter()
         return cells_N2[screen(self.slide, self.grid, cells_N2, judge, self.config.min_cells)]
 
-    def sample_fields(
-        self, corner: tuple[int, int], points_N2: np.ndarray, sharpness: float, tissue_share: float
-    ) -> dict[str, Any]:
+    def sample_fields(self, corner: tuple[int, int], points_N2: np.ndarray, sharpness: float) -> dict[str, Any]:
         """Return the content of a patch's `KEY.json`, the fields of `shared.shards.format`."""
         window = self.slide.window(self.mpp, allow_upsampling=True)
         x, y = corner
+        tissue_share = float(self.tissue_RC[y // self.grid.side, x // self.grid.side])
         return {
             "slide": self.entry.name,
             "biomarker": self.entry.biomarker,
@@ -86,7 +85,6 @@ class HarvestStats:
     corners: list[tuple[int, int]] = field(default_factory=list)  # of the patches kept, px of level 0
     cells: list[int] = field(default_factory=list)  # in each of them
     sharpness: list[float] = field(default_factory=list)  # of the candidates with enough cells
-    blurred: int = 0  # of these, left out
     histogram: list[int] = field(default_factory=list)  # candidates by cells, BIN per bar
     near_misses: NearMisses = field(default_factory=NearMisses)
 
