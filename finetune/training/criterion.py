@@ -91,7 +91,7 @@ def detection_loss(
     background = logits_BNC.shape[-1] - 1
     competing_BN = _competing(found, targets, radius)
     cells_M2, labels_M = (torch.cat(list(each)) for each in zip(*targets, strict=True))
-    proposals, answered = matching.assign_batch(config.matching, points_BN2, logits_BNC, targets, competing_BN)
+    proposals, answered = matching.assign(config.matching, points_BN2, logits_BNC, targets, competing_BN)
     wanted_K = torch.where(competing_BN, background, IGNORED).flatten()  # K: B N
     wanted_K[proposals] = labels_M[answered]
     squared = F.mse_loss(points_BN2.flatten(0, 1)[proposals], cells_M2[answered].float(), reduction="sum")

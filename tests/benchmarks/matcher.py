@@ -30,8 +30,12 @@ def compare(batch: int, cells: int) -> dict[str, object]:
     cells_BM2 = torch.rand(batch, cells, 2, generator=generator) * SIDE
     labels_BM = torch.randint(0, 3, (batch, cells), generator=generator)
     images = list(zip(points_BN2, logits_BNC, cells_BM2, labels_BM, strict=True))
-    ours = min(timed(lambda: [assign(MatchingConfig(), *image) for image in images])[0] for _ in range(3))
-    found = [assign(MatchingConfig(), *image) for image in images]
+    targets = list(zip(cells_BM2, labels_BM, strict=True))
+    given = (points_BN2, logits_BNC, targets, torch.ones(batch, count, dtype=torch.bool))
+    ours = min(timed(lambda: assign(MatchingConfig(), *given))[0] for _ in range(3))
+    pairs_of_image = assign(MatchingConfig(), *given).split(cells, dim=1)
+    firsts_I2 = torch.arange(batch)[:, None] * torch.tensor([count, cells])
+    found = [tuple(pair - first[:, None]) for pair, first in zip(pairs_of_image, firsts_I2, strict=True)]
     literal, wanted = timed(lambda: literally(points_BN2, logits_BNC, cells_BM2, labels_BM))
     costs = [
         sum(float(cost_of(*image)[pair].sum()) for image, pair in zip(images, pairs, strict=True))

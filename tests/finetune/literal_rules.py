@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from finetune.training.matching import MatchingConfig, assign
 from shared.model.cells import Cells
 
 
@@ -63,3 +66,11 @@ def literal_ocelot(predicted: Sequence[Cells], annotated: Sequence[Cells]) -> di
         f1 = 2 * precision * recall / (precision + recall + 1e-7)
         scores |= {f"Pre/{name}": round(precision, 4), f"Rec/{name}": round(recall, 4), f"F1/{name}": round(f1, 4)}
     return {**scores, "mF1": (scores["F1/BC"] + scores["F1/TC"]) / 2}
+
+
+def assigned(
+    config: MatchingConfig, points_N2: Tensor, logits_NC: Tensor, cells_M2: Tensor, labels_M: Tensor
+) -> Tensor:
+    """Match a single image all of whose proposals compete: proposals and their cells, (2, matches)."""
+    competing_1N = torch.ones(1, len(points_N2), dtype=torch.bool)
+    return assign(config, points_N2[None], logits_NC[None], [(cells_M2, labels_M)], competing_1N)

@@ -143,8 +143,8 @@ def test_a_counter_counts_on_the_device(monkeypatch: pytest.MonkeyPatch):
 
 
 def _tensor_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    solved = matching.assign_batch
-    monkeypatch.setattr(matching, "assign_batch", lambda *given: solved(*given).cpu())
+    solved = matching.assign
+    monkeypatch.setattr(matching, "assign", lambda *given: solved(*given).cpu())
 
 
 def _value_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from finetune.training.criterion import CriterionConfig, Targets, detection_loss, loss_normalisers
-from finetune.training.matching import assign
 from shared.model.distinct import distinct_proposals
 from shared.model.dpa_p2pnet import Detections
+from tests.finetune.literal_rules import assigned
 
 
 def detections(seed: int, batch: int = 2, proposals: int = 64, classes: int = 2) -> Detections:
@@ -30,7 +30,7 @@ def test_loss_equals_its_definition(counts: tuple[int, ...]) -> None:
     for index, (cells, labels) in enumerate(truth):
         logits = found.logits_BNC[index].detach().double().numpy()
         log_probability = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-        proposals, matched = assign(
+        proposals, matched = assigned(
             config.matching, found.points_BN2[index], found.logits_BNC[index], cells, labels
         )
         wanted = np.full(len(logits), 2)

@@ -9,8 +9,9 @@ from scipy.optimize import linear_sum_assignment
 
 from finetune.training import criterion
 from finetune.training.criterion import Targets, detection_loss, loss_normalisers
-from finetune.training.matching import MatchingConfig, assign
+from finetune.training.matching import MatchingConfig
 from shared.model import dpa_p2pnet as core
+from tests.finetune.literal_rules import assigned
 
 
 def scene(seed: int, proposals: int, cells: int, classes: int = 3, side: float = 512):
@@ -32,7 +33,7 @@ def test_small_scenes_equal_exhaustive_search() -> None:
         points, logits, cells, labels = scene(seed, proposals=6, cells=3, side=20)
         cost = cost64(points, logits, cells, labels)
         best = min(sum(cost[p, c] for c, p in enumerate(chosen)) for chosen in permutations(range(6), 3))
-        proposals, matched = assign(MatchingConfig(), points, logits, cells, labels)
+        proposals, matched = assigned(MatchingConfig(), points, logits, cells, labels)
         assert cost[proposals, matched].sum() == pytest.approx(best, abs=1e-5)
 
 
@@ -41,7 +42,7 @@ def test_cost_equals_the_float64_optimum(proposals: int, cells: int) -> None:
     points, logits, truth, labels = scene(7, proposals, cells)
     cost = cost64(points, logits, truth, labels)
     rows, columns = linear_sum_assignment(cost)
-    ours = assign(MatchingConfig(), points, logits, truth, labels)
+    ours = assigned(MatchingConfig(), points, logits, truth, labels)
     assert cost[ours[0], ours[1]].sum() == pytest.approx(cost[rows, columns].sum(), rel=1e-6)
     assert len(set(ours[0].tolist())) == len(set(ours[1].tolist())) == min(proposals, cells)
 
@@ -55,7 +56,7 @@ def test_ties_do_not_raise_the_cost(alike: str, proposals: int, cells: int) -> N
         if alike in (name, "everything"):
             values[:] = values[0].clone()
     cost = cost64(points, logits, truth, labels)
-    ours = assign(MatchingConfig(), points, logits, truth, labels)
+    ours = assigned(MatchingConfig(), points, logits, truth, labels)
     assert len(set(ours[0].tolist())) == len(set(ours[1].tolist())) == min(proposals, cells)
     wanted = cost[linear_sum_assignment(cost)].sum()
     assert cost[ours[0], ours[1]].sum() == pytest.approx(wanted, rel=1e-6, abs=1e-4)
@@ -63,7 +64,7 @@ def test_ties_do_not_raise_the_cost(alike: str, proposals: int, cells: int) -> N
 
 def test_an_image_without_cells_matches_nothing() -> None:
     points, logits, cells, labels = scene(0, proposals=16, cells=0)
-    assert [len(indices) for indices in assign(MatchingConfig(), points, logits, cells, labels)] == [0, 0]
+    assert [len(indices) for indices in assigned(MatchingConfig(), points, logits, cells, labels)] == [0, 0]
 
 
 def refining(refinements: int) -> core.DPAP2PNet:
@@ -87,7 +88,9 @@ def test_refinement_adds_proposals_and_no_positives() -> None:
     for refinements in (0, 1, 2):
         with torch.inference_mode():
             found = refining(refinements)(image_BCHW)
-        matched, answered = assign(MatchingConfig(), found.points_BN2[0], found.logits_BNC[0], cells_M2, labels_M)
+        matched, answered = assigned(
+            MatchingConfig(), found.points_BN2[0], found.logits_BNC[0], cells_M2, labels_M
+        )
         assert sorted(answered.tolist()) == list(range(9)) and len(set(matched.tolist())) == 9
         proposals.append(found.points_BN2.shape[1])
         positives.append(len(matched))
@@ -101,7 +104,7 @@ def test_proposals_of_every_refinement_can_become_positives() -> None:
     chosen = torch.tensor([3, 24 + 10, 48 + 20])
     cells_M2, labels_M = found.points_BN2[0, chosen].detach(), torch.tensor([0, 1, 0])
     nearest = MatchingConfig(cost_class=0.0)
-    matched, answered = assign(nearest, found.points_BN2[0], found.logits_BNC[0], cells_M2, labels_M)
+    matched, answered = assigned(nearest, found.points_BN2[0], found.logits_BNC[0], cells_M2, labels_M)
     assert torch.equal(matched[answered.argsort()], chosen)
     config, targets = criterion.CriterionConfig(matching=nearest), [Targets(cells_M2 + 1e-3, labels_M)]
     detection_loss(config, found, targets, loss_normalisers(config, targets, 72)).total.backward()
