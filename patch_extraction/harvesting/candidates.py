@@ -64,8 +64,9 @@ def screen(slide: Slide, grid: Grid, cells_N2: np.ndarray, counter: CellCounter,
     step = max(1, int(SCREEN_BLOCK * mpp / slide.mpp / grid.side))  # grid cells per block in each direction
     for block_2 in np.unique(cells_N2 // step, axis=0):
         inside_N2 = cells_N2[(cells_N2 // step == block_2).all(axis=1)]
-        first, end = inside_N2.min(axis=0), inside_N2.max(axis=0) + 1
-        counts[first[1] : end[1], first[0] : end[0]] = _count_block(slide, grid, first, end, mpp, counter)
+        first_2, end_2 = block_22 = np.stack([inside_N2.min(axis=0), inside_N2.max(axis=0) + 1])
+        place = slice(first_2[1], end_2[1]), slice(first_2[0], end_2[0])
+        counts[place] = _count_block(slide, block_22, grid.side * slide.mpp / mpp, mpp, counter)
     return counts[cells_N2[:, 1], cells_N2[:, 0]] >= SCREEN_FRACTION * min_cells
 
 
@@ -85,11 +86,9 @@ def z_ordered(cells_N2: np.ndarray) -> np.ndarray:
     return cells_N2[np.argsort(_z_order(cells_N2), kind="stable")]
 
 
-def _count_block(  # noqa: PLR0913
-    slide: Slide, grid: Grid, first_2: np.ndarray, end_2: np.ndarray, mpp: float, counter: CellCounter
-) -> np.ndarray:
-    """Count cells at `mpp` um/px in the grid cells from `first_2` to before `end_2` (column, row)."""
-    side = grid.side * slide.mpp / mpp
+def _count_block(slide: Slide, block_22: np.ndarray, side: float, mpp: float, counter: CellCounter) -> np.ndarray:
+    """Count cells at `mpp` um/px in grid cells of `side` px from (column, row) `block_22[0]` to before `[1]`."""
+    first_2, end_2 = block_22
     margin = math.ceil(SCREEN_MARGIN_UM / mpp)
     corner_2 = np.floor(first_2 * side).astype(int) - margin  # whole px of the level need no resampling
     width, height = (np.ceil(end_2 * side).astype(int) + margin - corner_2).tolist()

@@ -5,7 +5,7 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -39,6 +39,17 @@ MAKE_ROOM = "make room and run the same command again"
 FIRST_CANDIDATES = 16  # counted before any is screened, to see whether screening pays
 LARGE_BLOCK = 24 << 20  # bytes; see `_keep_freed_memory`
 OnProgress = Callable[[int], None]  # takes the number of patches kept so far
+
+
+class CountedPatch(NamedTuple):
+    """A candidate, read and counted."""
+
+    corner: tuple[int, int]
+    """Px of level 0."""
+    patch: np.ndarray | SlideError
+    """uint8 RGB, or the error of reading it."""
+    points_N2: np.ndarray
+    """Cells, px of the patch."""
 
 
 def harvest_slide(
@@ -217,21 +228,15 @@ def _process_candidates(
     """
     while len(cells_N2) and (missing := plan.config.max_patches - len(stats.cells)):
         group_N2, cells_N2 = cells_N2[:missing], cells_N2[missing:]
-        for corner, patch, points_N2 in _counted(plan, z_ordered(group_N2)):
-            _process_patch(plan, corner, patch, points_N2, tar, stats)
+        for counted in _counted(plan, z_ordered(group_N2)):
+            _process_patch(plan, counted, tar, stats)
             if stats.cells:  # 0 starts the slide's time limit
                 on_progress(len(stats.cells))
 
 
-def _process_patch(  # noqa: PLR0913
-    plan: SlidePlan,
-    corner: tuple[int, int],
-    patch: np.ndarray | SlideError,
-    points_N2: np.ndarray,
-    tar: SlideTar,
-    stats: HarvestStats,
-) -> None:
+def _process_patch(plan: SlidePlan, counted: CountedPatch, tar: SlideTar, stats: HarvestStats) -> None:
     """Write a patch if it holds enough cells and is in focus, and update the statistics."""
+    corner, patch, points_N2 = counted
     config, cells = plan.config, len(points_N2)
     stats.counted += 1
     if isinstance(patch, SlideError):
@@ -255,10 +260,8 @@ def _process_patch(  # noqa: PLR0913
     stats.cells.append(cells)
 
 
-def _counted(
-    plan: SlidePlan, cells_N2: np.ndarray
-) -> Iterator[tuple[tuple[int, int], np.ndarray | SlideError, np.ndarray]]:
-    """Yield corner, patch (or the error of reading it) and the cells found in it, counted in batches."""
+def _counted(plan: SlidePlan, cells_N2: np.ndarray) -> Iterator[CountedPatch]:
+    """Read the patches of grid cells and count their cells, in batches."""
     batch = plan.counter.batch
     for start in range(0, len(cells_N2), batch):
         corners = (cells_N2[start : start + batch] * plan.grid.side).tolist()
@@ -266,7 +269,8 @@ def _counted(
         whole = [patch for patch in patches if not isinstance(patch, SlideError)]
         found = iter(plan.counter.find_each(whole, plan.mpp))
         for (x, y), patch in zip(corners, patches, strict=True):
-            yield (x, y), patch, np.zeros((0, 2)) if isinstance(patch, SlideError) else next(found)
+            points_N2 = np.zeros((0, 2)) if isinstance(patch, SlideError) else next(found)
+            yield CountedPatch((x, y), patch, points_N2)
 
 
 def _read(plan: SlidePlan, x: int, y: int) -> np.ndarray | SlideError:

@@ -4,7 +4,7 @@ torch's `SyncBatchNorm` drops ranks without images by a boolean mask, for which 
 pass: 107 times a step of SwAV, 159 of DINO with ResNet-50. Here all ranks of a group have equally many images.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -39,6 +39,16 @@ def _replace(module: nn.Module, group: Any) -> nn.Module:
     return module
 
 
+class Settings(NamedTuple):
+    """Running statistics and numbers of a batch norm, which have no gradient."""
+
+    running_mean_C: Tensor | None
+    running_var_C: Tensor | None
+    momentum: float | None
+    eps: float
+    group: Any
+
+
 class GroupBatchNorm(_BatchNorm):
     """A batch norm whose statistics in training mode are those of all ranks of a group."""
 
@@ -56,8 +66,8 @@ class GroupBatchNorm(_BatchNorm):
         if not self.training:
             return F.batch_norm(image_BCHW, *buffers, self.weight, self.bias, eps=self.eps)
         self.num_batches_tracked.add_(1)
-        weights = self.weight, self.bias
-        normalised: Tensor = _normalise(image_BCHW, *weights, *buffers, self.momentum, self.eps, self.group)
+        settings = Settings(*buffers, self.momentum, self.eps, self.group)
+        normalised: Tensor = _normalise(image_BCHW, self.weight, self.bias, settings)
         return normalised
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -74,17 +84,8 @@ class _Normalise(torch.autograd.Function):
     """torch's `SyncBatchNorm` function for equal counts."""
 
     @staticmethod
-    def forward(  # noqa: PLR0913
-        ctx: Any,
-        x: Tensor,
-        weight_C: Tensor,
-        bias_C: Tensor,
-        running_mean_C: Tensor,
-        running_var_C: Tensor,
-        momentum: float,
-        eps: float,
-        group: Any,
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight_C: Tensor, bias_C: Tensor, settings: Settings) -> Tensor:
+        *running, momentum, eps, group = settings
         x, kernels = _dense(x), _kernels(x)
         ranks, images = dist.get_world_size(group), x.numel() // x.shape[1]
         own_2C = torch.cat(kernels.batch_norm_stats(x, eps))
@@ -93,7 +94,7 @@ class _Normalise(torch.autograd.Function):
         mean_RC, invstd_RC = all_R2C.view(ranks, -1).chunk(2, dim=1)
         count_R = own_2C.new_full((ranks,), images)
         mean_C, invstd_C = kernels.batch_norm_gather_stats_with_counts(
-            x, mean_RC, invstd_RC, running_mean_C, running_var_C, momentum, eps, count_R
+            x, mean_RC, invstd_RC, *running, momentum, eps, count_R
         )
         ctx.save_for_backward(x, weight_C, mean_C, invstd_C, count_R.int())
         ctx.group = group
@@ -111,7 +112,7 @@ class _Normalise(torch.autograd.Function):
         sums_2C = torch.cat(sums)
         dist.all_reduce(sums_2C, group=ctx.group)
         x_grad = kernels.batch_norm_backward_elemt(grad, x, mean_C, invstd_C, weight_C, *sums_2C.chunk(2), count_R)
-        return x_grad, weight_grad_C, bias_grad_C, None, None, None, None, None
+        return x_grad, weight_grad_C, bias_grad_C, None
 
 
 def _dense(x: Tensor) -> Tensor:
