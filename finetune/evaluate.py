@@ -22,6 +22,7 @@ from shared.errors import UserError
 from shared.files import own_path, write_json
 from shared.model.cells import Cells
 from shared.model.detector_file import LoadedDetector, decoded_by
+from shared.training.gpu_usage import ON_CPU, explain_out_of_memory
 from shared.training.run_folder import provenance
 from shared.wsi.slide import MOST_UPSAMPLING
 
@@ -88,8 +89,17 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(config: EvaluateConfig) -> int:
-    """Score, print and write; returns 1 if the gain over the baseline is too small."""
+    """Score, print and write; returns 1 if the gain over the baseline is too small.
+
+    Raises:
+        UserError: options, detectors or data do not fit, or memory ran out.
+    """
     check(config)
+    with explain_out_of_memory(ON_CPU):
+        return _score(config)
+
+
+def _score(config: EvaluateConfig) -> int:
     data = load_data(config.source)
     tiles = data.splits.get(config.split)
     if not tiles:

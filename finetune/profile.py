@@ -19,6 +19,7 @@ from shared.model.cells import CellDetector, NetworkConfig
 from shared.model.detector_file import network_of
 from shared.model.dpa_p2pnet import DetectorConfig, DPAP2PNet
 from shared.reporting.tables import table
+from shared.training.gpu_usage import explain_out_of_memory
 from shared.training.network_size import count_parameters
 from shared.training.precision import autocast
 from shared.training.run_folder import provenance
@@ -67,10 +68,17 @@ class ProfileRow:
 
 
 def profile(config: ProfileConfig) -> int:
-    """Measure, print and write."""
+    """Measure, print and write.
+
+    Raises:
+        UserError: an option makes no sense, `out` cannot be written, or memory ran out.
+    """
     validate(config)
-    if config.train is not None:
-        return _print_training(config, config.train)
+    with explain_out_of_memory("a smaller --size or --batch-size"):
+        return _print_variants(config) if config.train is None else _print_training(config, config.train)
+
+
+def _print_variants(config: ProfileConfig) -> int:
     chosen = [variant for variant in VARIANTS if not config.variants or variant.name in config.variants]
     if unknown := set(config.variants) - {variant.name for variant in chosen}:
         names = ", ".join(variant.name for variant in VARIANTS)

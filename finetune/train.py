@@ -33,6 +33,7 @@ from shared.training.seeds import seed_batch
 from shared.training.worker_errors import explain_worker_death
 
 PARTS = 20  # validations and checkpoints of a run, unless the recipe says otherwise
+LOWER_MEMORY = "a higher --accumulate, or a lower --batch-size or --augment.crop"
 # A run may be resumed with other values of these, which do not change its results.
 FREE_ON_RESUME = ("run_dir", "out", "workers", "max_steps", "checkpoint_every")
 # ... and what helps against a loss that is not finite.
@@ -48,7 +49,8 @@ def train(recipe: Recipe, world: World, stop: StopSignal) -> int:
         UserError: data, weights, run folder or batch size do not fit; the loss is not finite.
     """
     set_backends(deterministic=False)
-    with together(world):  # every rank has compared the settings before the first writes its own
+    # Every rank has compared the settings before the first writes its own.
+    with together(world), explain_out_of_memory(LOWER_MEMORY):
         data = prepare(recipe)
         state, trunk_source = begin(recipe, data, world)
     with together(world):
@@ -61,13 +63,13 @@ def train(recipe: Recipe, world: World, stop: StopSignal) -> int:
                 f"{describe(recipe, state, data, world)}\ntrunk   {trunk_source}\nstate   {standing}", flush=True
             )
         run.rewind(state.step)
-        return _train(recipe, state, Validation(recipe, data, run, world), stop)
+        with explain_out_of_memory(LOWER_MEMORY):
+            return _train(recipe, state, Validation(recipe, data, run, world), stop)
 
 
 def _train(recipe: Recipe, state: TrainingState, validation: Validation, stop: StopSignal) -> int:
     world = validation.world
-    remedy = "a higher --accumulate, or a lower --batch-size or --augment.crop"
-    with explain_worker_death("--workers"), explain_out_of_memory(remedy):
+    with explain_worker_death("--workers"):
         stopped = _loop(recipe, state, validation, stop)
     if stopped:
         return end_at_checkpoint(f"after step {state.step:,}", stop, world)

@@ -15,6 +15,7 @@ from torch import Tensor
 from shared.cli import Range, make_folder, parse, run, validate
 from shared.errors import UserError
 from shared.files import own_path
+from shared.training.gpu_usage import ON_CPU, explain_out_of_memory
 from ssl_pretrain.data.crops import Crop
 from ssl_pretrain.data.shard_set import ShardSet, open_shards
 from ssl_pretrain.data.views import Views, ViewsConfig
@@ -126,7 +127,9 @@ def _saved(image: Image.Image, path: Path) -> Path:
 
 def main() -> None:
     """Entry point of the command line."""
-    inspect(parse(InspectConfig, "python -m ssl_pretrain.inspect"))
+    config = parse(InspectConfig, "python -m ssl_pretrain.inspect")
+    with explain_out_of_memory(ON_CPU):
+        inspect(config)
 
 
 if __name__ == "__main__":

@@ -62,11 +62,11 @@ def _train(plan: BatchPlan, shard_set: ShardSet, run: Run, world: World, stop: S
         say(f"finished already, after {plan.last_step:,} steps: {where}")
         return 0
 
-    state, standing = begin(plan, world)
-    say(describe(plan, state, shard_set, world))
-    say(f"state   {standing}", flush=True)
-    run.rewind(state.step)
     with explain_out_of_memory("a lower --micro-batch, or with --checkpoint-activations"):
+        state, standing = begin(plan, world)
+        say(describe(plan, state, shard_set, world))
+        say(f"state   {standing}", flush=True)
+        run.rewind(state.step)
         views = _views(plan.recipe, shard_set).to(world.device)
         with together(world):
             crop, measures = plan.recipe.method.crops[0], plan.recipe.monitor_every != 0

@@ -18,10 +18,11 @@ from shared.cli import make_folder, settings_text
 from shared.errors import DISK_FULL, NOTHING_FAILED, REFUSED, SOME_FAILED, UserError
 from shared.files import own_path, printable
 from shared.signals import STOPPED, StopSignal, leave_marker
-from shared.training.gpu_usage import explain_out_of_memory
+from shared.training.gpu_usage import ON_CPU, explain_out_of_memory
 from shared.training.worker_errors import explain_worker_death
 from shared.wsi.image_source import find_sources
 
+LOWER_MEMORY = "a lower --batch-size or --tile"
 NAMED = 3  # slides that failed, in the last line
 
 
@@ -41,7 +42,8 @@ def predict(config: PredictConfig, stop: StopSignal, log: SlideLog | None = None
     """
     log = log or SlideLog()
     share = share_of_process(config.part)
-    plan = make_plan(config, share.device)
+    with explain_out_of_memory(ON_CPU):
+        plan = make_plan(config, share.device)
     sources = find_sources(config.sources, drawn_by_prediction)
     jobs = [SlideJob(plan, path, name, len(sources) > 1) for path, name in sources.items()][
         share.rank :: share.size
@@ -86,8 +88,7 @@ def _predict(job: SlideJob, stop: StopSignal) -> str | None:
         print("  done already")
         return DONE
     try:
-        lower = "a lower --batch-size or --tile"
-        with explain_worker_death("--workers or --batch-size"), explain_out_of_memory(lower):
+        with explain_worker_death("--workers or --batch-size"), explain_out_of_memory(LOWER_MEMORY):
             summary = predict_slide(job, stop)
     except UserError as error:
         return _failed(job, str(error))

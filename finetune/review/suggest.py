@@ -24,6 +24,7 @@ from shared.cli import make_folder
 from shared.errors import NOTHING_FAILED, SOME_FAILED
 from shared.files import atomic_path
 from shared.model.detector_file import LoadedDetector
+from shared.training.gpu_usage import ON_CPU, explain_out_of_memory
 from shared.wsi.image_source import ImageSource, bounds_corner, find_sources, open_source, require_fine
 from shared.wsi.slide import SlideError
 
@@ -58,7 +59,7 @@ def suggest(config: Suggest, is_drawn: Callable[[Path], bool] = lambda _: False)
     chosen, failed = Chosen(np.empty((0, 0), np.float32)), 0
     for path, name in tqdm(sources.items(), unit="slide"):
         try:
-            with closing(open_source(path, config.slide_mpp)) as source:
+            with explain_out_of_memory(ON_CPU), closing(open_source(path, config.slide_mpp)) as source:
                 require_fine(source, detector.mpp)
                 corner = bounds_corner(source) if config.bounds else (0, 0)
                 annotated = _annotated(config, name, len(sources) > 1, corner)

@@ -14,12 +14,11 @@ from shared.wsi.resampling import resample
 from shared.wsi.slide import MOST_UPSAMPLING
 
 if TYPE_CHECKING:
-    import torch
-
-    from shared.model.cells import CellDetector
+    from shared.model.detector_file import LoadedDetector
 
 # Patches per call; on a CPU four take 0.7 of the time that each takes alone, and more gain nothing.
 GPU_BATCH, CPU_BATCH = 32, 4
+FEWER = "fewer --workers, each of which holds the detector"
 
 
 class DetectorCounter:
@@ -45,14 +44,14 @@ class DetectorCounter:
     @property
     def batch(self) -> int:
         """Images per call that use the device best."""
-        return GPU_BATCH if _device() == "cuda" else CPU_BATCH
+        return GPU_BATCH if _loaded(self._path).device.type == "cuda" else CPU_BATCH
 
     def find(self, image_HW3: np.ndarray, mpp: float) -> np.ndarray:
         """See `CellCounter.find`.
 
         Raises:
             UserError: the file is not a detector, needs several fields of view, or states no um/px; the image is
-                much coarser than the images of its training.
+                much coarser than the images of its training; memory ran out.
         """
         return self.find_each([image_HW3], mpp)[0]
 
@@ -62,55 +61,44 @@ class DetectorCounter:
             return []
         import torch
 
-        detector, own_mpp, threshold = _loaded(self._path)
-        if mpp > MOST_UPSAMPLING * own_mpp:
+        from shared.model.detector_file import stored_threshold
+        from shared.training.gpu_usage import explain_out_of_memory
+        from shared.training.precision import autocast
+
+        detector = _loaded(self._path)
+        if mpp > MOST_UPSAMPLING * detector.mpp:
             raise UserError(
-                f"{self._path} was trained at {own_mpp:g} um/px and cannot count at {mpp:g}; "
-                f"give --patch-mpp {own_mpp:g} or finer"
+                f"{self._path} was trained at {detector.mpp:g} um/px and cannot count at {mpp:g}; "
+                f"give --patch-mpp {detector.mpp:g} or finer"
             )
         height, width = images[0].shape[:2]
-        size = (max(1, round(width * mpp / own_mpp)), max(1, round(height * mpp / own_mpp)))
-        small = [resample(image, size, (0, 0, width, height)) for image in images]
-        image_BHWC = torch.from_numpy(np.stack(small)).to(_device())
-        with torch.inference_mode(), _precision():
-            cells = detector.detect(image_BHWC.permute(0, 3, 1, 2), threshold)
+        size = (max(1, round(width * mpp / detector.mpp)), max(1, round(height * mpp / detector.mpp)))
+        image_BHWC = torch.from_numpy(np.stack([resample(image, size, (0, 0, width, height)) for image in images]))
+        threshold = stored_threshold(detector.metadata)
+        # In bfloat16 where the processor or GPU computes in it, in about half the time.
+        with explain_out_of_memory(FEWER), torch.inference_mode(), autocast(detector.device, training=True):
+            image_BCHW = image_BHWC.to(detector.device).permute(0, 3, 1, 2)
+            cells = detector.network.detect(image_BCHW, threshold)
         scale_2 = (width / size[0], height / size[1])
         return [each.inside(size[1], size[0]).points_N2.astype(float) * scale_2 for each in cells]
 
 
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _precision() -> "torch.autocast":
-    """Compute in bfloat16 where the processor or GPU does, in about half the time."""
-    import torch
-
-    from shared.training.precision import autocast
-
-    return autocast(torch.device(_device()), training=True)
-
-
 @functools.cache
-def _loaded(path: Path) -> "tuple[CellDetector, float, float | None]":
-    """Load the detector, its um/px and its operating point, once per process."""
+def _loaded(path: Path) -> "LoadedDetector":
+    """Load the detector, once per process."""
     import torch
 
     from shared.model.backbones import fold_batch_norms
-    from shared.model.detector_file import load_detector, stored_threshold
+    from shared.model.detector_file import LoadedDetector
+    from shared.training.gpu_usage import explain_out_of_memory
 
     torch.set_num_threads(1)  # processes share the cores, and sums do not depend on their number
-    detector, metadata = load_detector(path)
-    if detector.config.views > 1:
+    with explain_out_of_memory(FEWER):
+        detector = LoadedDetector.load(path)
+    if (views := detector.network.config.views) > 1:
         raise UserError(
-            f"{path} needs {detector.config.views} fields of view and cannot count on patches alone; "
-            "give a detector with one"
+            f"{path} needs {views} fields of view and cannot count on patches alone; give a detector with one"
         )
-    mpp = metadata.get("mpp")
-    if not isinstance(mpp, int | float) or mpp <= 0:
-        raise UserError(f"{path} does not state the um/px of its training; export it again")
-    for trunk in detector.trunks():
+    for trunk in detector.network.trunks():
         fold_batch_norms(trunk)
-    return detector.to(_device()), float(mpp), stored_threshold(metadata)
+    return detector

@@ -1,5 +1,6 @@
 """GPU usage of a run: model FLOPs utilisation (MFU) and memory."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -33,6 +34,11 @@ MEMORIES = {
     "A40": (48,),
     "A10": (24,),
 }
+# Errors of CUDA and its libraries that are no `OutOfMemoryError`: without room for the context of a process, say.
+EXHAUSTED = re.compile(r"CUDA error: out of memory|CU\w+_STATUS_ALLOC_FAILED")
+ASKED = re.compile(r"[Tt]ried to allocate [\d.]+ \w+")
+# Remedy of commands without options that lower their need.
+ON_CPU = "more memory free on the GPU, or on the CPU with CUDA_VISIBLE_DEVICES= in front"
 
 
 def peak_flops(device: torch.device) -> float | None:
@@ -67,17 +73,28 @@ def memory_gb(device: torch.device) -> float | None:
 
 @contextmanager
 def explain_out_of_memory(remedy: str) -> Iterator[None]:
-    """Turn torch's error about exhausted GPU memory into a UserError.
+    """Turn torch's errors about exhausted memory into a UserError.
 
     Args:
         remedy: Options that lower the need for memory.
 
     Raises:
-        UserError: the memory of the GPU ran out.
+        UserError: the memory of the GPU, or that of the machine, ran out.
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            f"the memory of the GPU ran out ({str(error).split('. ')[0]}); run the same command with {remedy}"
-        ) from error
+    except RuntimeError as error:
+        if not (reason := exhausted(error)):
+            raise
+        raise UserError(f"{reason}; run the same command with {remedy}") from error
+
+
+def exhausted(error: RuntimeError) -> str:
+    """Return which memory ran out, from torch's error; empty if it is about something else."""
+    message = str(error)
+    on_host = "DefaultCPUAllocator" in message
+    if not (isinstance(error, torch.OutOfMemoryError) or on_host or EXHAUSTED.search(message)):
+        return ""
+    asked = ASKED.search(message)
+    detail = asked[0] if asked else message.splitlines()[0].split(". ")[0]
+    return f"the memory of the {'machine' if on_host else 'GPU'} ran out ({detail})"

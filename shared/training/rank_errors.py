@@ -14,6 +14,7 @@ import torch.distributed as dist
 from shared.errors import UserError
 from shared.training import distributed
 from shared.training.distributed import World
+from shared.training.gpu_usage import ON_CPU, exhausted
 
 # Gloo's errors for a peer that has ended (NCCL's watchdog ends the process itself).
 GONE = re.compile(r"gloo/transport.*(closed by peer|reset by peer|Broken pipe)")
@@ -58,6 +59,8 @@ def _explained(error: RuntimeError) -> str:
         return "two ranks were given the same GPU; start one task for each GPU"
     if GONE.search(str(error)):
         return "another rank has ended and reports the reason; this one cannot continue without it"
+    if reason := exhausted(error):
+        return f"{reason}; run the same command with {ON_CPU}"
     return ""
 
 

@@ -50,6 +50,14 @@ def test_wrong_input_ends_in_one_sentence(command: Command, tiles: Path, tmp_pat
     assert not (tmp_path / "evaluation").exists()
 
 
+def test_exhausted_memory_is_a_sentence(tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core.DPAP2PNet, "detect", lambda *_: torch.empty(2**50, dtype=torch.uint8))
+    detector = untrained(tmp_path / "a.pth", ["negative", "positive"])
+    config = EvaluateConfig(detector=detector, source=DataOptions(data=tiles), out=tmp_path / "evaluation")
+    with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES"):
+        evaluate(config)
+
+
 def test_what_does_not_fit_is_refused(tiles: Path, tmp_path: Path) -> None:
     detector = untrained(tmp_path / "a.pth", ["negative", "positive"])
     other = untrained(tmp_path / "other.pth", ["tumour", "stroma"])

@@ -131,8 +131,8 @@ def test_a_counter_counts_on_the_device(monkeypatch: pytest.MonkeyPatch):
     detector, seen = detector_of("DPA-P2PNet").eval(), []
     with pretended_gpu() as gpu:
         moved(detector)
-        monkeypatch.setattr(counter, "_device", lambda: "cuda")
-        monkeypatch.setattr(counter, "_loaded", lambda _: (detector, 0.5, None))
+        loaded = SimpleNamespace(network=detector, device=GPU, mpp=0.5, metadata={})
+        monkeypatch.setattr(counter, "_loaded", lambda _: loaded)
         monkeypatch.setattr(decoders, "detected_cells", lambda *found: [seen.append(found)] * 0)
         counting = object.__new__(counter.DetectorCounter)
         counting._path = None

@@ -3,6 +3,10 @@
 import csv
 from pathlib import Path
 
+import pytest
+
+from finetune.profile import ProfileConfig, profile
+from shared.errors import UserError
 from tests.conftest import Command
 
 
@@ -34,6 +38,11 @@ def test_speed_is_measured(command: Command, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     with (tmp_path / "profile.csv").open() as file:
         assert all(float(row["images_per_second"]) > 0.1 for row in csv.DictReader(file))
+
+
+def test_exhausted_memory_is_a_sentence() -> None:
+    with pytest.raises(UserError, match="--batch-size"):
+        profile(ProfileConfig(train="regnetx_002", size=64, batch_size=10**12))
 
 
 def test_an_unknown_variant_is_named(command: Command) -> None:

@@ -65,6 +65,12 @@ def test_numbers_are_those_of_the_runs_end(name: str, tmp_path: Path, inspect):
     assert [untrained[number] for number in NUMBERS] != [rows[0][number] for number in NUMBERS]
 
 
+def test_exhausted_memory_is_a_sentence(tmp_path: Path, inspect, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ssl_pretrain.inspect.open_shards", lambda *_: torch.empty(2**50, dtype=torch.uint8))
+    code, _, err = inspect(tmp_path / "mae.pth", "--shards", tmp_path)
+    assert code == 2 and "CUDA_VISIBLE_DEVICES" in err and err.count("\n") == 1
+
+
 def test_report_holds_its_pictures(tmp_path: Path, inspect):
     dino, mae = trained("dino_vitb", tmp_path), trained("mae_vitb", tmp_path)
     code, out, _ = inspect(dino.run_dir, mae.run_dir, "--shards", dino.shards, "--out", tmp_path / "out")

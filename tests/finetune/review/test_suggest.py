@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import shapely
+import torch
 from PIL import Image
 
 from finetune.__main__ import main as finetune
@@ -18,6 +19,7 @@ from finetune.predict.run import predict
 from finetune.review.config import Suggest
 from finetune.review.suggest import suggest
 from shared.errors import UserError
+from shared.model.dpa_p2pnet import DPAP2PNet
 from shared.samples.sample_slides import write_slide
 from shared.samples.specimen import section
 from shared.signals import StopSignal
@@ -42,6 +44,13 @@ def suggested(slides: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("suggested")
     assert suggest(dataclasses.replace(CONFIG, slides=(slides,), out=folder)) == 0
     return folder
+
+
+def test_exhausted_memory_is_a_sentence(slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(DPAP2PNet, "forward", lambda *_, **__: torch.empty(2**50, dtype=torch.uint8))
+    monkeypatch.setattr(DPAP2PNet, "detect", lambda *_, **__: torch.empty(2**50, dtype=torch.uint8))
+    with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES"):
+        suggest(dataclasses.replace(CONFIG, slides=(slides,), out=tmp_path / "out"))
 
 
 def content(path: Path) -> tuple[list[shapely.Polygon], dict[str, np.ndarray]]:

@@ -175,11 +175,17 @@ def test_a_detector_is_named_in_the_counter_or_beside_it(detector_file):
         choose_counter("nuclei", leave_out_ink=True)
 
 
+def test_exhausted_memory_is_a_sentence(detector_file, monkeypatch):
+    monkeypatch.setattr(DPAP2PNet, "detect", lambda *_: torch.empty(2**50, dtype=torch.uint8))
+    with pytest.raises(UserError, match=r"memory .*--workers"):
+        require_working(choose_counter("nuclei", detector_file), 0.5, 128)
+
+
 def test_wrong_detectors(detector_file, tmp_path):
     with pytest.raises(UserError, match=r"was trained at 0\.5 um/px and cannot count at 1; give --patch-mpp 0\.5"):
         require_working(choose_counter("nuclei", detector_file), 1.0, 128)
     with pytest.raises(UserError, match=r"no weights file .*nowhere\.pth"):
         choose_counter("nuclei", tmp_path / "nowhere.pth")
     save_detector(tmp_path / "silent.pth", DPAP2PNet(DetectorConfig(arch="vit_tiny_patch16_224")), {})
-    with pytest.raises(UserError, match=r"silent\.pth does not state the um/px"):
+    with pytest.raises(UserError, match=r"silent\.pth lack classes and mpp"):
         require_working(choose_counter("nuclei", tmp_path / "silent.pth"), 0.25, 128)
