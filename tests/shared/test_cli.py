@@ -265,3 +265,16 @@ def test_a_list_given_twice_is_refused() -> None:
     for words in (["--names", "a", "--names", "b"], ["--names=a", "--names", "b"]):
         with pytest.raises(UserError, match="--names is given 2 times; give all values after one --names"):
             parse(Listed, "x", args=words)
+
+
+@dataclass(frozen=True)
+class Positional:
+    """Read a folder."""
+
+    data: tyro.conf.Positional[Path]
+    """Folder."""
+
+
+def test_an_argument_without_a_name_can_be_given_by_its_name() -> None:
+    assert parse(Positional, "prog", args=["--data", "tiles"]).data == Path("tiles")
+    assert parse(Positional, "prog", args=["tiles"]).data == Path("tiles")
