@@ -93,8 +93,15 @@ def _loop(recipe: Recipe, state: TrainingState, validation: Validation, stop: St
                 results.draw_augmented(run, stream, validation.data.classes)
                 validation.validate(state)
     size, remaining = recipe.batch_size, range(state.step, last_step)
-    with progress(last_step * size, "image", state.step * size, "fine-tuning", hidden=not world.is_main) as bar:
-        for batch in tile_batches(stream, size, remaining, world, recipe.workers):
+    bar = progress(last_step * size, "image", state.step * size, "fine-tuning", hidden=not world.is_main)
+    with bar, tile_batches(stream, size, remaining, world, recipe.workers) as batches:
+        while state.step < last_step:
+            batch = batches.take(stop)
+            if is_stopped(stop, world):  # also in the middle of a stall: no rank is in its step yet
+                with together(world):
+                    if world.is_main:
+                        state.save(run, recipe.name)
+                return True
             seed_batch(recipe.seed, state.step + 1, world.rank)  # for dropout
             rate = learning_rate(recipe, state.step, steps)
             values = update(recipe, state, batch.to(world.device), rate)
@@ -105,8 +112,7 @@ def _loop(recipe: Recipe, state: TrainingState, validation: Validation, stop: St
             bar.update(size)
 
             is_end = state.step == last_step
-            stopping = is_stopped(stop, world) and not is_end
-            is_saved = _is_due(recipe.checkpoint_every, state.step, steps, recipe, tiles) or is_end or stopping
+            is_saved = _is_due(recipe.checkpoint_every, state.step, steps, recipe, tiles) or is_end
             is_scored = _is_due(recipe.evaluate_every, state.step, steps, recipe, tiles) or state.step == steps
             if is_saved or is_scored:
                 with together(world):  # a full disk shows on the first rank only
@@ -114,8 +120,6 @@ def _loop(recipe: Recipe, state: TrainingState, validation: Validation, stop: St
                         validation.validate(state)
                     if is_saved and world.is_main:
                         state.save(run, recipe.name)
-            if stopping:
-                return True
     return False
 
 

@@ -1,12 +1,13 @@
 """Training loop of all self-supervised methods."""
 
 import contextlib
+import functools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from shared.signals import StopSignal
+from shared.signals import StopSignal, leave_marker
 from shared.training.distributed import (
     World,
     any_rank,
@@ -35,6 +36,10 @@ from ssl_pretrain.run.step_logger import StepLogger
 
 # Gives the uint8 crops of a micro-batch.
 Batches = Callable[[], list[Tensor]]
+
+
+class StalledError(Exception):
+    """A signal told to stop in a step whose batch did not come; the checkpoint before it is written."""
 
 
 def train(recipe: PretrainingRecipe, world: World, stop: StopSignal) -> int:
@@ -88,14 +93,15 @@ def _loop(plan: BatchPlan, state: PretrainingState, monitor: Monitor, world: Wor
     arguments = (monitor.shard_set, recipe.method.crops, recipe.loader, state.layout, world, recipe.seed)
     loader = ShardLoader(*arguments, state.position, state.undecodable)
     schedule, stopping = LookSchedule(recipe, world), False
-    with loader, StepLogger(run, plan, world, state.step) as meter:
+    with contextlib.suppress(StalledError), loader, StepLogger(run, plan, world, state.step) as meter:
+        take = meter.timed(functools.partial(_take, loader, meter, state, world, stop))
         if state.step == 0:
             with together(world):
                 monitor.draw(method, step=0)  # what the networks are going to see
                 monitor.measure(method, step=0)
             meter.restart_clock()
         while state.step < plan.last_step and not stopping:
-            loss = update(plan, state, monitor.views, meter.timed(loader.take), world)
+            loss = update(plan, state, monitor.views, take, world)
             state.step, state.position = state.step + 1, loader.position
             meter.step_done(loss, method.measures())
 
@@ -118,7 +124,33 @@ def _loop(plan: BatchPlan, state: PretrainingState, monitor: Monitor, world: Wor
                         monitor.measure(method, state.step)
                 meter.restart_clock()
                 schedule.restart_clock()
-    return stopping
+        return stopping
+    return True
+
+
+def _take(
+    loader: ShardLoader, meter: StepLogger, state: PretrainingState, world: World, stop: StopSignal
+) -> list[Tensor]:
+    """Take the next batch; told to stop while there is none, the first rank writes a checkpoint.
+
+    Other ranks may be in their step and wait for the gradients of this one, so none leaves it before its end.
+
+    Raises:
+        StalledError: a single process was told to stop.
+    """
+    if (crops := loader.take(stop)) is None:
+        if world.size == 1:  # others could not exchange anything now
+            meter.flush()
+            loader.exchange_undecodable(world)
+            state.undecodable = loader.undecodable
+        if world.is_main:
+            state.save(meter.run, meter.plan.recipe.name, meter.plan.recipe.keep_every)
+            leave_marker(f"after step {state.step:,}")
+        if world.size == 1:
+            raise StalledError
+        crops = loader.take()
+    assert crops is not None
+    return crops
 
 
 def _views(recipe: PretrainingRecipe, shard_set: ShardSet) -> Views:

@@ -1,16 +1,20 @@
 """What the tests share: the real data where it is there, the commands as users type them, sample slides."""
 
 import contextlib
+import itertools
 import os
 import random
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch.utils.data import get_worker_info
 
 from shared.cli import run as run_stage
 from shared.signals import StopSignal
@@ -72,6 +76,20 @@ def in_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
         return int(end.value.code or 0), *capsys.readouterr()
 
     return call
+
+
+def stalling(read: Callable[..., Any], after: int) -> Callable[..., Any]:
+    """Make a function of loader workers hang after so many calls, and have its parent told to stop meanwhile."""
+    calls = itertools.count()
+
+    def stall(*words: Any, **options: Any) -> Any:
+        if get_worker_info() is not None and next(calls) >= after:
+            time.sleep(3)  # in which the parent comes to wait for this batch
+            os.kill(os.getppid(), signal.SIGTERM)
+            time.sleep(100)
+        return read(*words, **options)
+
+    return stall
 
 
 LOCKING = """

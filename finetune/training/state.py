@@ -70,18 +70,19 @@ class TrainingState:
         found = checkpoint.resume(folder, recipe)
         if found is None:
             return "begins"
-        if found["data"] != self.data:
-            raise UserError(
-                f"the tiles or cells of --data have changed since step {found['step']:,} of {folder}; "
-                "give another run folder with --run-dir"
-            )
-        self.detector.load_state_dict(found["detector"])
-        self.optimiser.load_state_dict(found["optimiser"])
-        if self.ema is not None:
-            self.ema.module.load_state_dict(found["average"])
-        if kept := found.get("objective"):  # most have none, as checkpoints from before
-            self.objective.restore(kept)
-        self.step, self.best_f1, self.best_step = found["step"], found["best_f1"], found["best_step"]
+        with checkpoint.explain_other_version(folder):
+            if found["data"] != self.data:
+                raise UserError(
+                    f"the tiles or cells of --data have changed since step {found['step']:,} of {folder}; "
+                    "give another run folder with --run-dir"
+                )
+            self.detector.load_state_dict(found["detector"])
+            self.optimiser.load_state_dict(found["optimiser"])
+            if self.ema is not None:
+                self.ema.module.load_state_dict(found["average"])
+            if kept := found.get("objective"):  # most have none, as checkpoints from before
+                self.objective.restore(kept)
+            self.step, self.best_f1, self.best_step = found["step"], found["best_f1"], found["best_step"]
         return f"goes on after step {self.step:,}"
 
     def training_mode(self) -> None:

@@ -1,6 +1,6 @@
 """An endless, seeded stream of augmented tiles: the n-th sample of a run is the same whoever loads it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -63,8 +63,8 @@ class TileStream(Dataset[tuple[np.ndarray, np.ndarray, np.ndarray]]):
         return augment(self.config, tile.read_views(self.views), tile.points_N2, tile.labels_N, random)
 
 
-def tile_batches(stream: TileStream, batch_size: int, steps: range, world: World, workers: int) -> Iterator[Batch]:
-    """One batch a step; the global batch is dealt out to the ranks, so any number of them sees the same.
+def tile_batches(stream: TileStream, batch_size: int, steps: range, world: World, workers: int) -> BatchWorkers:
+    """Load a `Batch` a step; the global batch is dealt out to the ranks, so any number of them sees the same.
 
     Args:
         stream: The samples.
@@ -75,7 +75,7 @@ def tile_batches(stream: TileStream, batch_size: int, steps: range, world: World
     """
     positions = range(steps.start * batch_size + world.rank, steps.stop * batch_size, world.size)
     share = batch_size // world.size
-    with BatchWorkers(
+    return BatchWorkers(
         stream,
         workers,
         world.device,
@@ -84,8 +84,7 @@ def tile_batches(stream: TileStream, batch_size: int, steps: range, world: World
         batch_size=share,
         sampler=positions,
         collate_fn=_collate,
-    ) as batches:
-        yield from batches
+    )
 
 
 def _collate(samples: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Batch:

@@ -8,6 +8,7 @@ import multiprocessing.queues
 import os
 import pickle
 import shutil
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,11 +16,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate, default_convert
 
 from shared.files import SHARED_MEMORY
-from shared.signals import ignore_signals_in_worker
-from shared.training.worker_errors import explain_worker_death
+from shared.signals import StopSignal, ignore_signals_in_worker
+from shared.training.worker_errors import SILENCE, explain_worker_death
 
 # Seconds without a batch after which the command ends.
 PATIENCE_S = 600
+# Seconds between two looks at the stop signal while there is no batch.
+LOOK_S = 1
 
 
 class BatchWorkers:
@@ -58,7 +61,7 @@ class BatchWorkers:
             else None,  # what is read is shared, and a worker starts at once
             worker_init_fn=_start_worker,
             prefetch_factor=ahead if workers else None,
-            timeout=PATIENCE_S if workers else 0,
+            timeout=min(LOOK_S, PATIENCE_S) if workers else 0,
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # else the loader draws from the global one, and a resumed run once more
             **options,
@@ -70,8 +73,29 @@ class BatchWorkers:
         return self
 
     def __next__(self) -> Any:
-        batch = next(self._batches)
-        return pickle.loads(batch) if self._piped else batch  # written by our own worker
+        return self.take()
+
+    def take(self, stop: StopSignal | None = None) -> Any:
+        """Take the next batch; None if a signal tells to stop while the workers deliver none.
+
+        Raises:
+            RuntimeError: torch's error for a worker that was killed, or ours if they deliver nothing for minutes;
+                the context explains both.
+            StopIteration: there are no more.
+        """
+        since = time.monotonic()
+        while True:
+            try:
+                batch = next(self._batches)
+            except RuntimeError as error:
+                if not str(error).startswith(SILENCE):
+                    raise
+                if stop is not None and stop.received:
+                    return None
+                if time.monotonic() - since >= PATIENCE_S:
+                    raise RuntimeError(f"{SILENCE} {PATIENCE_S} seconds") from error
+            else:
+                return pickle.loads(batch) if self._piped else batch  # written by our own worker
 
     def __enter__(self) -> "BatchWorkers":
         return self

@@ -3,7 +3,8 @@
 import json
 import re
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from shared.files import atomic_path
 
 NAME = re.compile(r"checkpoint-(\d{9})\.pt")
 FORMAT = "dpa-p2pnet training state"
+OTHER_VERSION = "finish the run with that version, or begin another with --run-dir"
+DETAIL = 100  # characters of an error that are shown
 KEPT = 2  # if the newest is damaged, there is another
 
 
@@ -71,6 +74,25 @@ def resume(folder: Path, recipe: str) -> dict[str, Any] | None:
     return None
 
 
+@contextmanager
+def explain_other_version(folder: Path) -> Iterator[None]:
+    """Turn errors of restoring a checkpoint's contents, which another version has written, into a UserError.
+
+    Args:
+        folder: The run folder.
+
+    Raises:
+        UserError: a part of the state is missing, or does not fit the networks.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        detail = f"{type(error).__name__}: {' '.join(str(error).split())[:DETAIL]}"
+        raise UserError(
+            f"the checkpoints in {folder} are of another version of this program ({detail}); {OTHER_VERSION}"
+        ) from error
+
+
 def newest_step(folder: Path) -> int | None:
     """Return the step of the newest checkpoint in `folder`; None if there is none."""
     paths = _newest_first(folder)
@@ -100,9 +122,15 @@ def refuse_other_settings(folder: Path, settings: Mapping[str, Any], free: Colle
     now = {name: value for name, value in flat(json.loads(json.dumps(decisive))) if name not in free}
     then = {name: value for name, value in flat({name: before[name] for name in decisive}) if name not in free}
     for name in sorted(now.keys() | then.keys(), key=lambda name: (name != "name", name)):  # the recipe first
-        if now.get(name) != then.get(name):
+        if (now.keys() ^ then.keys()) & {name}:
+            without = "without" if name in now else "with"
             raise UserError(
-                f"{folder} was started with {name}={then.get(name)}, not {now.get(name)}; "
+                f"{folder} was started by another version of this program, {without} the setting {name}; "
+                f"{OTHER_VERSION}"
+            )
+        if now[name] != then[name]:
+            raise UserError(
+                f"{folder} was started with {name}={then[name]}, not {now[name]}; "
                 "give another run folder with --run-dir, or remove this one"
             )
 

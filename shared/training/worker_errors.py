@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 from shared.errors import UserError
 
+SILENCE = "DataLoader timed out after"  # torch's; seconds follow
 # Raised where tensors were still to be fetched from a dead process.
 GONE = (ConnectionResetError, ConnectionRefusedError, EOFError)
 
@@ -29,7 +30,7 @@ def explain_worker_death(remedy: str) -> Iterator[None]:
     except RuntimeError as error:
         # "(pid 7) is killed by signal" or "(pid(s) 7) exited unexpectedly"; errors inside begin with "Caught ...".
         message = str(error)
-        if message.startswith("DataLoader timed out after"):
+        if message.startswith(SILENCE):
             minutes = float(message.split()[4]) / 60
             raise UserError(
                 f"the loader processes delivered no batch for {minutes:.3g} minutes, as when storage does not "

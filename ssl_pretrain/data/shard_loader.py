@@ -25,6 +25,7 @@ from tqdm import tqdm
 from shared.cli import Range
 from shared.errors import UserError
 from shared.shards.tar_reader import EncodedImage, read_images
+from shared.signals import StopSignal
 from shared.training.batch_workers import BatchWorkers
 from shared.training.distributed import World
 from shared.training.rank_errors import AllRanksError, texts_of_ranks
@@ -217,13 +218,17 @@ class ShardLoader:
         """Position after the batches that have been taken."""
         return Position.after(self._taken, self.an_epoch)
 
-    def take(self) -> list[Tensor]:
+    def take(self, stop: StopSignal | None = None) -> list[Tensor] | None:
         """Take the next batch: one uint8 tensor (batch, 3, size, size) for each crop.
+
+        None if a signal tells to stop while the workers deliver none.
 
         Raises:
             UserError: a shard is damaged, or too many images cannot be decoded.
         """
-        batch = next(self._batches)
+        batch = self._batches.take(stop)
+        if batch is None:
+            return None
         if isinstance(batch, str):
             raise UserError(batch)
         self._taken += 1

@@ -75,16 +75,17 @@ class PretrainingState:
                 that a node with other cores goes on in the middle of the epoch.
 
         Raises:
-            UserError: the folder belongs to another recipe, or none of its checkpoints can be read.
+            UserError: the folder belongs to another recipe or version, or none of its checkpoints can be read.
         """
         found = checkpoint.resume(folder, recipe)
         if found is None:
             return "begins"
-        self.method.load_state_dict(found["networks"])
-        self.optimiser.load_state_dict(found["optimiser"])
-        self.step, self.position = found["step"], Position(**found["position"])
-        self.undecodable = frozenset(found.get("undecodable", ()))
-        before = EpochPartition(**found["layout"])
+        with checkpoint.explain_other_version(folder):
+            self.method.load_state_dict(found["networks"])
+            self.optimiser.load_state_dict(found["optimiser"])
+            self.step, self.position = found["step"], Position(**found["position"])
+            self.undecodable = frozenset(found.get("undecodable", ()))
+            before = EpochPartition(**found["layout"])
         if before == (replace(self.layout, workers=before.workers) if free_workers else self.layout):
             self.layout = before
             return f"goes on after step {self.step:,}"

@@ -28,9 +28,10 @@ from shared.errors import UserError
 from shared.files import write_json
 from shared.model.detector_file import load_detector
 from shared.samples.sample_slides import write_tiles
-from shared.signals import StopSignal
+from shared.signals import STOPPED, StopSignal
+from shared.training.checkpoint import newest_step
 from shared.training.distributed import World
-from tests.conftest import ENVIRONMENT, Command, free_port
+from tests.conftest import ENVIRONMENT, Command, free_port, signals_kept, stalling
 
 TINY = (
     "--init",
@@ -430,3 +431,17 @@ def test_a_run_with_lora_resumes_and_publishes_plain_weights(
     assert others == {f"blocks.{block}.attn.{layer}" for block in range(12) for layer in ("qkv", "proj")}
     original = drawn["blocks.0.attn.qkv.parametrizations.weight.original"]
     assert not torch.equal(trained["blocks.0.attn.qkv.weight"], original)
+
+
+def test_a_signal_during_a_stall_of_the_loader_ends_the_run_at_a_checkpoint(
+    tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [str(word) for word in (*FEW, "--data", tiles)]
+    recipe, _ = parse_beside(RECIPES, "dpa_p2pnet", "finetune", "", LAUNCH, words)
+    with monkeypatch.context() as patched, signals_kept():
+        patched.setattr(TileStream, "_augmented", stalling(TileStream._augmented, after=6))
+        assert train(recipe, World(0, 0, 1, torch.device("cpu")), StopSignal()) == STOPPED
+    assert newest_step(recipe.run_dir) == 3
+    assert start(*words) == 0
+    assert steps_logged(tmp_path) == [1, 2, 3, 4, 5, 6]

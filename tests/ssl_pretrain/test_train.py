@@ -26,7 +26,7 @@ from ssl_pretrain.methods.mae import MAE
 from ssl_pretrain.recipe import PretrainingRecipe
 from ssl_pretrain.recipes import MAE_DEMO
 from ssl_pretrain.train import train
-from tests.conftest import ENVIRONMENT
+from tests.conftest import ENVIRONMENT, stalling
 from tests.ssl_pretrain import stub
 from tests.ssl_pretrain.conftest import SMALL, gradient, jpeg, tissue, write_samples, write_shards
 from tests.ssl_pretrain.stub import changed
@@ -250,6 +250,40 @@ def test_number_of_workers_is_kept_unless_another_is_asked_for(
     assert "goes on after step 3\n" in out
     run_again(small, world, max_steps=6)
     assert "goes on after step 4, with a new epoch because its division has changed" in capsys.readouterr().out
+
+
+def test_a_signal_during_a_stall_of_the_loader_ends_the_run_at_a_checkpoint(
+    world: World, small: PretrainingRecipe, monkeypatch: pytest.MonkeyPatch
+):
+    recipe = changed(small, loader=changed(small.loader, workers=1), max_steps=6, samples_seen=48)
+    with monkeypatch.context() as patched:
+        patched.setattr(shard_loader, "cut_batch", stalling(shard_loader.cut_batch, after=3))
+        assert train(recipe, world, StopSignal()) == STOPPED
+    assert [line["step"] for line in metrics(recipe.run_dir)] == [1, 2, 3]
+    assert_same(run_again(recipe, world), run_again(elsewhere(recipe, "straight"), world))
+
+
+@pytest.mark.parametrize(
+    "change", [{"networks": {"other": torch.zeros(1)}}, {"layout": {"lanes": 2}}, {"position": 3}]
+)
+def test_a_checkpoint_of_another_version_says_what_to_do(
+    world: World, small: PretrainingRecipe, change: dict[str, object]
+):
+    run_again(small, world, max_steps=1)
+    (path,) = small.run_dir.glob("checkpoint-*.pt")
+    torch.save(torch.load(path, weights_only=True) | change, path)
+    with pytest.raises(UserError, match=r"another version.*--run-dir"):
+        run_again(small, world, max_steps=2)
+
+
+def test_settings_of_another_version_say_what_to_do(world: World, small: PretrainingRecipe):
+    run_again(small, world, max_steps=1)
+    path = small.run_dir / "config.json"
+    config = json.loads(path.read_text())
+    del config["method"]["mask_ratio"]
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"another version.*without the setting method\.mask_ratio; .*--run-dir"):
+        run_again(small, world, max_steps=2)
 
 
 def test_damaged_checkpoint_falls_back_to_the_one_before(
