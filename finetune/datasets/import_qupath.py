@@ -26,7 +26,7 @@ from shared.annotations.polygons import Polygon
 from shared.annotations.qupath import SUFFIXES, Objects, Outlines, read_objects
 from shared.cli import Range, make_folder, validate
 from shared.errors import NOTHING_FAILED, SOME_FAILED, UserError
-from shared.files import atomic_path, write_json
+from shared.files import atomic_path, file_lock, write_json
 from shared.wsi.image_source import (
     ImageSource,
     bounds_corner,
@@ -38,7 +38,7 @@ from shared.wsi.image_source import (
 from shared.wsi.resolution import MPP_RANGE
 from shared.wsi.slide import SlideError
 
-TILES = "tiles.csv"
+TILES, LOCK = "tiles.csv", ".lock"
 COLUMNS = ("image", "slide", "x", "y", "width", "height", "mpp", "cells")
 # Endings of an annotation's name after the name of its slide.
 ENDING = re.compile(r"(\.geojson)?(\.json)?(\.zip)?(\.gz)?$", re.IGNORECASE)
@@ -154,20 +154,29 @@ def _cut_slides(
 
 @contextmanager
 def _whole_folder(folder: Path) -> Iterator[Path]:
-    """Yield a folder whose content moves to `folder`, empty or absent, if the block ends without an error."""
+    """Yield a folder whose content moves to `folder`, empty or absent, if the block ends without an error.
+
+    Raises:
+        UserError: another import writes there.
+    """
     folder = folder.resolve()  # `.` has no name
     partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
-    for name in ("images", "points"):
-        make_folder(partial / name, "--out")
+    make_folder(partial, "--out")
     try:
-        yield partial
-        make_folder(folder, "--out")
-        # Not the folder itself, which may be the working directory; its description comes last.
-        for path in sorted(partial.iterdir(), key=lambda path: path.name == NAME):
-            path.replace(folder / path.name)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with file_lock(partial / LOCK):
+            for left in ("images", "points"):  # by a killed process
+                shutil.rmtree(partial / left, ignore_errors=True)
+                make_folder(partial / left, "--out")
+            try:
+                yield partial
+                make_folder(folder, "--out")
+                # Not the folder itself, which may be the working directory; its description comes last.
+                for path in sorted(partial.glob("[!.]*"), key=lambda path: path.name == NAME):
+                    path.replace(folder / path.name)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    except BlockingIOError as error:
+        raise UserError(f"another import writes --out {folder}; wait for it, or give another --out") from error
 
 
 def _check(config: Import) -> None:

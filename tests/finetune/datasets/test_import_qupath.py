@@ -17,7 +17,7 @@ from finetune.datasets.wider_views import require_views
 from shared.errors import UserError
 from shared.samples.sample_slides import write_slide
 from shared.samples.specimen import Specimen, section
-from tests.conftest import Command
+from tests.conftest import Command, locked_elsewhere
 
 MPP = 0.25  # of level 0; tiles are made at twice as much
 
@@ -354,3 +354,19 @@ def test_wrong_input_ends_in_one_sentence(slide: Path, tmp_path: Path) -> None:
     (tmp_path / "data/file").touch()
     with pytest.raises(UserError, match="exists already; give a new folder"):
         import_annotations(Import(annotations=path, slides=slide, out=tmp_path / "data"))
+
+
+def test_another_import_into_the_same_folder_is_left_alone(
+    imported: Callable[..., AnnotatedData], tmp_path: Path
+) -> None:
+    tile = tmp_path / ".data.partial/images/case-1_0000.png"
+    tile.parent.mkdir(parents=True)
+    tile.touch()
+    with (
+        locked_elsewhere(tmp_path / ".data.partial/.lock"),
+        pytest.raises(UserError, match=r"another import writes --out .*data; wait for it"),
+    ):
+        imported([feature(point(100, 100), "tumour")])
+    assert tile.exists()
+    imported([feature(point(100, 100), "tumour")])  # the other one has died
+    assert not tile.exists()
