@@ -59,7 +59,7 @@ def test_a_frozen_network_of_convolutions_records_nothing() -> None:
 
 
 def test_less_is_trained_with_less_memory() -> None:
-    from finetune.training_cost import training_costs
+    from finetune.profile.training_cost import training_costs
 
     everything, lora, frozen = training_costs(VIT, crop=224, batch_size=2, seconds=0)
     assert everything.trained_m > lora.trained_m > frozen.trained_m > 0

@@ -9,9 +9,9 @@ from typing import Annotated
 
 import torch
 
+from finetune.profile.training_cost import training_costs
 from finetune.sweep.detector_size import config_of, image_of, multiply_adds
 from finetune.sweep.paper_tables import VARIANTS, Variant
-from finetune.training_cost import training_costs
 from shared.cli import Range, parse, run, validate
 from shared.errors import UserError
 from shared.files import own_path

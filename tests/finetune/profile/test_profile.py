@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.profile import ProfileConfig, profile
+from finetune.profile.__main__ import ProfileConfig, profile
 from shared.errors import UserError
 from tests.conftest import Command
 

@@ -1,0 +1,1 @@
+"""Parameters, speed and memory of detectors, and cost of training them."""
