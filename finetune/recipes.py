@@ -110,7 +110,6 @@ def check(recipe: Recipe) -> None:
         UserError: names the option and its range.
     """
     validate(recipe)
-    recipe.criterion.check()
     if isinstance(recipe.network, RivalNetwork):
         recipe.network.check()
         if recipe.arch is not None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torch import Tensor
 from finetune.training import matching
 from finetune.training.matching import MatchingConfig
 from finetune.training.objective import Losses, Objective, Targets
-from shared.cli import check_range
+from shared.cli import Range
 from shared.model.cells import NetworkConfig
 from shared.model.decoders import Detections
 from shared.model.distinct import distinct_proposals
@@ -26,20 +27,11 @@ class CriterionConfig:
 
     matching: MatchingConfig = MatchingConfig()
     """Assignment of proposals to cells."""
-    background_weight: float = 0.75
+    background_weight: Annotated[float, Range(1e-6)] = 0.75
     """Weight of background proposals in the cross-entropy (ours, 0.75: fewer cells are reported twice; authors'
     public code on H&E data: 0.4)."""
-    point_weight: float = 2e-3
+    point_weight: Annotated[float, Range(0)] = 2e-3
     """Weight of the squared distance in px^2 (authors' public code; P2PNet: 2e-4)."""
-
-    def check(self) -> None:
-        """Check the ranges of all numbers.
-
-        Raises:
-            UserError: names the option and its range.
-        """
-        check_range("criterion.background-weight", self.background_weight, 1e-6)
-        check_range("criterion.point-weight", self.point_weight, 0.0)
 
     def objective(self, network: NetworkConfig, steps_an_epoch: int) -> Objective:
         """Loss for a network of the family; epochs do not matter to it."""

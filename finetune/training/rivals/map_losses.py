@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from finetune.training.objective import Losses, Objective, Targets
 from finetune.training.rivals.map_targets import FIDT_REACH, disc_labels, distances, fidt, gaussians
-from shared.cli import check_range
+from shared.cli import Range
 from shared.model.cells import NetworkConfig
 from shared.model.rivals.outputs import Maps
 from shared.model.rivals.rival_detector import NETWORKS, RivalConfig
@@ -26,16 +26,8 @@ GAUSSIAN_REACH = 3.0  # standard deviations
 class DiscsConfig:
     """Classify every px: a disc around each cell has its class, all else is background."""
 
-    radius_um: float = 1.4
+    radius_um: Annotated[float, Range(0.01, 100)] = 1.4
     """Radius of a disc (OCELOT, Ryu et al. 2023)."""
-
-    def check(self) -> None:
-        """Check the range of the radius.
-
-        Raises:
-            UserError: names the option and its range.
-        """
-        check_range("criterion.radius-um", self.radius_um, 0.01, 100)
 
     def objective(self, network: NetworkConfig, steps_an_epoch: int) -> Objective:
         """Loss for a network whose output is as large as its input."""
@@ -49,9 +41,6 @@ class PeaksConfig:
 
     shape: Literal["gaussian", "fidt"] = "fidt"
     """Shape of a peak: a Gaussian of 1.5 um, or FIDT's in px."""
-
-    def check(self) -> None:
-        """Nothing has a range."""
 
     def objective(self, network: NetworkConfig, steps_an_epoch: int) -> Objective:
         """Loss for a network with one map a class."""

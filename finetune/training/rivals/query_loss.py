@@ -20,9 +20,6 @@ CLASS_WEIGHT, POINT_WEIGHT, ALPHA, GAMMA = 2.0, 5.0, 0.25, 2.0
 class QueriesConfig:
     """Match queries with cells (CLTR)."""
 
-    def check(self) -> None:
-        """Nothing has a range."""
-
     def objective(self, network: NetworkConfig, steps_an_epoch: int) -> Objective:
         """Loss for CLTR; what its network is does not matter to it."""
         return QueriesObjective()

@@ -23,9 +23,6 @@ from shared.model.rivals.rival_detector import RivalConfig
 class SquaresConfig:
     """Find squares around cells, their classes, sub-classes and numbers of neighbours (MCSpatNet)."""
 
-    def check(self) -> None:
-        """Nothing has a range."""
-
     def objective(self, network: NetworkConfig, steps_an_epoch: int) -> Objective:
         """Loss for MCSpatNet."""
         assert isinstance(network, RivalConfig)

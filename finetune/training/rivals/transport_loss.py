@@ -22,9 +22,6 @@ MASS_WEIGHT, ENTROPY_WEIGHT = 0.1, 0.01
 class TransportConfig:
     """Move a density to the cells (GL)."""
 
-    def check(self) -> None:
-        """Nothing has a range."""
-
     def objective(self, network: NetworkConfig, steps_an_epoch: int) -> Objective:
         """Loss for a network of densities."""
         assert isinstance(network, RivalConfig)
