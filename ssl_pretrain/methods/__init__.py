@@ -49,11 +49,15 @@ class MethodConfig:
         raise NotImplementedError
 
     def build(self) -> "Method":
-        """Make the networks.
+        """Build the networks with fresh weights, drawn from torch's generator.
 
         Raises:
             UserError: `check` refuses the settings.
         """
+        self.check()
+        return self._networks()
+
+    def _networks(self) -> "Method":
         raise NotImplementedError
 
     def advice(self, images: int) -> str | None:

@@ -23,7 +23,15 @@ from shared.training.schedules import cosine, linear
 from ssl_pretrain.data.crops import Crop
 from ssl_pretrain.methods import Method, MethodConfig, Step
 from ssl_pretrain.methods.attention_maps import attention_sheet, class_attention, has_class_attention
-from ssl_pretrain.methods.trunks import Encoder, check_arch, check_scale, check_size, create_trunk, is_vit
+from ssl_pretrain.methods.trunks import (
+    LEAST_SIZE,
+    Encoder,
+    check_arch,
+    check_scale,
+    check_size,
+    create_trunk,
+    is_vit,
+)
 
 # Views that the teacher sees.
 GLOBAL = 2
@@ -36,11 +44,11 @@ class DINOConfig(MethodConfig):
     name: ClassVar[str] = "dino"
     arch: str
     """Timm name of the trunk: a ResNet or a plain ViT."""
-    image_size: int = 224
+    image_size: Annotated[int, Range(LEAST_SIZE)] = 224
     """Side of the two global crops in px."""
     global_scale: tuple[float, float] = (0.4, 1.0)
     """Smallest and largest share of a patch's area in a global crop."""
-    local_size: int = 96
+    local_size: Annotated[int, Range(LEAST_SIZE)] = 96
     """Side of the local crops in px."""
     local_scale: tuple[float, float] = (0.05, 0.4)
     """Smallest and largest share of a patch's area in a local crop."""
@@ -87,13 +95,7 @@ class DINOConfig(MethodConfig):
             Crop(size=self.local_size, scale=self.local_scale, blur=local, count=self.local_crops),
         )
 
-    def build(self) -> "DINO":
-        """Build the networks with fresh weights, drawn from torch's generator.
-
-        Raises:
-            UserError: what `check` refuses.
-        """
-        self.check()
+    def _networks(self) -> "DINO":
         return DINO(self)
 
     def check(self) -> None:

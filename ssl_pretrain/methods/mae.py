@@ -28,7 +28,7 @@ from shared.reporting.pictures import contact_sheet
 from shared.weights.vit_families import PATCH
 from ssl_pretrain.data.crops import Crop
 from ssl_pretrain.methods import Method, MethodConfig, Step
-from ssl_pretrain.methods.trunks import check_arch, check_scale, check_size, create_vit
+from ssl_pretrain.methods.trunks import LEAST_SIZE, check_arch, check_scale, check_size, create_vit
 
 METHOD = "mae"
 # Added to a patch's variance before the square root (models_mae.py, forward_loss).
@@ -44,7 +44,7 @@ class MAEConfig(MethodConfig):
     is_mean_over_images: ClassVar[bool] = True
     arch: str
     """Timm name of the encoder, a plain ViT."""
-    image_size: int = 224
+    image_size: Annotated[int, Range(LEAST_SIZE)] = 224
     """Side of the crops in px."""
     crop_scale: tuple[float, float] = (0.2, 1.0)
     """Smallest and largest share of a patch's area in a crop."""
@@ -67,13 +67,7 @@ class MAEConfig(MethodConfig):
         """One bicubic random resized crop of each patch."""
         return (Crop(size=self.image_size, scale=self.crop_scale),)
 
-    def build(self) -> "MAE":
-        """Build the networks with fresh weights, drawn from torch's generator.
-
-        Raises:
-            UserError: what `check` refuses.
-        """
-        self.check()
+    def _networks(self) -> "MAE":
         return MAE(self)
 
     def check(self) -> None:

@@ -22,7 +22,7 @@ from shared.cli import Range, validate
 from ssl_pretrain.data.crops import Crop
 from ssl_pretrain.methods import Method, MethodConfig, Step
 from ssl_pretrain.methods.queue import Queue
-from ssl_pretrain.methods.trunks import Encoder, check_arch, check_scale, check_size, create_trunk
+from ssl_pretrain.methods.trunks import LEAST_SIZE, Encoder, check_arch, check_scale, check_size, create_trunk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class MoCoConfig(MethodConfig):
     fresh: ClassVar[str] = "head and queue"
     arch: str
     """Timm name of the trunk, a ResNet."""
-    image_size: int = 224
+    image_size: Annotated[int, Range(LEAST_SIZE)] = 224
     """Side of the crops in px."""
     crop_scale: tuple[float, float] = (0.2, 1.0)
     """Smallest and largest share of a patch's area in a crop."""
@@ -62,13 +62,7 @@ class MoCoConfig(MethodConfig):
         both = Crop(size=self.image_size, scale=self.crop_scale, count=2, interpolation="bilinear", blur=self.blur)
         return (both,)
 
-    def build(self) -> "MoCo":
-        """Build the networks with fresh weights, drawn from torch's generator.
-
-        Raises:
-            UserError: what `check` refuses.
-        """
-        self.check()
+    def _networks(self) -> "MoCo":
         return MoCo(self)
 
     def check(self) -> None:

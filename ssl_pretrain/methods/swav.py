@@ -20,7 +20,7 @@ from shared.cli import Range, validate
 from ssl_pretrain.data.crops import Crop
 from ssl_pretrain.methods import Method, MethodConfig, Step
 from ssl_pretrain.methods.queue import Queue
-from ssl_pretrain.methods.trunks import Encoder, check_arch, check_scale, check_size, create_trunk
+from ssl_pretrain.methods.trunks import LEAST_SIZE, Encoder, check_arch, check_scale, check_size, create_trunk
 
 # Views whose assignments are predicted from all others.
 ASSIGNED = 2
@@ -36,11 +36,11 @@ class SwAVConfig(MethodConfig):
     fresh: ClassVar[str] = "head and prototypes"
     arch: str
     """Timm name of the trunk, a ResNet."""
-    image_size: int = 224
+    image_size: Annotated[int, Range(LEAST_SIZE)] = 224
     """Side of the two large crops in px."""
     large_scale: tuple[float, float] = (0.14, 1.0)
     """Smallest and largest share of a patch's area in a large crop."""
-    small_size: int = 96
+    small_size: Annotated[int, Range(LEAST_SIZE)] = 96
     """Side of the small crops in px."""
     small_scale: tuple[float, float] = (0.05, 0.14)
     """Smallest and largest share of a patch's area in a small crop."""
@@ -84,13 +84,7 @@ class SwAVConfig(MethodConfig):
         )
         return (large, small)
 
-    def build(self) -> "SwAV":
-        """Build the networks with fresh weights, drawn from torch's generator.
-
-        Raises:
-            UserError: what `check` refuses.
-        """
-        self.check()
+    def _networks(self) -> "SwAV":
         return SwAV(self)
 
     def check(self) -> None:

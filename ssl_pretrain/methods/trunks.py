@@ -7,7 +7,6 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from shared.cli import check_range
 from shared.errors import UserError
 from shared.weights.vit_families import LAYER_SCALED_VITS, PATCH, VITS, timm_options
 
@@ -81,7 +80,6 @@ def check_arch(method: str, arch: str, resnets: bool = False, vits: bool = False
 
 def check_size(option: str, size: int, arch: str) -> None:
     """Refuse a crop size that a trunk cannot take, with a UserError."""
-    check_range(option, size, LEAST_SIZE)
     if is_vit(arch) and size % PATCH:
         raise UserError(f"crops of {size} px do not divide into {PATCH} px tokens; change --{option}")
 
