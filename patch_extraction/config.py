@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from shared import cli
-from shared.cli import Range, as_plain
+from shared.cli import Range, as_plain, require_paths
 from shared.errors import UserError
 from shared.files import printable
 from shared.jobs.partition import Part
@@ -175,9 +175,8 @@ def validate(config: HarvestConfig) -> None:
 
 def _check_areas(config: HarvestConfig) -> None:
     """Check the options that replace the tissue mask."""
+    require_paths(regions=config.regions, masks=config.masks)
     for option, path in (("regions", config.regions), ("masks", config.masks)):
-        if path is not None and not path.exists():
-            raise UserError(f"there is no file or folder --{option} {path}; check the path")
         if path is not None and config.tissue_geojson:
             raise UserError(
                 f"--tissue-geojson and --{option} exclude each other: {option} replace the tissue mask"

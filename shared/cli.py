@@ -203,6 +203,17 @@ def check_range(option: str, value: float | None, least: float, most: float = ma
     raise UserError(f"--{option} {value} is out of range; give a number {limits}")
 
 
+def require_paths(**paths: Path | None) -> None:
+    """Refuse options whose file or folder is absent; None, an option that was left alone, is fine.
+
+    Raises:
+        UserError: names the option and its path.
+    """
+    for option, path in paths.items():
+        if path is not None and not path.exists():
+            raise UserError(f"there is no file or folder --{option} {path}; check the path")
+
+
 def make_folder(folder: Path, what: str) -> None:
     """Make a folder for what a command writes.
 

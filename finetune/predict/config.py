@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from shared.cli import Range, validate
+from shared.cli import Range, require_paths, validate
 from shared.errors import UserError
 from shared.training.precision import Precision
 from shared.wsi.resolution import MPP_RANGE
@@ -95,13 +95,7 @@ def check(config: PredictConfig) -> None:
         raise UserError("--everywhere and --regions exclude each other; give one of them")
     if config.region_class is not None and config.regions is None:
         raise UserError("--region-class chooses among regions; give them with --regions")
-    for option, path in (
-        ("regions", config.regions),
-        ("annotations", config.annotations),
-        ("patients", config.patients),
-    ):
-        if path is not None and not path.exists():
-            raise UserError(f"there is no file or folder --{option} {path}; check the path")
+    require_paths(regions=config.regions, annotations=config.annotations, patients=config.patients)
     if config.parquet:
         import_parquet()
 

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 import tyro
 
-from shared.cli import Range, check_range, validate
+from shared.cli import Range, check_range, require_paths, validate
 from shared.errors import UserError
 from shared.wsi.resolution import MPP_RANGE
 
@@ -64,7 +64,6 @@ def check(config: Suggest) -> None:
         raise UserError("there is nothing to choose from; give slides or folders after the detector")
     validate(config)
     check_range("candidates", config.candidates, config.per_slide, 10**6)
-    if config.annotated is not None and not config.annotated.exists():
-        raise UserError(f"there is no file or folder --annotated {config.annotated}; check the path")
+    require_paths(annotated=config.annotated)
     if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
         raise UserError(f"--out {config.out} exists already; give a new folder, or remove it")
