@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from finetune.predict.outputs.writers import colour_of
+from finetune.predict.outputs.cell_files import colour_of
 from finetune.review.candidate_regions import Candidate, find_candidates
 from finetune.review.choice import choose
 from finetune.review.config import Suggest, check

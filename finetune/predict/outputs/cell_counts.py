@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from finetune.predict.outputs.cell_files import Rows
 from finetune.predict.outputs.output_names import SUMMARY
 from finetune.predict.outputs.ratios import Ratio, parse_ratio
-from finetune.predict.outputs.writers import Rows
 from finetune.predict.search.area import Area
 from shared.files import own_path
 from shared.wsi.image_source import visible_files

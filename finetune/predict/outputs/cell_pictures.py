@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageColor
 from scipy import ndimage
 
-from finetune.predict.outputs.writers import Rows, colour_of
+from finetune.predict.outputs.cell_files import Rows, colour_of
 from finetune.predict.search.area import Area, Regions
 from shared.model.cells import Cells
 from shared.reporting.pictures import RIM, contact_sheet, draw_points

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from finetune.predict.outputs.writers import Rows, colour_of
+from finetune.predict.outputs.cell_files import Rows, colour_of
 from shared.files import atomic_path
 from shared.reporting.html import base64_text, embedded, render
 from shared.wsi.image_source import ImageSource

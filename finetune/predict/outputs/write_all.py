@@ -10,6 +10,7 @@ from PIL import Image
 
 from finetune.predict.config import PredictConfig
 from finetune.predict.outputs.cell_counts import count_cells, results
+from finetune.predict.outputs.cell_files import Rows, write_csv, write_geojson, write_parquet
 from finetune.predict.outputs.cell_pictures import Painter
 from finetune.predict.outputs.output_names import (
     CSV,
@@ -24,7 +25,6 @@ from finetune.predict.outputs.output_names import (
 from finetune.predict.outputs.own_files import OwnFiles
 from finetune.predict.outputs.ratios import Ratio
 from finetune.predict.outputs.slide_page import Report, write_report
-from finetune.predict.outputs.writers import Rows, write_csv, write_geojson, write_parquet
 from finetune.predict.search.area import Area
 from finetune.predict.search.cell_store import Progress, StoredCells
 from finetune.predict.search.tiling import Tiling

@@ -4,8 +4,8 @@ import numpy as np
 import shapely
 from PIL import Image
 
+from finetune.predict.outputs.cell_files import Rows
 from finetune.predict.outputs.cell_pictures import DENSITY_SIDE, REGION_SIDE, Painter
-from finetune.predict.outputs.writers import Rows
 from finetune.predict.search.area import Area, Everywhere, Regions
 from shared.wsi.image_source import Picture
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finetune.predict.outputs.writers import Rows, write_csv, write_geojson, write_parquet
+from finetune.predict.outputs.cell_files import Rows, write_csv, write_geojson, write_parquet
 
 CLASSES = ('"#", quoted', "b</script>")
 ROWS = Rows(
