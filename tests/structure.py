@@ -36,7 +36,7 @@ LIMITS = {
     "README lines": 150,
 }
 # Those of ruff's rules, which `make structure` counts; tests leave this to `make lint`.
-RULE_LIMITS = {"violations of D401": 0, "violations of PLR0913": 11}
+RULE_LIMITS = {"violations of D401": 0, "violations of PLR0913": 9}
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 

@@ -16,7 +16,7 @@ from patch_extraction.harvesting.focus import focus
 from patch_extraction.harvesting.near_misses import MIN_FRACTION, remove_near_misses
 from patch_extraction.harvesting.search_area import save_tissue, search_area
 from patch_extraction.harvesting.slide_plan import HarvestStats, SlidePlan
-from patch_extraction.reports.contact_sheets import save_thumbnail
+from patch_extraction.reports.contact_sheets import KeptPatches, save_thumbnail
 from patch_extraction.slide_store.file_names import THUMBNAILS, failure_log_path, record_path, tar_path
 from patch_extraction.slide_store.fingerprint import fingerprint, is_copy, last_change
 from patch_extraction.slide_store.slide_record import (
@@ -182,7 +182,8 @@ def _harvest_open(plan: SlidePlan, fields: dict[str, Any], on_progress: OnProgre
         fields |= tar.record_fields
         stats.near_misses.save(config.out, entry.slide_id)
     finally:  # the picture matters most for slides without patches
-        save_thumbnail(config.out, entry, slide, tissue, plan.grid.side, stats.corners, stats.cells)
+        kept = KeptPatches(plan.grid.side, stats.corners, stats.cells)
+        save_thumbnail(config.out, entry, slide, tissue, kept)
         fields |= {"screened": stats.screened, "counted": stats.counted, "unreadable": len(stats.errors)}
     fields["kept"] = len(stats.cells)
     blurred = len(stats.sharpness) - len(stats.cells)

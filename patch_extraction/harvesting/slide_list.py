@@ -7,7 +7,7 @@ import stat
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,11 @@ COLUMNS = ("slide", "slide_mpp", "biomarker")
 class ListedSlide:
     """A line of the CSV; empty fields are None."""
 
-    line: int
     slide: str
-    slide_mpp: float | None
-    biomarker: str | None
-    columns: Mapping[str, str]  # all others
+    line: int = 0
+    slide_mpp: float | None = None
+    biomarker: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)  # all others
 
 
 def find_entries(
@@ -60,20 +60,20 @@ def find_entries(
     by_name = {printable(path.relative_to(config.wsi_dir).as_posix()): path for path in listing.slides}
     names = list(by_name)
     mpps = overrides(config, names)
-    rows = dict.fromkeys(names) if config.slides is None else select(config.slides, names, config.wsi_dir)
-    entries = [_entry(config, counter, name, by_name[name], mpps.get(name), row) for name, row in rows.items()]
+    rows = select(config.slides, names, config.wsi_dir) if config.slides else map(ListedSlide, names)
+    entries = [_entry(config, counter, row, by_name[row.slide], mpps.get(row.slide)) for row in rows]
     entries = [with_regions(entry, config, len(entries) > 1) for entry in entries]
     return mark_duplicates(entries, config.out)
 
 
-def select(path: Path, names: Sequence[str], wsi_dir: Path) -> dict[str, ListedSlide | None]:
-    """Return the rows of a CSV by the slide's name, in the order of the CSV.
+def select(path: Path, names: Sequence[str], wsi_dir: Path) -> list[ListedSlide]:
+    """Return the rows of a CSV, each with one of `names` as its slide, in the order of the CSV.
 
     Raises:
         UserError: it cannot be read, or a row matches none or several of `names`, or one that another row matches.
     """
     known = _by_spelling(names)
-    chosen: dict[str, ListedSlide | None] = {}
+    chosen: dict[str, ListedSlide] = {}
     for row in read_rows(path):
         matching = known.get(_composed(row.slide), [])
         if not matching:
@@ -87,8 +87,8 @@ def select(path: Path, names: Sequence[str], wsi_dir: Path) -> dict[str, ListedS
             )
         if matching[0] in chosen:
             raise UserError(f"{path}, line {row.line}: {row.slide} is named twice; remove one of the lines")
-        chosen[matching[0]] = row
-    return chosen
+        chosen[matching[0]] = dataclasses.replace(row, slide=matching[0])
+    return list(chosen.values())
 
 
 def read_rows(path: Path) -> list[ListedSlide]:
@@ -146,18 +146,15 @@ def mark_duplicates(entries: Sequence[SlideEntry], out: Path) -> list[SlideEntry
     return [dataclasses.replace(entry, original=original_of.get(entry.slide_id)) for entry in entries]
 
 
-def _entry(  # noqa: PLR0913
-    config: HarvestConfig, counter: CellCounter, name: str, path: Path, mpp: float | None, row: ListedSlide | None
+def _entry(
+    config: HarvestConfig, counter: CellCounter, row: ListedSlide, path: Path, mpp: float | None
 ) -> SlideEntry:
     """Describe a slide: the CSV overrides options, and these the name of the folder."""
-    folder = name.split("/")[-2] if "/" in name else ""
-    biomarker = folder if config.biomarker is None else config.biomarker
-    if row is not None:
-        biomarker = biomarker if row.biomarker is None else row.biomarker
-        mpp = mpp if row.slide_mpp is None else row.slide_mpp
+    folder = row.slide.split("/")[-2] if "/" in row.slide else ""
+    biomarker = next(name for name in (row.biomarker, config.biomarker, folder) if name is not None)
+    mpp = mpp if row.slide_mpp is None else row.slide_mpp
     settings = pixel_settings(config, counter.name, biomarker, mpp)
-    columns = {} if row is None else row.columns
-    return SlideEntry(path, name, slide_id(name), biomarker, mpp, settings, columns)
+    return SlideEntry(path, row.slide, slide_id(row.slide), biomarker, mpp, settings, row.columns)
 
 
 def _row(path: Path, line: int, fields: Mapping[str | None, Any]) -> ListedSlide:
@@ -177,7 +174,7 @@ def _row(path: Path, line: int, fields: Mapping[str | None, Any]) -> ListedSlide
             f"from {MPP_RANGE[0]} to {MPP_RANGE[1]}, or leave it empty"
         )
     others = {name: (text or "").strip() for name, text in fields.items() if name and name not in COLUMNS}
-    return ListedSlide(line, slide, value, biomarker or None, others)
+    return ListedSlide(slide, line, value, biomarker or None, others)
 
 
 def _by_spelling(names: Sequence[str]) -> dict[str, list[str]]:

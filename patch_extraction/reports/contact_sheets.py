@@ -4,7 +4,7 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -33,15 +33,15 @@ LEGEND_HEIGHT = 24
 NUCLEUS_UM = 4.0  # radius of the circles around counted cells
 
 
-def save_thumbnail(  # noqa: PLR0913
-    out: Path,
-    entry: SlideEntry,
-    slide: Slide,
-    tissue: Tissue,
-    side: int,
-    corners: Sequence[tuple[int, int]],
-    cells: Sequence[int],
-) -> None:
+class KeptPatches(NamedTuple):
+    """Patches kept of a slide, in px of level 0."""
+
+    side: int
+    corners: Sequence[tuple[int, int]]
+    cells: Sequence[int]
+
+
+def save_thumbnail(out: Path, entry: SlideEntry, slide: Slide, tissue: Tissue, kept: KeptPatches) -> None:
     """Write `thumbnails/SLIDE_ID.jpg`: the slide with outlined tissue and framed patches."""
     mpp, picture = _overview(slide, tissue)
     pixels = np.array(picture)
@@ -50,8 +50,8 @@ def save_thumbnail(  # noqa: PLR0913
     mask = np.asarray(Image.fromarray(tissue.mask).resize(picture.size, Image.Resampling.NEAREST, box))
     pixels[_outline(mask)] = OUTLINE
     framed = Image.fromarray(pixels)
-    _frame(framed, slide.mpp / mpp, side, corners, cells)
-    title = drawable(f"{entry.name}   {len(cells)} patches kept; frames by cells:")
+    _frame(framed, slide.mpp / mpp, kept)
+    title = drawable(f"{entry.name}   {len(kept.cells)} patches kept; frames by cells:")
     with atomic_path(thumbnail_path(out, entry.slide_id)) as temporary:
         _with_legend(framed, title).save(temporary, format="JPEG", quality=88)
 
@@ -123,14 +123,12 @@ def _outline(mask: np.ndarray) -> np.ndarray:
     return edge[1:-1, 1:-1]
 
 
-def _frame(
-    picture: Image.Image, scale: float, side: int, corners: Sequence[tuple[int, int]], cells: Sequence[int]
-) -> None:
-    draw = ImageDraw.Draw(picture)
-    for (x, y), count in zip(corners, cells, strict=True):
+def _frame(picture: Image.Image, scale: float, kept: KeptPatches) -> None:
+    draw, side = ImageDraw.Draw(picture), kept.side * scale
+    for (x, y), count in zip(kept.corners, kept.cells, strict=True):
         colour = next(colour for limit, colour in COLOURS if count < limit)
-        box = (x * scale, y * scale, (x + side) * scale - 1, (y + side) * scale - 1)
-        draw.rectangle(box, outline=colour, width=2 if side * scale > 12 else 1)
+        box = (x * scale, y * scale, x * scale + side - 1, y * scale + side - 1)
+        draw.rectangle(box, outline=colour, width=2 if side > 12 else 1)
 
 
 def _with_legend(picture: Image.Image, title: str) -> Image.Image:
