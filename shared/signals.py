@@ -1,4 +1,4 @@
-"""The wish to stop, as a flag; imports nothing heavy, so that it can be raised before torch is imported."""
+"""SIGUSR2 and SIGTERM set a flag at which a run stops; imports nothing heavy, to be ready before torch is."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Settings of a pre-training run."""
+"""Options of a pre-training run, with the checks of a whole recipe."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

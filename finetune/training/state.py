@@ -1,4 +1,4 @@
-"""Training state saved in a checkpoint."""
+"""State of a fine-tuning run, saved in its checkpoints: detector, optimiser, moving average, progress."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

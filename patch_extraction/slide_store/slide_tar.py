@@ -1,4 +1,4 @@
-"""Patches of one slide: `slides/SLIDE_ID.tar`.
+"""Write the patches of one slide as JPEGs into `slides/SLIDE_ID.tar`.
 
 A tar is complete if the record beside it gives its size; any other is written again.
 """

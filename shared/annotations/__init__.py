@@ -1,1 +1,1 @@
-"""Annotations of users and their tools: bounded reading, GeoJSON features, QuPath's objects, polygons."""
+"""Reading of annotations by users and their tools: bounded files, GeoJSON features, QuPath objects, polygons."""

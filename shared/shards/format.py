@@ -1,4 +1,4 @@
-"""Format of a folder of shards, which `patch_extraction` writes and `ssl_pretrain` reads.
+"""Index of a folder of shards and fields of its samples: `patch_extraction` writes, `ssl_pretrain` reads them.
 
 `shard-000000.tar`, ... are WebDataset shards of samples `KEY.jpg` and `KEY.json`. `index.json` is removed before
 the first shard is written and written after the last one, so that a folder with an index is complete; in between,

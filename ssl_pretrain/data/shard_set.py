@@ -1,4 +1,4 @@
-"""Index of a folder of shards.
+"""Shards that a run reads: opened, counted where they are foreign, and recognised when it resumes.
 
 `index.json` beside the shards, written by `patch_extraction`, lists the shards, their numbers of samples and
 SHA-256, and the channel mean and standard deviation over the patches. The samples of foreign shards, which have no

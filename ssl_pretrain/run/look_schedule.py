@@ -1,4 +1,4 @@
-"""Schedule of checkpoints and measurements: every given number of steps, or by the clock."""
+"""Steps at which a run writes checkpoints and measures: every given number of steps, or by the clock."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""Training state saved in a checkpoint."""
+"""State of a pre-training run, saved in its checkpoints: networks, optimiser, position in the shards."""
 
 import math
 from dataclasses import asdict, dataclass, field, replace

@@ -1,4 +1,4 @@
-"""Annotation of one image as a CSV with the columns x, y, class; other columns are ignored."""
+"""Read the cells of one image from a CSV with the columns x, y, class; other columns are ignored."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Annotation of one image as GeoJSON features that are classified points, as QuPath exports them."""
+"""Read the cells of one image from GeoJSON: classified points, as QuPath exports them."""
 
 from collections.abc import Iterator
 from pathlib import Path

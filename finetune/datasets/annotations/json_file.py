@@ -1,4 +1,4 @@
-"""Annotation of one image as JSON: `[{"x", "y", "class"}, ...]`, `{class: [[x, y], ...]}`, or GeoJSON."""
+"""Read the cells of one image from JSON: `[{"x", "y", "class"}, ...]`, `{class: [[x, y], ...]}`, or GeoJSON."""
 
 from collections.abc import Iterator
 from pathlib import Path

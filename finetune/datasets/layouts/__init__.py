@@ -1,1 +1,1 @@
-"""Readers of annotated data, one module a layout."""
+"""Readers of data sets, one module a layout; `READERS` in `finetune/datasets/__init__.py` lists them."""

@@ -1,1 +1,1 @@
-"""Output files of a prediction: cells, summaries, pictures, reports."""
+"""Output files of a prediction: cells (GeoJSON, CSV, Parquet), summaries, pictures, reports."""

@@ -1,4 +1,4 @@
-"""Cells as GeoJSON for QuPath, CSV and Parquet; each file is written as a stream, and is whole or absent."""
+"""Write cells as GeoJSON for QuPath, CSV and Parquet, as a stream; a file is whole or absent."""
 
 import csv
 import gzip
