@@ -35,6 +35,10 @@ class Detections(NamedTuple):
             self.proposals_N2 + by_2, self.deformed_BN2 + by_2, self.points_BN2 + by_2, self.logits_BNC
         )
 
+    def scaled(self, by: float) -> "Detections":
+        """Multiply all coordinates."""
+        return Detections(self.proposals_N2 * by, self.deformed_BN2 * by, self.points_BN2 * by, self.logits_BNC)
+
     def cells(self, threshold: float | None = None) -> list[DetectedCells]:
         """Cells of every image (`shared.model.cells.classify`)."""
         return detected_cells(self.points_BN2, self.proposals_N2, self.logits_BNC.softmax(-1), threshold)

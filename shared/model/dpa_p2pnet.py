@@ -48,6 +48,8 @@ class DetectorConfig(NetworkConfig):
     """Backbone: resnet50, a plain ViT of timm with 16 px patches, such as vit_base_patch16_224, or regnetx_002."""
     interval: int = 16
     """Pixels between proposals (paper: 8 for CoNSeP; 16 for BCData, PD-L1 and OCELOT)."""
+    enlarge: int = 1
+    """Times that images are enlarged before the trunk; interval and coordinates stay in px of the image."""
     multi_scale: bool = True
     """Decode from all levels of the pyramid (MSD); off: from the stride-16 map, as P2PNet does."""
     deformable: bool = True
@@ -70,10 +72,10 @@ class DetectorConfig(NetworkConfig):
     """Stochastic depth of the backbone (0.1 in ViT-Adapter's recipe for MAE weights)."""
 
     def __post_init__(self) -> None:
-        if self.interval < 1 or self.classes < 1:
+        if min(self.interval, self.classes, self.enlarge) < 1:
             raise UserError(
-                f"a detector needs at least one class and one pixel between its proposals, "
-                f"not {self.classes} and {self.interval}"
+                f"a detector needs at least one class and one pixel between its proposals, and enlarges at least "
+                f"once, not {self.classes}, {self.interval} and {self.enlarge}"
             )
         if self.deformable and not self.multi_scale:
             raise UserError(
@@ -86,15 +88,20 @@ class DetectorConfig(NetworkConfig):
             raise UserError("levels are summed for single-level decoding: add --no-multi-scale --no-deformable")
         if self.views < 1 or self.refinements < 0:
             raise UserError(f"{self.views} views or {self.refinements} refinements are out of range")
-        if not self.multi_scale and GRID_STRIDE % self.interval:
+        if not self.multi_scale and GRID_STRIDE % self.inner_interval:
             raise UserError(
                 f"without multi-scale decoding the interval must divide {GRID_STRIDE}, "
-                f"which {self.interval} does not; use 8 or 16"
+                f"which {self.inner_interval} does not; use 8 or 16"
             )
 
     def with_trunk(self, arch: str, mean: Colour = IMAGENET_MEAN, std: Colour = IMAGENET_STD) -> Self:
         """See `NetworkConfig`."""
         return dataclasses.replace(self, arch=arch, mean=mean, std=std)
+
+    @property
+    def inner_interval(self) -> int:
+        """Px between proposals in the enlarged image."""
+        return self.interval * self.enlarge
 
     @property
     def step(self) -> int:
@@ -147,11 +154,11 @@ class DPAP2PNet(CellDetector):
 
         With K views the input is B x K x 3 x H x W, widest first; detections are those in the last.
         """
-        height, width = image_BCHW.shape[-2:]
-        top, left = (leading_padding(side, self.config.interval) for side in (height, width))
+        height, width = (side * self.config.enlarge for side in image_BCHW.shape[-2:])
+        top, left = (leading_padding(side, self.config.inner_interval) for side in (height, width))
         # Filled on the device: a copy from the host would wait for it.
         shift_2 = torch.stack([image_BCHW.new_full((), px, dtype=torch.float32) for px in (left, top)])
-        grid_RS2 = proposal_grid(height, width, self.config.interval, image_BCHW.device) + shift_2
+        grid_RS2 = proposal_grid(height, width, self.config.inner_interval, image_BCHW.device) + shift_2
         *wider, own_BCHW = image_BCHW.unbind(1) if self.wider else [image_BCHW]
         pyramid = self._pyramid(self._prepare(own_BCHW, left, top), grid_RS2)
         if wider:
@@ -160,7 +167,8 @@ class DPAP2PNet(CellDetector):
             pyramid = self.fusion([*pyramids, pyramid], _strides(self.config), height + 2 * top, width + 2 * left)
         # 2 % of the work; in half precision coordinates would be wrong by up to half a pixel.
         with torch.autocast(image_BCHW.device.type, enabled=False):
-            found: Detections = self.decoder([level.float() for level in pyramid], grid_RS2).translated(-shift_2)
+            found: Detections = self.decoder([level.float() for level in pyramid], grid_RS2)
+        found = found.translated(-shift_2).scaled(1 / self.config.enlarge)
         if self.training or not self.config.distinct:
             return found
         return without_duplicates(found, self.config.distinct)
@@ -185,15 +193,17 @@ class DPAP2PNet(CellDetector):
         return cast(FeaturePyramid, self.neck).to_sample(maps, unsmoothed=[*pays, False].index(False))
 
     def _prepare(self, image_BCHW: Tensor, left: int, top: int) -> Tensor:
-        """Standardise, then pad with zeros: `left` and `top` px, and behind until every level halves exactly.
+        """Enlarge, standardise, pad with zeros: `left` and `top` px, and behind until every level halves exactly.
 
         The result is channels-last: convolutions keep the layout of their input and are faster in this one.
         """
+        if image_BCHW.dtype == torch.uint8:
+            image_BCHW = image_BCHW.float() / 255
+        if self.config.enlarge > 1:
+            image_BCHW = F.interpolate(image_BCHW, scale_factor=self.config.enlarge, mode="bicubic")
         height, width = image_BCHW.shape[-2:]
         step = PYRAMID_STRIDES[-1]
         padding = (left, -(left + width) % step, top, -(top + height) % step)
-        if image_BCHW.dtype == torch.uint8:
-            image_BCHW = image_BCHW.float() / 255
         padded_BCHW = F.pad((image_BCHW - self.mean) / self.std, padding)
         return padded_BCHW.contiguous(memory_format=torch.channels_last)
 
@@ -218,7 +228,7 @@ def _neck(config: DetectorConfig, channels: Sequence[int]) -> nn.Module:
 
 def _decoder(config: DetectorConfig) -> PointDecoder | RefiningDecoder | GridDecoder:
     if not config.multi_scale:
-        return GridDecoder(config.classes, config.interval, config.channels)
+        return GridDecoder(config.classes, config.inner_interval, config.channels)
     widths = (config.channels, config.hidden, config.dropout)
     if config.refinements:
         return RefiningDecoder(config.classes, config.refinements, *widths)

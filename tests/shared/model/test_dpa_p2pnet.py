@@ -1,5 +1,6 @@
 """The whole network: sizes, precision, and predictions that move with the image."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,7 @@ def test_p2pnet_has_four_times_the_outputs_at_half_the_interval():
     ("fields", "sentence"),
     [
         ({"multi_scale": False}, "deformable proposals need multi-scale decoding"),
-        ({"interval": 0}, "at least one class and one pixel between its proposals, not 1 and 0"),
+        ({"interval": 0}, "at least one class and one pixel between its proposals"),
         ({"refinements": 1}, "refinements are for multi-scale decoding without deformation"),
         ({"summed": True}, "levels are summed for single-level decoding"),
         ({"views": 0}, "0 views"),
@@ -477,3 +478,24 @@ def test_a_detectors_file_is_an_ordinary_weights_file(tmp_path):
     assert weights.metadata["config"]["arch"] == "resnet50"
     assert weights.tensors.keys() == detector.state_dict().keys()
     assert load_detector(tmp_path / "detector.safetensors")[0].config == DetectorConfig()
+
+
+@pytest.mark.parametrize("switches", [{}, BASELINE])
+def test_enlarging_in_the_network_is_enlarging_its_image(switches: dict[str, bool]):
+    config = DetectorConfig(classes=2, arch="regnetx_002", interval=4, enlarge=2, **switches)
+    inner = DPAP2PNet(config).eval()
+    outer = DPAP2PNet(dataclasses.replace(config, interval=8, enlarge=1)).eval()
+    outer.load_state_dict(inner.state_dict())
+    image_BCHW = torch.rand(1, 3, 98, 70)  # sides that the interval does not divide
+    with torch.no_grad():
+        found = inner(image_BCHW)
+        expected = outer(F.interpolate(image_BCHW, scale_factor=2, mode="bicubic"))
+    for name in ("proposals_N2", "deformed_BN2", "points_BN2"):
+        torch.testing.assert_close(2 * getattr(found, name), getattr(expected, name), msg=name)
+    torch.testing.assert_close(found.logits_BNC, expected.logits_BNC)
+
+
+def test_an_interval_is_measured_in_the_enlarged_image():
+    assert DetectorConfig(classes=2, interval=4, enlarge=2, **BASELINE).inner_interval == 8
+    with pytest.raises(UserError, match="which 12 does not"):
+        DetectorConfig(classes=2, interval=6, enlarge=2, **BASELINE)
