@@ -32,22 +32,22 @@ class StopSignal:
 
 
 def leave_marker(where: str = "") -> None:
-    """Tell the batch script, if there is one, that this attempt ended at a checkpoint and is worth requeueing.
+    """Leave the batch script, if there is one, a file: this attempt ended at a checkpoint and is worth requeueing.
 
     A file rather than the exit code: `srun --kill-on-bad-exit` turns one rank's code into another.
 
     Args:
-        where: How far the work is, as "after step 7"; stopping there again and again, it is given up.
+        where: Progress of the work, as "after step 7"; a run that stops there repeatedly is given up.
     """
     if path := os.environ.get(MARKER):
         Path(path).write_text(where, encoding="utf-8")
 
 
 def leave_when_told(where: Callable[[], str]) -> None:
-    """For work that is kept piece by piece: leave at once, with code 85 and a marker, on the signals to stop.
+    """Leave at once on the signals to stop, with code 85 and a marker: for work that is saved piece by piece.
 
     Args:
-        where: Says how far the work is, as `leave_marker` takes it.
+        where: Returns the progress of the work, as `leave_marker` takes it.
     """
 
     def leave(number: int, _frame: FrameType | None) -> None:

@@ -125,7 +125,7 @@ def signals_kept() -> Iterator[None]:
 
 
 @pytest.fixture
-def stop() -> StopSignal:
-    """Return a stop signal that nobody has sent yet; signals do here what they did before."""
+def stop() -> Iterator[StopSignal]:
+    """Give a stop signal that has not been received; afterwards signals do what they did before."""
     with signals_kept():
-        return StopSignal()
+        yield StopSignal()
