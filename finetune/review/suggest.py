@@ -18,7 +18,7 @@ from finetune.review.choice import choose
 from finetune.review.config import Suggest, check
 from finetune.scoring.operating_point import resolve_threshold
 from shared.annotations.polygons import PolygonIndex, merge
-from shared.annotations.qupath import REGION_CLASS, read_regions
+from shared.annotations.qupath import REGION_CLASS, Objects, read_regions
 from shared.annotations.slide_annotations import annotation_for
 from shared.cli import make_folder
 from shared.errors import NOTHING_FAILED, SOME_FAILED
@@ -49,12 +49,14 @@ def suggest(config: Suggest, is_drawn: Callable[[Path], bool] = lambda _: False)
         is_drawn: Recognises pictures drawn by a prediction, which are no slides.
 
     Raises:
-        UserError: an option makes no sense, or the detector cannot be used.
+        UserError: an option makes no sense, the detector cannot be used, or annotations cannot be read; nothing is
+            written then.
     """
     check(config)
     detector = LoadedDetector.load(config.detector)
     threshold = resolve_threshold(config.threshold, detector)
     sources = find_sources(config.slides, is_drawn)
+    annotated = {name: _annotated(config, name, len(sources) > 1) for name in sources.values()}
     make_folder(config.out, "--out")
     chosen, failed = Chosen(np.empty((0, 0), np.float32)), 0
     for path, name in tqdm(sources.items(), unit="slide"):
@@ -62,8 +64,8 @@ def suggest(config: Suggest, is_drawn: Callable[[Path], bool] = lambda _: False)
             with explain_out_of_memory(ON_CPU), closing(open_source(path, config.slide_mpp)) as source:
                 require_fine(source, detector.mpp)
                 corner = bounds_corner(source) if config.bounds else (0, 0)
-                annotated = _annotated(config, name, len(sources) > 1, corner)
-                regions = _choose_in(source, annotated, detector, config, chosen)
+                known = _index(annotated[name], corner)
+                regions = _choose_in(source, known, detector, config, chosen)
             features, cells = _features(regions, detector.classes, threshold, corner)
             _write(config.out / f"{name}.geojson", features)
             chosen.cells += cells
@@ -73,14 +75,22 @@ def suggest(config: Suggest, is_drawn: Callable[[Path], bool] = lambda _: False)
     print(
         f"{config.out}: {len(chosen.looks_KD)} regions of {chosen.slides} slides, {chosen.cells:,} predicted cells"
     )
-    print(f"correct them in QuPath, export to corrected/NAME.geojson, then:\n{_next_command(config, detector)}")
+    if chosen.slides:
+        print(
+            f"correct them in QuPath, export to corrected/NAME.geojson, then:\n{_next_command(config, detector)}"
+        )
     return SOME_FAILED if failed else NOTHING_FAILED
 
 
-def _annotated(config: Suggest, name: Path, several: bool, corner: tuple[int, int]) -> PolygonIndex | None:
+def _annotated(config: Suggest, name: Path, several: bool) -> Objects | None:
     """Read the regions of a slide that are annotated already."""
     given = annotation_for(config.annotated, name, several, "annotated")
-    regions = read_regions(given).shifted(*corner).regions if given else []
+    return read_regions(given) if given else None
+
+
+def _index(annotated: Objects | None, corner: tuple[int, int]) -> PolygonIndex | None:
+    """Index the regions by px of level 0."""
+    regions = annotated.shifted(*corner).regions if annotated else []
     return PolygonIndex(merge([each.polygon for each in regions])) if regions else None
 
 

@@ -154,6 +154,23 @@ def test_a_slide_that_cannot_be_read_costs_itself_alone(slides: Path, tmp_path: 
     assert [path.name for path in sorted((tmp_path / "out").iterdir())] == ["a.geojson"]
 
 
+def test_nothing_is_there_to_correct_if_every_slide_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "c.png").write_bytes(b"nothing")
+    assert suggest(dataclasses.replace(CONFIG, slides=(tmp_path / "c.png",), out=tmp_path / "out")) == 3
+    assert "QuPath" not in capsys.readouterr().out
+
+
+def test_annotations_are_read_before_anything_is_written(slides: Path, tmp_path: Path) -> None:
+    (tmp_path / "annotated").mkdir()
+    (tmp_path / "annotated" / "b.geojson").write_text("nothing")
+    config = dataclasses.replace(CONFIG, slides=(slides,), out=tmp_path / "out", annotated=tmp_path / "annotated")
+    with pytest.raises(UserError, match=r"b\.geojson is not JSON"):
+        suggest(config)
+    assert not (tmp_path / "out").exists()
+
+
 def test_earlier_suggestions_are_not_replaced(slides: Path, suggested: Path) -> None:
     with pytest.raises(UserError, match="exists already"):
         suggest(dataclasses.replace(CONFIG, slides=(slides,), out=suggested))
