@@ -107,7 +107,7 @@ def _loop(recipe: Recipe, state: TrainingState, validation: Validation, stop: St
             values = update(recipe, state, batch.to(world.device), rate)
             state.step += 1
             run.log(state.step, **values)
-            best_f1 = f"{state.best_f1:.3f}" if state.best_step else "-"
+            best_f1 = "-" if state.validated_f1 is None else f"{state.validated_f1:.3f}"
             bar.set_postfix(loss=f"{values['loss']:.3f}", best_f1=best_f1, refresh=False)
             bar.update(size)
 
@@ -148,6 +148,8 @@ def begin(recipe: Recipe, data: AnnotatedData, world: World) -> tuple[TrainingSt
     detector, loaded, trunk_source = initial_detector(wanted, recipe.init, recipe.arch, data.classes)
     frozen = [norm for trunk in detector.trunks() for norm in pretrained_batch_norms(trunk, loaded)]
     if recipe.freeze_trunk or recipe.lora:
+        if not detector.trunks():
+            raise UserError(f"{recipe.name} has no trunk; leave out --freeze-trunk and --lora")
         for trunk in detector.trunks():
             freeze(trunk, recipe.lora)
     detector.to(world.device).to(memory_format=torch.channels_last)  # as its images are

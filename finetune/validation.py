@@ -74,7 +74,7 @@ class Validation:
             "recipe": self.recipe.name,
             "init": self.recipe.init,
             "step": state.step,
-            "best_validation_f1": state.best_f1,
+            "best_validation_f1": state.validated_f1,
             "best_step": state.best_step,
             "seed": self.recipe.seed,
             "run_id": self.run.id,

@@ -49,11 +49,14 @@ def initial_detector(config: NetworkConfig, init: str, arch: str | None, classes
     if init == "random":
         config = config.with_trunk(arch or config.trunk or DEFAULT_TRUNK)
         return Start(network_of(config), set(), f"{_name(config)}, random weights")
+    without_trunk = UserError(f"the recipe's network has no trunk for the weights --init {init}; leave --init out")
     if config.trunk == "" and not Path(init).is_file():
-        raise UserError(f"{_name(config)} has no trunk for the weights --init {init}; leave --init out")
+        raise without_trunk
     weights = _imagenet(arch or config.trunk or DEFAULT_TRUNK) if init == "imagenet" else read(Path(init))
     if weights.metadata.get("kind") == "detector":
         return _continued(config, Path(init), arch, classes)
+    if config.trunk == "":
+        raise without_trunk
     config = config.with_trunk(arch or config.trunk or weights.arch, weights.mean, weights.std)
     detector = network_of(config)
     report, *_ = [load_into(trunk, weights) for trunk in detector.trunks()]  # the same in every field of view

@@ -7,6 +7,7 @@ import torch
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
+from shared.errors import UserError
 from shared.model.cells import CellDetector
 
 
@@ -22,6 +23,9 @@ def create_optimiser(
         weight_decay: Of all parameters alike (authors' public code).
         trunk_rate: Learning rate of the trunk relative to neck, decoder and adapter.
         layer_decay: Learning rate of each block of a ViT relative to the next; the last has the trunk's.
+
+    Raises:
+        UserError: a layer decay for a network without blocks.
     """
     trunks = detector.trunks()
     in_trunks = {parameter for trunk in trunks for parameter in trunk.parameters()}
@@ -43,6 +47,8 @@ def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
 def _layers(trunk: nn.Module, weight_decay: float, rate: float, decay: float) -> list[dict[str, Any]]:
     if decay == 1:
         return [{"params": _trained(trunk.parameters()), "lr_scale": rate}]
+    if not hasattr(trunk, "blocks"):  # timm would divide its tensors into layers at fixed numbers
+        raise UserError("--layer-decay is for ViTs, whose blocks it slows; leave it out, or take --trunk-rate")
     groups = param_groups_layer_decay(trunk, weight_decay, weight_decay_exclude_1d=False, layer_decay=decay)
     return [{**group, "lr_scale": rate * group["lr_scale"]} for group in groups]
 

@@ -39,6 +39,11 @@ class TrainingState:
         self.model = self.detector
 
     @property
+    def validated_f1(self) -> float | None:
+        """Macro F1 of the best weights, if a validation has scored trained ones."""
+        return self.best_f1 if self.best_f1 >= 0 else None
+
+    @property
     def eval_model(self) -> CellDetector:
         """The detector to validate and publish: the moving average, if there is one."""
         return self.detector if self.ema is None else self.ema.module

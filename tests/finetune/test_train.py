@@ -10,11 +10,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
 
+from finetune.__main__ import main
 from finetune.datasets import DataOptions, load_data
 from finetune.launch import LAUNCH
 from finetune.recipes import RECIPES
@@ -31,7 +33,7 @@ from shared.samples.sample_slides import write_tiles
 from shared.signals import STOPPED, StopSignal
 from shared.training.checkpoint import newest_step
 from shared.training.distributed import World
-from tests.conftest import ENVIRONMENT, Command, free_port, signals_kept, stalling
+from tests.conftest import ENVIRONMENT, Command, InProcess, free_port, signals_kept, stalling
 
 TINY = (
     "--init",
@@ -256,6 +258,24 @@ def test_batch_norms_train_unless_their_statistics_were_loaded(
         assert len(held) == (53 * views if (arch, init != "random") == ("resnet50", True) else 0)
         assert [m.training for m in norms] == [m not in held for m in norms]
         assert len(norms) >= 4
+
+
+@pytest.mark.parametrize("option", [{"freeze_trunk": True}, {"lora": 2}])
+def test_a_network_without_a_trunk_has_nothing_to_freeze(option: dict[str, Any], tiles: Path) -> None:
+    recipe = dataclasses.replace(RECIPES["unet"], init="random", **option)
+    with pytest.raises(UserError, match="unet has no trunk"):
+        begin(recipe, load_data(DataOptions(data=tiles)), World(0, 0, 1, torch.device("cpu")))
+
+
+def test_without_a_validation_no_f1_is_stated(tmp_path: Path, in_process: InProcess) -> None:
+    write_tiles(tmp_path / "data", tiles=(2, 0, 0), side=96)
+    words = ("--init", "random", "--arch", "regnetx_002", "--data", tmp_path / "data", "--augment.crop", 64)
+    words += ("--epochs", 1, "--batch-size", 2, "--workers", 0, "--run-dir", tmp_path / "run")
+    code, printed, progress = in_process(main, *words, "--out", tmp_path / "d.pth")
+    assert code == 0, printed + progress
+    assert "best_f1=-," in progress
+    metadata = json.loads(torch.load(tmp_path / "d.pth", weights_only=True)["metadata"])
+    assert metadata["best_validation_f1"] is None
 
 
 def test_the_best_weights_are_those_of_the_best_validation(undisturbed: Path) -> None:

@@ -12,6 +12,7 @@ from finetune.training.initialisation import initial_detector, pretrained_batch_
 from shared.errors import UserError
 from shared.model import dpa_p2pnet as core
 from shared.model.detector_file import load_detector, save_detector
+from shared.model.rivals.rival_detector import RivalConfig
 from shared.weights.weights_file import write
 
 TINY = "vit_tiny_patch16_224"
@@ -121,6 +122,9 @@ def test_files_of_the_wrong_kind_are_refused_in_a_sentence(tmp_path: Path, tiny_
         assert name in str(caught.value)
     with pytest.raises(UserError, match=r"fits only .* --arch"):
         initial_detector(core.DetectorConfig(), str(tiny_weights), "resnet50")
+    unet = RivalConfig(classes=2, network="unet", decoder="discs", mpp=0.5)
+    with pytest.raises(UserError, match="the recipe's network has no trunk for the weights"):
+        initial_detector(unet, str(tiny_weights), None)
 
 
 def test_imagenet_offline_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

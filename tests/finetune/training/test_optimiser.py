@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from finetune.training.optimiser import create_optimiser, set_learning_rate
+from shared.errors import UserError
 from shared.model.dpa_p2pnet import DetectorConfig, DPAP2PNet
 
 
@@ -48,3 +49,9 @@ def test_blocks_of_a_vit_learn_slower_towards_its_input() -> None:
         )
     assert moved[f"{trunk}patch_embed.proj.weight"] == pytest.approx(0.08 * 0.5**12, rel=5e-2)
     assert moved["backbone.prior.stem.0.weight"] == pytest.approx(0.1, rel=1e-3)
+
+
+def test_convolutions_have_no_blocks_to_slow() -> None:
+    detector = DPAP2PNet(DetectorConfig(arch="regnetx_002", channels=16, hidden=16))
+    with pytest.raises(UserError, match="--layer-decay is for ViTs"):
+        create_optimiser(detector, weight_decay=0.0, layer_decay=0.7)
