@@ -46,7 +46,7 @@ def main() -> None:
             draw.text((left - 22, y - 8), str(value), fill="black", font=font)
         draw.text((left + SIDE - 110, MARGIN + SIDE + 6), f"{most:,} crops", fill="black", font=font)
         for colour, rows in zip(COLOURS, trials.values(), strict=False):
-            measured = [(int(row["crops"]), float(row[column])) for row in rows if row[column]]
+            measured = [(int(row["crops"]), max(low, float(row[column]))) for row in rows if row[column]]
             places = [
                 (left + SIDE * crops / most, MARGIN + SIDE * (high - value) / (high - low))
                 for crops, value in measured
