@@ -27,7 +27,7 @@ class Suggest:
     }
 
     detector: tyro.conf.Positional[Path]
-    """Detector file (finetune writes detector.pth)."""
+    """Detector file (finetune writes detector.pth), or nuclei, the one that comes with this package."""
     slides: tyro.conf.Positional[tuple[Path, ...]]
     """Slides, images, or folders of them."""
     out: Path = Path("suggestions")

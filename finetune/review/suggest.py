@@ -1,6 +1,7 @@
 """`python -m finetune.datasets suggest`: regions of slides to correct in QuPath, with their predicted cells."""
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -158,6 +159,11 @@ def _write(path: Path, features: Sequence[Feature]) -> None:
 
 
 def _next_command(config: Suggest, detector: LoadedDetector) -> str:
-    words = ["python", "-m", "finetune.datasets", "import", "corrected", "--slides", str(config.slides[0])]
+    slides = str(config.slides[0])
+    if len(config.slides) > 1:
+        slides = os.path.commonpath([path.absolute() for path in config.slides])
+    words = ["python", "-m", "finetune.datasets", "import", "corrected", "--slides", slides]
     words += ["--out", "data2", "--mpp", f"{detector.mpp:g}", "--classes", *detector.classes]
+    words += [] if config.slide_mpp is None else ["--slide-mpp", f"{config.slide_mpp:g}"]
+    words += [] if config.bounds else ["--no-bounds"]
     return shlex.join(words)

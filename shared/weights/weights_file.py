@@ -130,7 +130,7 @@ def read(path: Path) -> Weights:
     if path.is_dir():
         raise UserError(f"{path} is a folder; give the weights file in it")
     if not path.is_file():
-        raise UserError(f"there is no weights file {path}")
+        raise UserError(f"there is no weights file {path}; check the path")
     content, text = load_content(path)
     if content.get("format") == TRAINING_STATE:
         raise UserError(f"{path} is the training state of a run; give the weights it exported (NAME.pth)")

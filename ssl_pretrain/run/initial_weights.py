@@ -1,5 +1,6 @@
 """`--init`: the trunk goes on from weights of any project; all else of the networks starts fresh."""
 
+import dataclasses
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -46,10 +47,19 @@ def check_init(recipe: PretrainingRecipe) -> None:
         return
     arch = origin_of(recipe.init).arch
     if arch != recipe.method.arch:
+        way_out = f"add --method.arch {arch}" if _can_train(recipe, arch) else "take a recipe for it"
         raise UserError(
             f"--init {recipe.init} is a {arch}, but the recipe trains a {recipe.method.arch}; "
-            f"add --method.arch {arch}, or give other weights"
+            f"{way_out}, or give other weights"
         )
+
+
+def _can_train(recipe: PretrainingRecipe, arch: str) -> bool:
+    try:
+        dataclasses.replace(recipe.method, arch=arch).check()
+    except UserError:
+        return False
+    return True
 
 
 def load_init(recipe: PretrainingRecipe, method: Method) -> LoadReport | None:

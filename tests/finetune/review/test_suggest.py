@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,20 @@ def test_annotations_are_read_before_anything_is_written(slides: Path, tmp_path:
     with pytest.raises(UserError, match=r"b\.geojson is not JSON"):
         suggest(config)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_command_that_comes_next_reads_the_same_slides(
+    slides: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], in_process: InProcess
+) -> None:
+    both = tuple(slides / f"{name}.tif" for name in "ab")
+    config = dataclasses.replace(CONFIG, slides=both, out=tmp_path / "out", slide_mpp=MPP / 2, candidates=2)
+    assert suggest(config) == 0
+    *_, printed = capsys.readouterr().out.splitlines()
+    words = shlex.split(printed.replace(" corrected ", f" {config.out} ").replace(" data2 ", f" {tmp_path}/data "))
+    assert words[:4] == ["python", "-m", "finetune.datasets", "import"]
+    assert in_process(main, *words[3:])[0] == 0
+    tiles = [tile for each in load_data(DataOptions(data=tmp_path / "data")).splits.values() for tile in each]
+    assert {tile.slide for tile in tiles} == {"a", "b"}
 
 
 def test_earlier_suggestions_are_not_replaced(slides: Path, suggested: Path) -> None:

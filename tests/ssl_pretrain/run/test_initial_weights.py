@@ -69,10 +69,18 @@ def test_a_whole_run_exports_what_it_went_on_from(name: str, shards: Path, tmp_p
         train(changed(resumed, init=None, max_steps=4), world, StopSignal())
 
 
-def test_another_architecture_is_refused(tmp_path: Path) -> None:
-    recipe: PretrainingRecipe = tiny.recipe("mae_vitb", tmp_path, tmp_path, init=tmp_path / "w.pth")
-    write_trunk(tmp_path / "w.pth", tiny.RESNET)
-    with pytest.raises(UserError, match=f"is a {tiny.RESNET}, .* add --method.arch {tiny.RESNET}"):
+@pytest.mark.parametrize(
+    ("name", "arch", "way_out"),
+    [
+        ("mae_vitb", tiny.RESNET, "take a recipe for it"),
+        ("dino_resnet50", tiny.VIT, f"add --method.arch {tiny.VIT}"),
+    ],
+)
+def test_another_architecture_is_refused(name: str, arch: str, way_out: str, tmp_path: Path) -> None:
+    """MAE cannot train a ResNet, so its option for the architecture is no way out."""
+    recipe: PretrainingRecipe = tiny.recipe(name, tmp_path, tmp_path, init=tmp_path / "w.pth")
+    write_trunk(tmp_path / "w.pth", arch)
+    with pytest.raises(UserError, match=f"is a {arch}, .*; {way_out}"):
         check_init(recipe)
 
 
