@@ -127,7 +127,8 @@ def parse_options(configs: Sequence[Any], prog: str, description: str, words: Se
     everything = dataclasses.make_dataclass("Everything", fields, frozen=True)
     # `--data DIR` names the argument that is given without its name, too.
     unnamed = {f"--{o.name}" for box in boxes.values() for o in box.options if tyro.conf.Positional in o.markers}
-    words = [word for word in (sys.argv[1:] if words is None else words) if word not in unnamed]
+    parts = [(word, *word.partition("=")) for word in (sys.argv[1:] if words is None else words)]
+    words = [value if name in unnamed else word for word, name, _, value in parts if word not in unnamed]
     parsed: Any = tyro.cli(everything, prog=prog, description=description, args=words)
     found = (vars(getattr(parsed, name)) for name, *_ in fields[1:])
     values = {tuple(key.split(BETWEEN)): value for box in found for key, value in box.items()}

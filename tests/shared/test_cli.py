@@ -277,4 +277,5 @@ class Positional:
 
 def test_an_argument_without_a_name_can_be_given_by_its_name() -> None:
     assert parse(Positional, "prog", args=["--data", "tiles"]).data == Path("tiles")
+    assert parse(Positional, "prog", args=["--data=a=b"]).data == Path("a=b")
     assert parse(Positional, "prog", args=["tiles"]).data == Path("tiles")
