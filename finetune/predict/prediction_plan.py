@@ -1,6 +1,5 @@
 """Settings common to all slides of a prediction: detector, ratios, and the keys of results."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -15,6 +14,7 @@ from finetune.predict.search.inference import PAPER_RULE, Selection
 from finetune.predict.search.tiling import Tiling, tiling_of
 from finetune.scoring.operating_point import resolve_threshold
 from shared.errors import UserError
+from shared.files import sha256
 from shared.model.detector_file import LoadedDetector
 from shared.weights.shipped import shipped_or_given
 from shared.wsi.image_source import ImageSource, size_at
@@ -97,8 +97,7 @@ def make_plan(config: PredictConfig, device: str | None) -> PredictPlan:
 
 def digest_of(path: Path) -> str:
     """Short SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return sha256(path)[:16]
 
 
 def refuse_other_key(before: Mapping[str, Any], now: Mapping[str, Any], what: Path) -> None:

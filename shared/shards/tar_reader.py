@@ -8,7 +8,6 @@ WebDataset cuts the key at the first dot of the file name. Here a part with a di
 all patches of a slide `TCGA-A1.slide.0001.jpg`, `TCGA-A1.slide.0002.jpg`, ... would be one sample.
 """
 
-import hashlib
 import itertools
 import json
 import re
@@ -19,6 +18,7 @@ from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from shared import files
 from shared.errors import UserError
 from shared.shards.format import HARVEST, INDEX
 
@@ -126,11 +126,10 @@ def sha256(path: Path) -> str:
     Raises:
         UserError: it cannot be read.
     """
-    with _open(path) as file:
-        try:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise _unreadable(path, error) from error
+    try:
+        return files.sha256(path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 def damaged(path: Path, what: str) -> UserError:
