@@ -74,7 +74,7 @@ def test_p2pnet_has_four_times_the_outputs_at_half_the_interval():
     ("fields", "sentence"),
     [
         ({"multi_scale": False}, "deformable proposals need multi-scale decoding"),
-        ({"interval": 0}, "at least one class and one pixel between its proposals"),
+        ({"interval": 0}, "one pixel between its proposals, and enlarges at least once, not 1, 0 and 1"),
         ({"refinements": 1}, "refinements are for multi-scale decoding without deformation"),
         ({"summed": True}, "levels are summed for single-level decoding"),
         ({"views": 0}, "0 views"),
