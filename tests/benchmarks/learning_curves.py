@@ -1,7 +1,7 @@
 """`python -m tests.benchmarks.learning_curves`: draw the trials in learning_trials.csv as learning_curves.png.
 
-Three panels over the number of training crops: macro F1, macro AP and duplicates on CoNSeP's validation tiles, in
-percent. Trials that were validated once are left out.
+Three panels over the number of training crops: macro F1, macro AP and duplicates on validation tiles (CoNSeP's
+unless the trial names other data), in percent. Trials that were validated once are left out.
 """
 
 import csv
@@ -13,18 +13,6 @@ from PIL import Image, ImageDraw, ImageFont
 TABLE = Path(__file__).with_name("learning_trials.csv")
 PANELS = {"validation_f1": (45, 75), "validation_ap": (35, 70), "duplicates": (0, 25)}
 SIDE, MARGIN, LINE = 380, 50, 20
-COLOURS = (
-    "#0077B6",
-    "#D1495B",
-    "#2A9D3A",
-    "#8E44AD",
-    "#E67E22",
-    "#00838F",
-    "#6D4C41",
-    "#AD1457",
-    "#101010",
-    "#7A8B00",
-)
 
 
 def main() -> None:
@@ -33,6 +21,7 @@ def main() -> None:
         for row in csv.DictReader(file):
             trials[row["trial"]].append(row)
     trials = {name: rows for name, rows in trials.items() if len(rows) > 1}
+    colours = [f"hsl({360 * number // len(trials)}, 80%, 40%)" for number in range(len(trials))]
     most = max(int(row["crops"]) for rows in trials.values() for row in rows)
     height = SIDE + 2 * MARGIN + LINE * len(trials)
     picture = Image.new("RGB", (len(PANELS) * (SIDE + MARGIN) + MARGIN, height), "white")
@@ -45,14 +34,14 @@ def main() -> None:
             draw.line((left, y, left + SIDE, y), fill="#DDDDDD")
             draw.text((left - 22, y - 8), str(value), fill="black", font=font)
         draw.text((left + SIDE - 110, MARGIN + SIDE + 6), f"{most:,} crops", fill="black", font=font)
-        for colour, rows in zip(COLOURS, trials.values(), strict=False):
+        for colour, rows in zip(colours, trials.values(), strict=True):
             measured = [(int(row["crops"]), max(low, float(row[column]))) for row in rows if row[column]]
             places = [
                 (left + SIDE * crops / most, MARGIN + SIDE * (high - value) / (high - low))
                 for crops, value in measured
             ]
             draw.line(places, fill=colour, width=2)
-    for number, (colour, name) in enumerate(zip(COLOURS, trials, strict=False)):
+    for number, (colour, name) in enumerate(zip(colours, trials, strict=True)):
         y = SIDE + 2 * MARGIN + LINE * number
         draw.line((MARGIN, y, MARGIN + 30, y), fill=colour, width=3)
         draw.text((MARGIN + 40, y - 8), name, fill="black", font=font)
